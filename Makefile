@@ -1,0 +1,37 @@
+# Every target sets up .venv first; a second run finds it ready and starts in seconds.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA_DIR ?= data/brain-tumor-mri-dataset
+MODEL ?= model
+
+.PHONY: app test train lint phantoms clean
+
+$(VENV)/.ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt -e .
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+app: $(VENV)/.ready
+	$(BIN)/python app.py
+
+test: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+train: $(VENV)/.ready
+	test -d $(DATA_DIR)/Training || $(BIN)/python data_scripts/download_kaggle.py --output_dir $(DATA_DIR)
+	$(BIN)/accelerate launch train.py configs/seed.yaml --data_dir $(DATA_DIR)
+
+phantoms: $(VENV)/.ready
+	$(BIN)/python data_scripts/make_phantoms.py --output_dir data/phantoms
+
+clean:
+	rm -rf $(VENV)

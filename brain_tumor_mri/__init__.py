@@ -1,0 +1,24 @@
+"""Brain MRI slices classified as glioma, meningioma, pituitary tumour or no tumour. Research software.
+
+``from brain_tumor_mri import TumorClassifier`` is the way in. Names are imported when first used, so that
+``import brain_tumor_mri`` and commands that need no model stay fast.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Prediction": "classifier",
+    "TumorClassifier": "classifier",
+    "UnreadableImageError": "imaging",
+    "UserError": "errors",
+}
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module on first use (PEP 562)."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
