@@ -1,0 +1,139 @@
+"""``brain-tumor-mri evaluate``: a model's figures on one part of a data set, and the figures that end a training run.
+
+Both go through ``TumorClassifier``, so a figure is of what users run: float32, the model's own preprocessing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+
+    from .classifier import TumorClassifier
+    from .data import SliceData
+
+
+def predict_split(
+    classifier: TumorClassifier, split: datasets.Dataset, *, progress: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run the classifier over one split.
+
+    Returns:
+        Probabilities (N, 4) float64 and labels (N,) int64, in the split's order.
+    """
+    import datasets
+    import numpy as np
+    from rich.console import Console
+    from rich.progress import track
+
+    from .labels import LABELS
+
+    images = split.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    sources = (row["image"]["bytes"] or row["image"]["path"] for row in images)
+    predictions = track(
+        classifier.predict_stream(sources),
+        "Evaluating",
+        total=len(split),
+        disable=not progress,
+        console=Console(stderr=True),
+        transient=True,
+    )
+    probabilities = [[prediction.probabilities[label] for label in LABELS] for prediction in predictions]
+    return np.asarray(probabilities), np.asarray(split["label"][:])
+
+
+def evaluate_split(classifier: TumorClassifier, split: datasets.Dataset, *, progress: bool = False) -> dict[str, Any]:
+    """Return :func:`~brain_tumor_mri.metrics.classification_figures` of the classifier on one split."""
+    from .metrics import TumorClassificationMetric
+
+    probabilities, labels = predict_split(classifier, split, progress=progress)
+    return TumorClassificationMetric().compute(predictions=probabilities, references=labels)
+
+
+def describe_model(folder_or_id: str, classifier: TumorClassifier) -> dict[str, Any]:
+    """Return what metrics.json says of the model: name, architecture, input size, parameters, hash of the weights."""
+    folder = Path(folder_or_id)
+    return {
+        "name": folder.resolve().name if folder.is_dir() else folder_or_id,
+        "architecture": classifier.model.config.architecture,
+        "image_size": classifier.image_size[0],
+        "parameters": sum(p.numel() for p in classifier.model.parameters()),
+        "weights_sha256": classifier.folder.sha256(),
+    }
+
+
+def describe_data(data_dir: str, data: SliceData) -> dict[str, Any]:
+    """Return what metrics.json says of the data. The folder's name only: its path belongs to the machine."""
+    return {
+        "name": Path(data_dir).resolve().name,
+        "fingerprint": data.fingerprint,
+        "counts": data.counts(),
+        "skipped": [{"path": file.path, "reason": file.reason} for file in data.skipped],
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    parser.add_argument("--model", default="model", help="folder or Hub id (default: model)")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--data_dir", default="data/brain-tumor-mri-dataset", help="holds Training/ and Testing/")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    parser.add_argument("--validation_fraction", type=float, default=0.1, help="as in training")
+    parser.add_argument("--seed", type=int, default=42, help="of the validation draw, as in training")
+    parser.add_argument("--skip_unreadable", action="store_true", help="leave bad files out and list them")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+    parser.add_argument("--output", type=Path, help="write the figures to this metrics.json")
+    parser.add_argument("--json", action="store_true", help="print the record as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print a table, or JSON.
+
+    Raises:
+        UserError: the model or the data cannot be used.
+    """
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from .classifier import TumorClassifier
+    from .data import load_kaggle
+    from .report import class_table, interval_note, run_record, summary_table, write_json
+
+    classifier = TumorClassifier.from_pretrained(
+        args.model, revision=args.revision, device=args.device, batch_size=args.batch_size
+    )
+    data = load_kaggle(
+        args.data_dir,
+        validation_fraction=args.validation_fraction,
+        seed=args.seed,
+        skip_unreadable=args.skip_unreadable,
+        progress=not args.json,
+    )
+    figures = evaluate_split(classifier, data.splits[args.split], progress=not args.json)
+    record = run_record(
+        protocol="official",
+        model=describe_model(args.model, classifier),
+        data=describe_data(args.data_dir, data),
+        splits={args.split: figures},
+    )
+    if args.output:
+        write_json(args.output, record)
+    if args.json:
+        json.dump(record, sys.stdout, indent=2)
+        print()
+        return 0
+    console = Console()
+    for text in (
+        summary_table([record], args.split),
+        class_table(record, args.split),
+        interval_note(record, args.split),
+    ):
+        console.print(Markdown(text))
+    return 0

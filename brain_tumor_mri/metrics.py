@@ -1,0 +1,194 @@
+"""The project's ``evaluate.Metric``: accuracy, per-class figures, AUROC and calibration, with bootstrap intervals.
+
+Works offline (``evaluate.load`` fetches code at run time). A figure is ``{"value", "low", "high"}``; low and high are
+the percentile bootstrap interval, drawn over groups (patients) where groups are given, else over images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from .labels import LABELS, NUM_LABELS
+
+CALIBRATION_BINS = 15
+
+_DESCRIPTION = "Four-class slice classification: accuracy, per-class figures, AUROC, calibration, bootstrap intervals."
+_INPUTS = """
+Args:
+    predictions: probabilities, (N, 4) float in [0, 1], rows summing to 1, in label order.
+    references: class indices, (N,) int in 0..3.
+    groups: optional (N,) group names (patients); the bootstrap then resamples groups.
+    n_resamples: bootstrap resamples; 0 leaves the intervals out.
+    confidence: of the intervals.
+    seed: of the bootstrap.
+"""
+
+Figure = dict[str, float]
+
+
+class TumorClassificationMetric(evaluate.Metric):
+    """``compute(predictions=probabilities, references=labels)`` gives :func:`classification_figures`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Sequence(datasets.Value("float64")),
+                    "references": datasets.Value("int64"),
+                }
+            ),
+        )
+
+    def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, Any]:
+        return classification_figures(np.asarray(predictions), np.asarray(references), **options)
+
+
+def classification_figures(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    *,
+    groups: Sequence[Any] | None = None,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compute every figure of a classification run.
+
+    Args:
+        probabilities: (N, 4) float in [0, 1], in label order.
+        labels: (N,) int, class indices.
+        groups: (N,) group of each image; None means that every image is its own.
+        n_resamples: bootstrap resamples, 0 for none.
+        confidence: of the percentile interval (Efron 1979).
+        seed: of the bootstrap.
+
+    Returns:
+        ``n``, ``interval`` (how the intervals were drawn), ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``auroc``
+        (mean of the classes, one against the rest), ``log_loss``, ``brier`` (sum over classes, 0..2), ``ece`` (15 equal
+        bins, Guo et al. 2017), ``per_class`` (precision, recall, f1, auroc, support), ``confusion_matrix`` (rows true,
+        columns predicted). Precision of a class never predicted is 0; what has no meaning (the recall of a class
+        without images) is NaN in the arithmetic, left out of means, and None here.
+
+    Raises:
+        ValueError: shapes differ, or nothing is given.
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    labels = np.asarray(labels, dtype=np.int64)
+    if probabilities.ndim != 2 or probabilities.shape != (len(labels), NUM_LABELS) or len(labels) == 0:
+        raise ValueError(
+            f"predictions {probabilities.shape} and references {labels.shape} do not match (N, {NUM_LABELS}) and (N,)"
+        )
+    weights = np.ones((1, len(labels)))
+    interval: dict[str, Any] | None = None
+    if n_resamples:
+        weights = np.vstack([weights, bootstrap_weights(len(labels), groups, n_resamples, seed)])
+        unit = "image" if groups is None else "group"
+        interval = {"method": "percentile bootstrap", "confidence": confidence, "resamples": n_resamples, "over": unit}
+
+    values = _weighted_figures(probabilities, labels, weights)
+    tails = (50 * (1 - confidence), 50 * (1 + confidence))
+
+    def figure(samples: np.ndarray) -> Figure | None:
+        if np.isnan(samples[0]):
+            return None
+        result = {"value": float(samples[0])}
+        if n_resamples:
+            low, high = np.nanpercentile(samples[1:], tails)
+            result |= {"low": float(low), "high": float(high)}
+        return result
+
+    per_class = {
+        name: {key: figure(values[key][:, c]) for key in ("precision", "recall", "f1", "class_auroc")}
+        | {"support": int((labels == c).sum())}
+        for c, name in enumerate(LABELS)
+    }
+    for entry in per_class.values():
+        entry["auroc"] = entry.pop("class_auroc")
+    totals = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "brier", "ece")
+    return {
+        "n": len(labels),
+        "interval": interval,
+        **{key: figure(values[key]) for key in totals},
+        "per_class": per_class,
+        "confusion_matrix": confusion_matrix(labels, probabilities.argmax(1)).tolist(),
+    }
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Return counts (4, 4) int: rows are true classes, columns predicted ones."""
+    cells = np.bincount(labels * NUM_LABELS + predicted, minlength=NUM_LABELS**2)
+    return cells.reshape(NUM_LABELS, NUM_LABELS)
+
+
+def bootstrap_weights(n: int, groups: Sequence[Any] | None, n_resamples: int, seed: int) -> np.ndarray:
+    """Return (n_resamples, n) float: how often each image is drawn when groups are resampled with replacement."""
+    members = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    n_groups = int(members.max()) + 1
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples)
+    return draws[:, members].astype(np.float64)
+
+
+def _weighted_figures(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Return every figure for each row of ``weights`` (R, N): arrays (R,), per-class ones (R, 4)."""
+    predicted = probabilities.argmax(1)
+    is_true = np.eye(NUM_LABELS)[labels]
+    is_predicted = np.eye(NUM_LABELS)[predicted]
+    total = weights.sum(1)
+    true = weights @ is_true
+    guessed = weights @ is_predicted
+    hits = weights @ (is_true * is_predicted)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        recall = np.where(true > 0, hits / true, np.nan)
+        precision = np.where(guessed > 0, hits / guessed, np.where(true > 0, 0.0, np.nan))
+        f1 = np.where(true + guessed > 0, 2 * hits / (true + guessed), np.nan)
+    auroc = np.column_stack([_weighted_auroc(probabilities[:, c], labels == c, weights) for c in range(NUM_LABELS)])
+    picked = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1)
+    return {
+        "accuracy": hits.sum(1) / total,
+        "balanced_accuracy": _mean_of_defined(recall),
+        "macro_f1": _mean_of_defined(f1),
+        "auroc": _mean_of_defined(auroc),
+        "log_loss": weights @ -np.log(picked) / total,
+        "brier": weights @ ((probabilities - is_true) ** 2).sum(1) / total,
+        "ece": _calibration_error(probabilities.max(1), predicted == labels, weights),
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "class_auroc": auroc,
+    }
+
+
+def _mean_of_defined(values: np.ndarray) -> np.ndarray:
+    defined = ~np.isnan(values)
+    count = defined.sum(1)
+    return np.where(count > 0, np.where(defined, values, 0).sum(1) / np.maximum(count, 1), np.nan)
+
+
+def _weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve for each row of ``weights``, as the Mann-Whitney statistic with ties counted half."""
+    order = np.argsort(scores, kind="stable")
+    ties = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
+    sorted_weights = weights[:, order]
+    up = np.add.reduceat(sorted_weights * positive[order], ties, axis=1)
+    down = np.add.reduceat(sorted_weights * ~positive[order], ties, axis=1)
+    below = np.cumsum(down, axis=1) - down
+    pairs = up.sum(1) * down.sum(1)
+    wins = (up * (below + down / 2)).sum(1)
+    return np.divide(wins, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+
+
+def _calibration_error(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Expected calibration error: mean |accuracy - confidence| over equal-width bins, weighted by their share."""
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    in_bin = np.eye(CALIBRATION_BINS)[bins]
+    gap = weights @ (in_bin * (correct - confidence)[:, None])
+    return np.abs(gap).sum(1) / weights.sum(1)

@@ -1,0 +1,251 @@
+"""A run's record: metrics.json, and the tables and plots drawn from it.
+
+Every figure people read comes from such a file. ``python -m brain_tumor_mri.report README.md`` renders the results
+tables of a Markdown file anew, between its ``<!-- results: FILE ... -->`` and ``<!-- /results -->`` marks.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .labels import LABELS, TITLES
+
+SCHEMA = 1
+PACKAGES = (
+    "torch", "torchvision", "timm", "transformers", "datasets", "evaluate", "accelerate", "huggingface-hub", "pillow",
+)  # fmt: skip
+PROTOCOL_NOTES = {
+    "official": "published folders; patients and slices leak from training to test, so this flatters every model",
+}
+
+
+def run_record(
+    *,
+    protocol: str,
+    model: dict[str, Any],
+    data: dict[str, Any],
+    splits: dict[str, dict[str, Any]],
+    config: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Assemble a metrics.json.
+
+    Args:
+        protocol: the evaluation protocol's name.
+        model: ``name``, ``architecture``, ``image_size``, ``weights_sha256``, ...
+        data: ``name``, ``fingerprint``, ``counts``, ``skipped``.
+        splits: :func:`~brain_tumor_mri.metrics.classification_figures` of each evaluated part.
+        config: every setting that decides the result (:func:`~brain_tumor_mri.training.run_settings`).
+        training: what happened: epochs, seconds, best epoch.
+    """
+    return {
+        "schema": SCHEMA,
+        "protocol": protocol,
+        "protocol_note": PROTOCOL_NOTES.get(protocol, ""),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "model": model,
+        "data": data,
+        "splits": splits,
+        "seed": (config or {}).get("seed"),
+        "config": config,
+        "training": training,
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the installed version of Python, of this package and of those that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in ("brain-tumor-mri", *PACKAGES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Return what the run ran on: processor, cores, and GPUs if torch is loaded and sees any."""
+    processor = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).is_file() and (name := re.search(r"model name\s*: (.*)", info.read_text())):
+        processor = name[1]
+    torch = sys.modules.get("torch")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch else []
+    return {"processor": processor, "cores": os.cpu_count(), "gpus": gpus}
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file beside and rename it, so that readers and crashes never meet half of it."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def write_json(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
+    """Write a record as readable JSON; NaN is refused, as no parser but Python's takes it."""
+    write_text(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def write_epoch_table(folder: Path, rows: Sequence[dict[str, float]]) -> None:
+    """Write training_log.csv and training_log.md: one row an epoch."""
+    if not rows:
+        return
+    names = list(rows[0])
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
+    write_text(folder / "training_log.csv", buffer.getvalue())
+    header = [name.replace("_", " ") for name in names]
+    cells = [[f"{v:.4g}" if "rate" in k else f"{v:.4f}" if "_" in k else f"{v:g}" for k, v in r.items()] for r in rows]
+    write_text(folder / "training_log.md", markdown_table(header, cells))
+
+
+def write_run(folder: Path, record: dict[str, Any], epochs: Sequence[dict[str, float]]) -> None:
+    """Write a finished run: metrics.json, training_log.csv and .md, training_curves.png, confusion_matrix.png."""
+    title = f"{record['model']['architecture']}, {record['protocol']}"
+    write_epoch_table(folder, epochs)
+    if epochs:
+        plot_training_curves(epochs, folder / "training_curves.png", title)
+    test = record["splits"]["test"]
+    accuracy = percent(test["accuracy"])
+    plot_confusion_matrix(
+        test, folder / "confusion_matrix.png", f"{title}, test\naccuracy {accuracy}, {test['n']} images"
+    )
+    # Last, because its presence says that the run is finished.
+    write_json(folder / "metrics.json", record)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, the columns after the first aligned right."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" + "---:|" * (len(header) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def percent(figure: dict[str, float] | None) -> str:
+    """Return ``96.6 % (95.5-97.5)`` of a figure in 0..1; a dash where it has no meaning."""
+    if figure is None:
+        return "-"
+    text = f"{100 * figure['value']:.1f} %"
+    return text + (f" ({100 * figure['low']:.1f}-{100 * figure['high']:.1f})" if "low" in figure else "")
+
+
+def summary_table(records: Sequence[dict[str, Any]], split: str = "test") -> str:
+    """Return one Markdown row a run: what it is, its protocol, and its main figures with intervals."""
+    rows = []
+    for record in records:
+        figures = record["splits"][split]
+        size = record["model"]["image_size"]
+        keys = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
+        name = f"{record['model']['architecture']}, {size} px"
+        rows.append([name, f"{record['protocol']}, {split}", str(figures["n"]), *(percent(figures[k]) for k in keys)])
+    return markdown_table(["model", "protocol", "images", "accuracy", "balanced accuracy", "macro F1", "AUROC"], rows)
+
+
+def class_table(record: dict[str, Any], split: str = "test") -> str:
+    """Return one Markdown row a class: precision, recall, F1 and AUROC with intervals."""
+    per_class = record["splits"][split]["per_class"]
+    keys = ("precision", "recall", "f1", "auroc")
+    rows = [
+        [TITLES[name], str(per_class[name]["support"]), *(percent(per_class[name][key]) for key in keys)]
+        for name in LABELS
+    ]
+    return markdown_table(
+        [f"class ({record['protocol']}, {split})", "images", "precision", "recall", "F1", "AUROC"], rows
+    )
+
+
+def interval_note(record: dict[str, Any], split: str = "test") -> str:
+    """Return one line: the protocol's caveat and how the intervals were drawn."""
+    interval = record["splits"][split]["interval"]
+    drawn = (
+        f"{100 * interval['confidence']:g} % intervals: {interval['method']} over {interval['over']}s"
+        if interval
+        else ""
+    )
+    note = f"`{record['protocol']}`: {record['protocol_note']}. " if record["protocol_note"] else ""
+    return f"{note}{drawn}, {interval['resamples']} resamples.\n" if interval else note
+
+
+def render_results(text: str, base: Path) -> str:
+    """Return Markdown ``text`` with every results block rendered from the metrics.json files that its mark names."""
+
+    def block(match: re.Match[str]) -> str:
+        records = [json.loads((base / name).read_text()) for name in match[1].split()]
+        body = "\n".join([summary_table(records), *(class_table(r) + "\n" + interval_note(r) for r in records)])
+        return f"<!-- results: {match[1]} -->\n{body}<!-- /results -->"
+
+    return re.sub(r"<!-- results: (.*?) -->\n.*?<!-- /results -->", block, text, flags=re.DOTALL)
+
+
+def plot_training_curves(rows: Sequence[dict[str, float]], path: Path, title: str) -> None:
+    """Draw loss and accuracy by epoch, training and validation, into a PNG."""
+    figure_class = _matplotlib_figure()
+    figure = figure_class(figsize=(10, 4), layout="constrained")
+    figure.suptitle(title)
+    epochs = [row["epoch"] for row in rows]
+    for axes, kind in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for part, style in (("train", "C0o--"), ("validation", "C1o-")):
+            axes.plot(epochs, [row[f"{part}_{kind}"] for row in rows], style, markersize=3, label=part)
+        axes.set(xlabel="epoch", ylabel=kind)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def plot_confusion_matrix(figures: dict[str, Any], path: Path, title: str) -> None:
+    """Draw counts and row percentages of ``figures['confusion_matrix']`` into a PNG."""
+    import numpy as np
+
+    counts = np.asarray(figures["confusion_matrix"])
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = _matplotlib_figure()(figsize=(6.4, 5.6), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    names = [TITLES[name] for name in LABELS]
+    axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    for (i, j), n in np.ndenumerate(counts):
+        colour = "white" if share[i, j] > 0.5 else "black"
+        axes.text(j, i, f"{n}\n{100 * share[i, j]:.1f} %", ha="center", va="center", color=colour)
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    figure.savefig(path, dpi=120)
+
+
+def _matplotlib_figure() -> type:
+    # The Figure class draws without pyplot's global state or a display.
+    from matplotlib.figure import Figure
+
+    return Figure
+
+
+def main(argv: Sequence[str]) -> int:
+    """Render the results blocks of the Markdown files named on the command line."""
+    try:
+        for name in argv:
+            path = Path(name)
+            write_text(path, render_results(path.read_text(encoding="utf-8"), path.parent))
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        print(UserError(f"{name}: {error}"), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

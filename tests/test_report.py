@@ -1,0 +1,100 @@
+"""A run's record is complete and readable; tables and README blocks are rendered from it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brain_tumor_mri import report
+from brain_tumor_mri.labels import TITLES
+from brain_tumor_mri.metrics import classification_figures
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def record() -> dict:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 80)
+    probabilities = rng.dirichlet(np.ones(4), 80) * 0.6 + 0.4 * np.eye(4)[labels]
+    return report.run_record(
+        protocol="official",
+        model={"name": "m", "architecture": "resnet50", "image_size": 224, "weights_sha256": "0" * 64},
+        data={"name": "d", "fingerprint": "f", "counts": {}, "skipped": []},
+        splits={"test": classification_figures(probabilities, labels, n_resamples=50)},
+        config={"seed": 7},
+        training={},
+    )
+
+
+EPOCHS = [
+    {"epoch": e, "train_loss": 1 / e, "train_accuracy": 0.5, "validation_loss": 1.1 / e, "validation_accuracy": 0.6}
+    | {"learning_rate": 1e-4}
+    for e in (1.0, 2.0)
+]
+
+
+def test_a_record_names_protocol_seed_versions_and_hardware(record):
+    assert record["protocol"] == "official"
+    assert "leak" in record["protocol_note"]
+    assert record["seed"] == 7
+    assert {"python", "torch", "timm", "transformers", "datasets"} <= set(record["versions"])
+    assert record["hardware"]["cores"] >= 1
+    json.dumps(record, allow_nan=False)
+
+
+def test_a_run_folder_has_tables_and_plots_that_open(record, tmp_path):
+    report.write_run(tmp_path, record, EPOCHS)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == record
+    assert (tmp_path / "training_log.csv").read_text().splitlines()[1].startswith("1,1,0.5,1.1,0.6")
+    assert "| 2 | 0.5000 |" in (tmp_path / "training_log.md").read_text()
+    for name in ("confusion_matrix.png", "training_curves.png"):
+        with Image.open(tmp_path / name) as image:
+            assert min(image.size) > 400
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "metrics.json"
+    report.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        report.write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_tables_show_protocol_value_and_interval(record):
+    accuracy = record["splits"]["test"]["accuracy"]
+    shown = f"{100 * accuracy['value']:.1f} % ({100 * accuracy['low']:.1f}-{100 * accuracy['high']:.1f})"
+    assert shown in report.summary_table([record])
+    assert "official, test" in report.summary_table([record])
+    assert all(title in report.class_table(record) for title in TITLES.values())
+    assert "95 % intervals: percentile bootstrap over images" in report.interval_note(record)
+    assert report.percent(None) == "-"
+
+
+def test_results_blocks_of_a_markdown_file_are_rendered_and_the_rest_is_kept(record, tmp_path):
+    report.write_json(tmp_path / "m.json", record)
+    path = tmp_path / "README.md"
+    path.write_text("# Title\n<!-- results: m.json -->\nlast week\n<!-- /results -->\nend\n")
+    assert report.main([str(path)]) == 0
+    text = path.read_text()
+    assert text.startswith("# Title\n<!-- results: m.json -->\n| model |")
+    assert text.endswith("<!-- /results -->\nend\n")
+    assert "last week" not in text
+    assert report.main([str(path)]) == 0
+    assert path.read_text() == text
+
+
+def test_a_missing_metrics_file_is_one_line_and_exit_2(tmp_path, capsys):
+    path = tmp_path / "README.md"
+    path.write_text("<!-- results: nowhere.json -->\n<!-- /results -->\n")
+    assert report.main([str(path)]) == 2
+    assert "nowhere.json" in capsys.readouterr().err
+
+
+def test_the_readmes_results_are_those_of_the_recorded_runs():
+    text = (ROOT / "README.md").read_text()
+    assert report.render_results(text, ROOT) == text
+    assert "<!-- results: results/" in text

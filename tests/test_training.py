@@ -1,0 +1,250 @@
+"""The weighted loss is right however a batch is split; arguments, resuming and the output folder are checked first."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainingArguments
+
+from brain_tumor_mri import training
+from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.modeling import build_model
+from brain_tumor_mri.training import (
+    WeightedLossTrainer,
+    epoch_rows,
+    last_complete_checkpoint,
+    parse_arguments,
+    parse_size_schedule,
+    prepare_output_dir,
+    weighted_cross_entropy_sum,
+)
+
+sys.path.insert(0, str(Path(__file__).parent))
+import weighted_loss_probe as probe
+
+ROOT = Path(__file__).parents[1]
+
+
+def hand_computed_loss(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, smoothing: float) -> float:
+    """The weighted mean of torch's documentation, in numpy: sum_i -log p . q_i w / sum_i w[y_i]."""
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    target = (1 - smoothing) * np.eye(4)[labels] + smoothing / 4
+    return float(-(log_p * target * weights).sum() / weights[labels].sum())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_equals_a_hand_computed_one_and_torchs(smoothing):
+    rng = np.random.default_rng(0)
+    logits, labels, weights = rng.normal(size=(7, 4)), rng.integers(0, 4, 7), np.array([4.32, 4.27, 3.58, 3.92])
+    tensors = torch.tensor(logits), torch.tensor(labels), torch.tensor(weights, dtype=torch.float32)
+    ours = weighted_cross_entropy_sum(*tensors, smoothing) / tensors[2][tensors[1]].sum()
+    assert ours.item() == pytest.approx(hand_computed_loss(logits, labels, weights, smoothing), rel=1e-6)
+    torchs = torch.nn.CrossEntropyLoss(tensors[2], label_smoothing=smoothing)(tensors[0].float(), tensors[1])
+    assert ours.item() == pytest.approx(torchs.item(), rel=1e-6)
+
+
+def small_trainer(tmp_path: Path, **options) -> WeightedLossTrainer:
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[], **options)
+    torch.manual_seed(0)
+    model = build_model("timm/test_efficientnet_ln", from_scratch=True, image_size=64)
+    return WeightedLossTrainer(model=model, args=args, class_weights=probe.CLASS_WEIGHTS)
+
+
+@pytest.mark.parametrize("options", [{}, {"bf16": True}, {"label_smoothing_factor": 0.1}])
+def test_the_trainers_loss_is_the_hand_computed_one_of_its_own_logits(tmp_path, options):
+    """In mixed precision too: the network computes in bfloat16, the loss in float32."""
+    trainer = small_trainer(tmp_path, **options)
+    batch = torch.utils.data.default_collate([probe.RandomSlices(8)[i] for i in range(8)])
+    trainer.model.train()
+    with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
+        loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    assert loss.dtype == torch.float32
+    expected = hand_computed_loss(
+        outputs.logits.detach().float().numpy().astype(float),
+        batch["labels"].numpy(),
+        np.array(probe.CLASS_WEIGHTS),
+        options.get("label_smoothing_factor", 0.0),
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_class_weights_is_plain_cross_entropy(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    model = build_model("timm/test_efficientnet_ln", from_scratch=True, image_size=64)
+    trainer = WeightedLossTrainer(model=model, args=args)
+    batch = torch.utils.data.default_collate([probe.RandomSlices(8)[i] for i in range(8)])
+    loss, outputs = trainer.compute_loss(model.eval(), batch, return_outputs=True)
+    assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(outputs.logits, batch["labels"]).item())
+
+
+def run_probe(
+    folder: Path, batch_size: int, steps: int, processes: int = 1, images: int = 24
+) -> tuple[dict, list[float]]:
+    folder.mkdir()
+    script = str(ROOT / "tests/weighted_loss_probe.py")
+    command = [sys.executable, script, str(folder), str(batch_size), str(steps), str(images)]
+    if processes > 1:
+        launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        command[1:1] = [*launch, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    history = json.loads((folder / "state.json").read_text())["log_history"]
+    return load_file(folder / "weights.safetensors"), [entry["loss"] for entry in history if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory) -> tuple[dict, list[float]]:
+    return run_probe(tmp_path_factory.mktemp("probe") / "one", batch_size=8, steps=1)
+
+
+def same_training(a: tuple[dict, list[float]], b: tuple[dict, list[float]]) -> None:
+    assert a[1] == pytest.approx(b[1], rel=1e-4)
+    for name, tensor in a[0].items():
+        assert torch.allclose(tensor, b[0][name], atol=2e-5), name
+
+
+def test_gradient_accumulation_trains_as_one_large_batch_does(tmp_path):
+    """With 22 images each epoch ends in a step of 6, made of three micro-batches where the others have four."""
+    whole = run_probe(tmp_path / "whole", batch_size=8, steps=1, images=22)
+    same_training(whole, run_probe(tmp_path / "accumulated", batch_size=2, steps=4, images=22))
+
+
+def test_two_processes_train_as_one_does(one_process, tmp_path):
+    same_training(one_process, run_probe(tmp_path / "two", batch_size=4, steps=1, processes=2))
+
+
+def test_two_processes_and_accumulation_together_train_as_one_does(one_process, tmp_path):
+    same_training(one_process, run_probe(tmp_path / "both", batch_size=2, steps=2, processes=2))
+
+
+def test_training_batches_are_shrunk_to_the_epochs_size_and_evaluation_is_not(tmp_path):
+    trainer = small_trainer(tmp_path)
+    trainer.size_schedule = [(32, 2), (48, 1), (64, 1)]
+    seen = []
+    trainer.model.timm_model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
+    batch = torch.utils.data.default_collate([probe.RandomSlices(8)[i] for i in range(2)])
+    for epoch in (0.0, 0.5, 1.9, 2.0, 3.5, 4.0):
+        trainer.state.epoch = epoch
+        trainer.model.train()
+        trainer.compute_loss(trainer.model, batch)
+    trainer.state.epoch = 0.0
+    trainer.compute_loss(trainer.model.eval(), batch)
+    assert seen == [32, 32, 32, 48, 64, 64, 64]
+
+
+def test_size_schedules_are_checked():
+    assert parse_size_schedule(None, 224, 25) == [(224, 25)]
+    assert parse_size_schedule("128:11,176:4,224:3", 224, 18) == [(128, 11), (176, 4), (224, 3)]
+    for wrong in ("128", "128:5", "128:x", "8:18", "128:-2,224:20"):
+        with pytest.raises(UserError, match="--train_sizes"):
+            parse_size_schedule(wrong, 224, 18)
+
+
+def test_flags_override_the_file_and_every_training_argument_works():
+    args = parse_arguments(["configs/seed.yaml", "--learning_rate", "5e-5", "--class_weights", "1,2,3,4"])
+    assert args.training.learning_rate == 5e-5
+    assert args.data.class_weights == "1,2,3,4"
+    assert args.training.num_train_epochs == 25
+    flags = ["--push_to_hub", "--hub_model_id", "me/model", "--adam_beta2", "0.9", "--max_steps", "7"]
+    training_args = parse_arguments(flags).training
+    assert training_args.push_to_hub
+    assert training_args.hub_model_id == "me/model"
+    assert training_args.max_steps == 7
+
+
+def test_the_seed_preset_is_the_sources_recipe():
+    args = parse_arguments(["configs/seed.yaml"])
+    t = args.training
+    assert args.model.model_name_or_path == "timm/resnet50.a1_in1k"
+    assert (t.per_device_train_batch_size, t.learning_rate, t.weight_decay, t.num_train_epochs) == (32, 1e-4, 1e-4, 25)
+    assert t.lr_scheduler_type == "reduce_lr_on_plateau"
+    assert args.data.class_weights == "inverse"
+    assert (args.augmentation.rotation, args.augmentation.horizontal_flip) == (15, 0.5)
+    optimizer, options = training.optimizer_class(args)
+    assert optimizer is torch.optim.Adam
+    assert options["lr"] == 1e-4
+
+
+@pytest.mark.parametrize("config", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
+def test_every_config_of_the_repository_is_read(config):
+    args = parse_arguments([str(ROOT / "configs" / config)])
+    parse_size_schedule(args.model.train_sizes, args.model.image_size, args.training.num_train_epochs)
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml"),
+        (["--learning_rte", "1"], "--learning_rte"),
+        (["--learning_rate", "fast"], "fast"),
+        (["--optimizer", "adam", "--validation_fraction", "2"], "--validation_fraction"),
+    ],
+)
+def test_wrong_arguments_are_one_line_that_names_them(argv, named):
+    with pytest.raises(UserError) as error:
+        parse_arguments(argv)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_setting_in_a_file_is_named(tmp_path):
+    (tmp_path / "c.yaml").write_text("learning_rat: 1e-4\n")
+    with pytest.raises(UserError, match="learning_rat"):
+        parse_arguments([str(tmp_path / "c.yaml")])
+
+
+def test_the_newest_whole_checkpoint_is_found_and_a_half_written_one_is_not(tmp_path):
+    for step, files in ((8, training.CHECKPOINT_FILES), (16, training.CHECKPOINT_FILES), (24, ["model.safetensors"])):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        for name in files:
+            (tmp_path / f"checkpoint-{step}" / name).touch()
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-16")
+    assert last_complete_checkpoint(tmp_path / "nothing") is None
+
+
+def test_an_output_folder_that_cannot_be_used_is_found_before_training(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    args = parse_arguments(["--output_dir", str(tmp_path / "file" / "run")])
+    with pytest.raises(UserError, match="cannot be written"):
+        prepare_output_dir(args, parameters=1000)
+    args = parse_arguments(["--output_dir", str(tmp_path / "run")])
+    with pytest.raises(UserError, match="are needed for checkpoints"):
+        prepare_output_dir(args, parameters=10**15)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
+        patch.setattr(training.tempfile, "TemporaryFile", _full_disk)
+        prepare_output_dir(args, parameters=1000)
+    assert prepare_output_dir(args, parameters=1000) is None
+
+
+def _full_disk(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_folder_with_another_runs_settings_is_refused_and_says_what_differs(tmp_path):
+    base = ["--output_dir", str(tmp_path / "run")]
+    prepare_output_dir(parse_arguments(base), parameters=1000)
+    assert prepare_output_dir(parse_arguments([*base, "--dataloader_num_workers", "1"]), parameters=1000) is None
+    with pytest.raises(UserError, match=r"learning_rate 5e-05 -> 0\.1"):
+        prepare_output_dir(parse_arguments([*base, "--learning_rate", "0.1"]), parameters=1000)
+
+
+def test_the_recorded_settings_hold_no_folder_of_the_machine(tmp_path):
+    args = parse_arguments(["--output_dir", str(tmp_path), "--data_dir", str(tmp_path), "--hub_token", "hf_secret"])
+    text = json.dumps(training.run_settings(args))
+    assert str(tmp_path) not in text
+    assert "hf_secret" not in text
+
+
+def test_the_epoch_table_pairs_training_and_validation_figures():
+    history = [
+        {"loss": 1.0, "learning_rate": 0.1, "epoch": 1.0},
+        {"eval_loss": 0.9, "eval_accuracy": 0.6, "epoch_train_loss": 1.1, "epoch_train_accuracy": 0.5, "epoch": 1.0},
+        {"train_runtime": 3.0, "train_loss": 1.0, "epoch": 1.0},
+    ]
+    expected = {"epoch": 1.0, "train_loss": 1.1, "train_accuracy": 0.5, "validation_loss": 0.9}
+    assert epoch_rows(history) == [expected | {"validation_accuracy": 0.6, "learning_rate": 0.1}]

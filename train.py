@@ -1,0 +1,106 @@
+"""Fine-tune a timm backbone on brain MRI slices.
+
+    accelerate launch train.py configs/seed.yaml --data_dir data/brain-tumor-mri-dataset
+    accelerate launch --multi_gpu --num_processes 4 train.py configs/seed.yaml --bf16
+    accelerate launch --cpu --num_processes 2 train.py configs/smoke.yaml
+
+Flags override the file; every field of TrainingArguments works. The same command again takes a killed run up where
+its last checkpoint left it. See brain_tumor_mri/training.py for the arguments and the weighted loss.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from transformers import set_seed
+from transformers.utils import logging
+
+from brain_tumor_mri import data, evaluation, modeling, report, training, transforms
+from brain_tumor_mri.classifier import TumorClassifier
+from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.metrics import TumorClassificationMetric
+
+
+def main(argv: list[str]) -> None:
+    """Train, evaluate and save; everything is decided by the arguments."""
+    # Arguments, and everything that can be found wrong before hours are spent.
+    training.start_missing_processes()
+    args = training.parse_arguments(argv)
+    output_dir = Path(args.training.output_dir)
+    main_process = args.training.process_index == 0
+    logging.set_verbosity_error()
+    training.tune_for_cpu(args.training)
+    sizes = training.parse_size_schedule(args.model.train_sizes, args.model.image_size, args.training.num_train_epochs)
+    if (output_dir / "metrics.json").is_file():
+        raise UserError(f"{output_dir}: holds a finished run; choose another --output_dir, or remove it to train anew")
+
+    # Data: every file is decoded once here.
+    slices = data.load_kaggle(
+        args.data.data_dir,
+        validation_fraction=args.data.validation_fraction,
+        seed=args.training.data_seed or args.training.seed,
+        skip_unreadable=args.data.skip_unreadable,
+        progress=main_process,
+    )
+    class_weights = data.resolve_class_weights(args.data.class_weights, slices.splits["train"]["label"])
+
+    # Model and transforms.
+    set_seed(args.training.seed)
+    model = modeling.build_model(
+        args.model.model_name_or_path,
+        revision=args.model.model_revision,
+        from_scratch=args.model.from_scratch,
+        image_size=args.model.image_size,
+    )
+    checkpoint = training.prepare_output_dir(args, parameters=model.num_parameters())
+    augment = transforms.train_transform(model.config, args.augmentation)
+    preprocess = transforms.eval_transform(model.config)
+    metric = TumorClassificationMetric()
+
+    def compute_metrics(prediction):
+        logits = prediction.predictions - prediction.predictions.max(1, keepdims=True)
+        probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        figures = metric.compute(predictions=probabilities, references=prediction.label_ids, n_resamples=0)
+        return {key: figures[key]["value"] for key in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")}
+
+    # Trainer.
+    trainer = training.WeightedLossTrainer(
+        model=model,
+        args=args.training,
+        train_dataset=transforms.SliceDataset(slices.splits["train"], augment, seed=args.training.seed),
+        eval_dataset=transforms.SliceDataset(slices.splits["validation"], preprocess),
+        compute_metrics=compute_metrics,
+        class_weights=class_weights,
+        size_schedule=sizes,
+        half_weights=args.model.half_weights,
+        optimizer_cls_and_kwargs=training.optimizer_class(args),
+        callbacks=[training.EpochTable(output_dir)],
+    )
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+
+    # The best checkpoint in plain Hub layout; its figures are those of the stored file, run as users run it.
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        classifier = TumorClassifier.from_pretrained(output_dir, device=args.training.device)
+        parts = {name: slices.splits[name] for name in ("validation", "test")}
+        record = report.run_record(
+            protocol="official",
+            model=evaluation.describe_model(str(output_dir), classifier),
+            data=evaluation.describe_data(args.data.data_dir, slices),
+            splits={name: evaluation.evaluate_split(classifier, part, progress=True) for name, part in parts.items()},
+            config=training.run_settings(args),
+            training=training.describe_training(trainer, result, class_weights),
+        )
+        report.write_run(output_dir, record, training.epoch_rows(trainer.state.log_history))
+        print(report.summary_table([record]) + "\n" + report.class_table(record))
+    trainer.accelerator.wait_for_everyone()
+    if args.training.push_to_hub:
+        trainer.push_to_hub(dataset="Brain Tumor MRI Dataset", tags=["image-classification", "medical"])
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
