@@ -1,0 +1,187 @@
+"""Model folders without torch: a folder or Hub id becomes a local folder, checked for what would fail or mislead later.
+
+``find_model("model")`` -> ``ModelFolder``; ``.labels``, ``.sha256()`` and ``.pretrained_cfg`` read JSON and bytes only,
+so that ``brain-tumor-mri info`` stays fast and nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .labels import LABELS
+
+DEFAULT_MODEL = "model"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_HUB_FILES = ["*.json", "*.safetensors"]
+_LFS_POINTER = b"version https://git-lfs"
+_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder in the Hub's layout: ``config.json`` and safetensors.
+
+    Attributes:
+        source: the folder or Hub id as it was asked for.
+        path: the local folder.
+        config: the content of ``config.json``.
+        weights: the safetensors files, sorted by name; at least one.
+    """
+
+    source: str
+    path: Path
+    config: dict[str, Any]
+    weights: tuple[Path, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in output order; empty when the config has none."""
+        names = self.config.get("label_names")
+        if isinstance(names, list | tuple):
+            return tuple(str(name) for name in names)
+        id2label = self.config.get("id2label")
+        if isinstance(id2label, dict) and all(str(key).isdigit() for key in id2label):
+            return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
+        return ()
+
+    @property
+    def architecture(self) -> str:
+        """The timm architecture (``resnet50``), or the transformers class of a model that is none of timm's."""
+        return str(self.config.get("architecture") or (self.config.get("architectures") or ["unknown"])[0])
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The preprocessing as timm writes it: input_size (3, H, W), crop_pct, crop_mode, interpolation, mean, std."""
+        return dict(self.config.get("pretrained_cfg") or {})
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the weights on disk."""
+        return sum(file.stat().st_size for file in self.weights)
+
+    def sha256(self) -> str:
+        """SHA-256 of the weights' bytes (of all files one after the other, by name), as 64 hex digits."""
+        digest = hashlib.sha256()
+        for file in self.weights:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    @cached_property
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """Name -> ``{"dtype": "F16", "shape": [...], ...}`` of every stored tensor, from the files' headers.
+
+        Raises:
+            UserError: a file is no safetensors file, or is cut off.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for file in self.weights:
+            try:
+                with file.open("rb") as stream:
+                    length = int.from_bytes(stream.read(8), "little")
+                    if not 2 <= length <= _MAX_HEADER:
+                        raise ValueError(length)
+                    header = json.loads(stream.read(length))
+                header.pop("__metadata__", None)
+                end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{file} is not a safetensors file; copy or download it again") from error
+            if file.stat().st_size < 8 + length + end:
+                raise UserError(f"{file} is cut off ({file.stat().st_size:,} bytes); copy or download it again")
+            found.update(header)
+        return found
+
+    def require_project_labels(self) -> None:
+        """Refuse a model whose outputs are not this project's classes in this project's order.
+
+        Raises:
+            UserError: names both lists.
+        """
+        if self.labels != LABELS:
+            shown = ", ".join(self.labels[:5]) or "none"
+            more = f", ... ({len(self.labels)} in all)" if len(self.labels) > 5 else ""
+            raise UserError(
+                f"{self.source} answers with other classes ({shown}{more}); "
+                f"a model of this project has, in this order: {', '.join(LABELS)}"
+            )
+
+
+def find_model(model: str | Path, revision: str | None = None) -> ModelFolder:
+    """Find a model folder, downloading it from the Hub when ``model`` is no folder here but looks like a Hub id.
+
+    All files come from one commit, so weights and preprocessing cannot be of two different versions.
+
+    Args:
+        model: a local folder, or a Hub id ``owner/name``. A folder that exists wins.
+        revision: branch, tag or commit on the Hub; not used with a local folder.
+
+    Returns:
+        The folder, with its ``config.json`` read and its weights listed (not loaded).
+
+    Raises:
+        UserError: no such folder, repository or revision; no network; no config; no safetensors; a git-lfs pointer.
+    """
+    source = str(model)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _read_folder(source, path)
+    if isinstance(model, Path) or not _HUB_ID.fullmatch(source):
+        what = "is a file, not a model folder" if path.exists() else "is not a model folder here"
+        raise UserError(f"{source} {what}; give a folder with config.json and model.safetensors, or owner/name")
+    return _read_folder(source, _download(source, revision))
+
+
+def _read_folder(source: str, path: Path) -> ModelFolder:
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise UserError(f"{source} has no config.json; give the folder that a training saved, or a Hub id owner/name")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config_file} cannot be read ({_one_line(error)}); copy or download it again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{config_file} is not a model's configuration; copy or download it again")
+    weights = tuple(sorted(path.glob("model*.safetensors")))
+    if not weights:
+        raise UserError(f"{source} has no model.safetensors; other weight formats are not loaded, for safety")
+    for file in weights:
+        with file.open("rb") as stream:
+            if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise UserError(f"{file} is only a git-lfs pointer; run `git lfs pull` there to get the weights")
+    return ModelFolder(source, path, config, weights)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    """The Hub's files of one commit in the local cache; every way this fails becomes one line."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import errors as hub
+
+    at = f" at revision {revision}" if revision else ""
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES))
+    except hub.GatedRepoError as error:
+        raise UserError(f"{repo} needs permission; accept its terms on its page, then run `hf auth login`") from error
+    except hub.RevisionNotFoundError as error:
+        raise UserError(f"{repo} has no revision {revision}; see its page for branches, tags and commits") from error
+    except hub.RepositoryNotFoundError as error:
+        message = f"no folder and no Hub model is called {repo}; check the name; if it is private, `hf auth login`"
+        raise UserError(message) from error
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError) as error:
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+        raise UserError(
+            f"{repo}{at} is no folder here, is not in the local cache, and {why}; give a model folder instead"
+        ) from error
+    except (hub.HfHubHTTPError, hub.HFValidationError, OSError) as error:
+        raise UserError(f"{repo}{at} cannot be downloaded: {_one_line(error)}; give a model folder instead") from error
+
+
+def _one_line(error: BaseException, limit: int = 160) -> str:
+    """The start of an exception's text on one line, for use inside a message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
