@@ -1,0 +1,254 @@
+"""Precision and recall of the copy finder on copies made of real slices, with neighbouring slices as hard negatives.
+
+``python benchmarks/audit_accuracy.py --data_dir ../shared/data`` writes results/audit-accuracy/metrics.json. For every
+kind of copy a pool is searched that holds 500 slices, one copy of each, and the slices next to them of the same
+patient: a pair is right if both show the same slice, and wrong otherwise. The same is done on the published Kaggle
+files that trace to a Figshare slice, where nobody made the copies for this purpose.
+"""
+
+import argparse
+import csv
+import io
+import itertools
+import json
+import os
+import platform
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import scipy
+import sklearn
+from PIL import Image, ImageEnhance, ImageOps
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from brain_tumor_mri.duplicates import (
+    CANDIDATE_CORRELATION,
+    COPY_SCORE,
+    copy_scores,
+    find_copies,
+    thumbnail,
+)
+from brain_tumor_mri.imaging import load_image
+
+Change = Callable[[Image.Image], Image.Image]
+
+
+def resized(size: int) -> Change:
+    return lambda image: image.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def gamma(value: float) -> Change:
+    table = [round(255 * (level / 255) ** value) for level in range(256)]
+    return lambda image: image.point(table * len(image.getbands()))
+
+
+def brightness(factor: float) -> Change:
+    return lambda image: ImageEnhance.Brightness(image).enhance(factor)
+
+
+def contrast(factor: float) -> Change:
+    return lambda image: ImageEnhance.Contrast(image).enhance(factor)
+
+
+def turned(how: Image.Transpose) -> Change:
+    return lambda image: image.transpose(how)
+
+
+def chain(*changes: Change) -> Change:
+    def apply(image: Image.Image) -> Image.Image:
+        for change in changes:
+            image = change(image)
+        return image
+
+    return apply
+
+
+def cropped(share: float) -> Change:
+    return lambda image: ImageOps.crop(image, round(image.width * share)).resize(image.size)
+
+
+def noisy(sigma: float) -> Change:
+    def apply(image: Image.Image) -> Image.Image:
+        pixels = np.asarray(image, np.float32)
+        noise = np.random.default_rng(int(pixels.sum()) % 2**32).normal(0, sigma, pixels.shape[:2])
+        return Image.fromarray(np.clip(pixels + noise[..., None], 0, 255).astype(np.uint8))
+
+    return apply
+
+
+T = Image.Transpose
+# Kind -> (JPEG quality the copy is saved with, what is done to it).
+PROMISED: dict[str, tuple[int, Change]] = {
+    **{f"jpeg quality {q}": (q, lambda image: image) for q in (90, 70, 50, 30)},
+    **{f"resized to {s} px": (95, resized(s)) for s in (256, 224, 128, 64)},
+    "mirrored": (95, turned(T.FLIP_LEFT_RIGHT)),
+    "upside down": (95, turned(T.FLIP_TOP_BOTTOM)),
+    "turned 90": (95, turned(T.ROTATE_90)),
+    "turned 180": (95, turned(T.ROTATE_180)),
+    "turned 270": (95, turned(T.ROTATE_270)),
+    "transposed": (95, turned(T.TRANSPOSE)),
+    **{f"brightness x{f}": (95, brightness(f)) for f in (0.5, 0.8, 1.2, 1.5, 2.0)},
+    **{f"contrast x{f}": (95, contrast(f)) for f in (0.5, 0.7, 1.3, 1.5)},
+    **{f"gamma {g}": (95, gamma(g)) for g in (0.5, 0.7, 0.8, 1.25, 1.4)},
+    "mirrored, 224 px, jpeg 70": (70, chain(turned(T.FLIP_LEFT_RIGHT), resized(224))),
+    "turned 90, 128 px, brightness x1.2, jpeg 50": (50, chain(turned(T.ROTATE_90), resized(128), brightness(1.2))),
+}
+# What the audit does not promise to find; measured so that its limits are known.
+BEYOND: dict[str, tuple[int, Change]] = {
+    "gamma 2": (95, gamma(2.0)),
+    "sharpened x3": (95, lambda image: ImageEnhance.Sharpness(image).enhance(3)),
+    "noise sigma 10": (95, noisy(10)),
+    "cropped 1 % a side": (95, cropped(0.01)),
+    "cropped 3 % a side": (95, cropped(0.03)),
+    "turned by 2 degrees": (95, lambda image: image.rotate(2, Image.Resampling.BILINEAR)),
+    "turned by 5 degrees": (95, lambda image: image.rotate(5, Image.Resampling.BILINEAR)),
+}
+
+
+def wilson(hits: int, total: int) -> list[float]:
+    """95 % interval of a proportion (Wilson 1927)."""
+    if total == 0:
+        return [0.0, 1.0]
+    z, share = 1.959964, hits / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * np.sqrt(share * (1 - share) / total + z * z / (4 * total**2)) / (1 + z * z / total)
+    return [round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)]
+
+
+def copy_thumbnail(original: Image.Image, quality: int, change: Change) -> np.ndarray:
+    """The copy goes through a file and the project's own loader, as a real one does."""
+    file = io.BytesIO()
+    change(original).save(file, "JPEG", quality=quality)
+    return thumbnail(load_image(file.getvalue()))
+
+
+def measure(data_dir: Path, count: int, seed: int, workers: int) -> dict[str, Any]:
+    root = data_dir / "figshare-brain-tumor"
+    with (root / "slices.csv").open(newline="") as file:
+        patient = {int(row["image_id"]): row["patient_id"] for row in csv.DictReader(file)}
+    chosen = sorted(np.random.default_rng(seed).choice(sorted(patient), count, replace=False).tolist())
+    near = {n for i in chosen for n in (i - 1, i + 1) if patient.get(n) == patient[i]} - set(chosen)
+    slices = chosen + sorted(near)
+    with ThreadPoolExecutor(workers) as pool:
+        originals = list(pool.map(lambda i: load_image(root / "images" / f"{i}.jpg"), chosen))
+        small = list(pool.map(thumbnail, originals))
+        small += pool.map(lambda i: thumbnail(load_image(root / "images" / f"{i}.jpg")), sorted(near))
+        base = np.stack(small)
+        shown = np.array(slices + chosen)  # what each image of the pool shows
+        neighbours = [
+            (a, b)
+            for a, b in itertools.combinations(range(len(slices)), 2)
+            if abs(slices[a] - slices[b]) == 1 and patient[slices[a]] == patient[slices[b]]
+        ]
+        first, second = np.array(neighbours).T
+        neighbour_scores = copy_scores(base[first], base[second], enough=2.0)
+
+        kinds: dict[str, Any] = {}
+        wrong_slices: set[tuple[int, int]] = set()
+        right = wrong = 0
+        for name, (quality, change) in {**PROMISED, **BEYOND}.items():
+            copies = list(pool.map(lambda im, q=quality, c=change: copy_thumbnail(im, q, c), originals))
+            pairs = find_copies(np.concatenate([base, np.stack(copies)]))
+            same = shown[pairs.first] == shown[pairs.second]
+            found, false = int(same.sum()), int((~same).sum())
+            kinds[name] = {
+                "promised": name in PROMISED,
+                "copies": count,
+                "found": found,
+                "recall": round(found / count, 4),
+                "recall_ci95": wilson(found, count),
+                "wrong_pairs": false,
+            }
+            if name in PROMISED:
+                right, wrong = right + found, wrong + false
+            wrong_slices |= {
+                (int(a), int(b)) for a, b in zip(shown[pairs.first[~same]], shown[pairs.second[~same]], strict=True)
+            }
+            print(f"{name:45s} recall {found / count:.3f}  wrong pairs {false}", file=sys.stderr, flush=True)
+    total = count * len(PROMISED)
+    return {
+        "slices": count,
+        "images_in_a_pool": len(slices) + count,
+        "neighbouring_pairs": len(neighbours),
+        "neighbouring_pairs_highest_score": round(float(neighbour_scores.max()), 4),
+        "neighbouring_pairs_taken_for_copies": int((neighbour_scores >= COPY_SCORE).sum()),
+        "recall": round(right / total, 4),
+        "recall_ci95": wilson(right, total),
+        "precision": round(right / (right + wrong), 4),
+        "precision_ci95": wilson(right, right + wrong),
+        "right_pairs": right,
+        "wrong_pairs": wrong,
+        "wrong_slice_pairs": sorted(wrong_slices)[:20],
+        "kinds": kinds,
+    }
+
+
+def measure_kaggle(data_dir: Path, provenance: Path, workers: int) -> dict[str, Any]:
+    """Pairs among the published files that trace to a slice: right if both trace to the same slice."""
+    with provenance.open(newline="") as file:
+        slice_of = {r["path"]: r["figshare_id"] for r in csv.DictReader(file) if r["figshare_id"]}
+    root = data_dir / "brain-tumor-mri-dataset"
+    paths = [path for path in slice_of if (root / path).is_file()]
+    with ThreadPoolExecutor(workers) as pool:
+        small = np.stack(list(pool.map(lambda path: thumbnail(load_image(root / path)), paths)))
+    pairs = find_copies(small)
+    shown = np.array([int(slice_of[path]) for path in paths])
+    right = int((shown[pairs.first] == shown[pairs.second]).sum())
+    possible = sum(n * (n - 1) // 2 for n in Counter(shown.tolist()).values())
+    return {
+        "images": len(paths),
+        "right_pairs": right,
+        "wrong_pairs": len(pairs) - right,
+        "pairs_of_the_same_slice": possible,
+        "recall": round(right / possible, 4),
+        "recall_ci95": wilson(right, possible),
+        "precision": round(right / len(pairs), 4),
+        "precision_ci95": wilson(right, len(pairs)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--data_dir", type=Path, required=True, help="holds figshare-brain-tumor, brain-tumor-mri-dataset"
+    )
+    parser.add_argument("--provenance", type=Path, default=Path("data_scripts/splits/provenance.csv"))
+    parser.add_argument("--output_dir", type=Path, default=Path("results/audit-accuracy"))
+    parser.add_argument("--count", type=int, default=500, help="slices to copy (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    started = time.monotonic()
+    metrics = {
+        "what": "pairs of copies found by brain_tumor_mri.duplicates.find_copies",
+        "min_score": COPY_SCORE,
+        "min_correlation": CANDIDATE_CORRELATION,
+        "seed": args.seed,
+        "constructed": measure(args.data_dir, args.count, args.seed, args.workers),
+        "kaggle_traced": measure_kaggle(args.data_dir, args.provenance, args.workers),
+        "seconds": round(time.monotonic() - started),
+        "hardware": f"{os.cpu_count()} cores, {platform.machine()}",
+        "versions": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "pillow": PIL.__version__,
+            "scikit-learn": sklearn.__version__,
+            "scipy": scipy.__version__,
+        },
+    }
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    (args.output_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    brief = {k: metrics["constructed"][k] for k in ("recall", "recall_ci95", "precision", "precision_ci95")}
+    print(json.dumps({"constructed": brief, "kaggle_traced": metrics["kaggle_traced"]}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
