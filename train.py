@@ -5,7 +5,7 @@
     accelerate launch --cpu --num_processes 2 train.py configs/smoke.yaml
 
 Flags override the file; every field of TrainingArguments works. The same command again takes a killed run up where
-its last checkpoint left it. See brain_tumor_mri/training.py for the arguments and the weighted loss.
+its last checkpoint left it. See brain_tumor_mri/arguments.py for the arguments and training.py for the weighted loss.
 """
 
 import sys
@@ -15,7 +15,7 @@ import numpy as np
 from transformers import set_seed
 from transformers.utils import logging
 
-from brain_tumor_mri import data, evaluation, modeling, report, training, transforms
+from brain_tumor_mri import arguments, data, evaluation, modeling, report, training, transforms
 from brain_tumor_mri.classifier import TumorClassifier
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.metrics import TumorClassificationMetric
@@ -25,19 +25,19 @@ def main(argv: list[str]) -> None:
     """Train, evaluate and save; everything is decided by the arguments."""
     # Arguments, and everything that can be found wrong before hours are spent.
     training.start_missing_processes()
-    args = training.parse_arguments(argv)
+    args = arguments.parse_arguments(argv)
     output_dir = Path(args.training.output_dir)
     main_process = args.training.process_index == 0
     logging.set_verbosity_error()
     training.tune_for_cpu(args.training)
-    sizes = training.parse_size_schedule(args.model.train_sizes, args.model.image_size, args.training.num_train_epochs)
+    sizes = arguments.parse_size_schedule(args.model.train_sizes, args.model.image_size, args.training.num_train_epochs)
     if (output_dir / "metrics.json").is_file():
         raise UserError(f"{output_dir}: holds a finished run; choose another --output_dir, or remove it to train anew")
 
     # Data: every file is decoded once here.
-    slices = data.load_kaggle(
+    slices = data.load_slices(
         args.data.data_dir,
-        validation_fraction=args.data.validation_fraction,
+        args.protocol,
         seed=args.training.data_seed or args.training.seed,
         skip_unreadable=args.data.skip_unreadable,
         progress=main_process,
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
         class_weights=class_weights,
         size_schedule=sizes,
         half_weights=args.model.half_weights,
-        optimizer_cls_and_kwargs=training.optimizer_class(args),
+        optimizer_cls_and_kwargs=arguments.optimizer_class(args),
         callbacks=[training.EpochTable(output_dir)],
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -84,11 +84,11 @@ def main(argv: list[str]) -> None:
         classifier = TumorClassifier.from_pretrained(output_dir, device=args.training.device)
         parts = {name: slices.splits[name] for name in ("validation", "test")}
         record = report.run_record(
-            protocol="official",
+            protocol=args.protocol,
             model=evaluation.describe_model(str(output_dir), classifier),
             data=evaluation.describe_data(args.data.data_dir, slices),
             splits={name: evaluation.evaluate_split(classifier, part, progress=True) for name, part in parts.items()},
-            config=training.run_settings(args),
+            config=arguments.run_settings(args),
             training=training.describe_training(trainer, result, class_weights),
         )
         report.write_run(output_dir, record, training.epoch_rows(trainer.state.log_history))

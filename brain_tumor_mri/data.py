@@ -1,7 +1,8 @@
-"""The Kaggle folders as a ``datasets.DatasetDict``, verified before anything is trained on them.
+"""A folder of slices as a ``datasets.DatasetDict``, verified before anything is trained on it.
 
-``load_kaggle("data/brain-tumor-mri-dataset")`` gives train, validation and test with columns ``image``, ``label``
-(always glioma, meningioma, notumor, pituitary) and ``path`` (as published, e.g. ``Training/glioma/Tr-gl_0010.jpg``).
+``load_slices("data/brain-tumor-mri-dataset")`` gives train, validation and test as the protocol has them, with columns
+``image``, ``label`` (always glioma, meningioma, notumor, pituitary), ``path`` (as published, e.g.
+``Training/glioma/Tr-gl_0010.jpg``) and ``group`` (patient, or group of near-copies).
 """
 
 from __future__ import annotations
@@ -20,20 +21,29 @@ from rich.progress import track
 from .errors import UserError
 from .imaging import IMAGE_SUFFIXES, UnreadableImageError, load_image
 from .labels import FOLDER_TO_LABEL, LABELS
+from .protocols import (
+    FIGSHARE_5FOLD,
+    PARTS,
+    AssignedSlice,
+    Assignment,
+    FoundSlice,
+    ProtocolArguments,
+    assign,
+    read_figshare_table,
+)
 
 SPLIT_FOLDERS = {"training": "train", "train": "train", "testing": "test", "test": "test"}
 
 
 @dataclass
 class DataArguments:
-    """Which images, and how they are split."""
+    """Which images, and how the classes are weighted."""
 
     data_dir: str = field(
         default="data/brain-tumor-mri-dataset",
-        metadata={"help": "Folder that holds Training/ and Testing/ with one folder a class."},
-    )
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the training images, stratified and seeded, kept for validation."}
+        metadata={
+            "help": "Holds Training/ and Testing/ with one folder a class (figshare-5fold: images/, slices.csv)."
+        },
     )
     skip_unreadable: bool = field(
         default=False, metadata={"help": "Leave bad files out (listed in metrics.json) instead of stopping."}
@@ -42,19 +52,6 @@ class DataArguments:
         default="inverse",
         metadata={"help": "inverse (N/n_c on the training images), none, or four numbers: w1,w2,w3,w4."},
     )
-
-    def __post_init__(self) -> None:
-        if not 0 < self.validation_fraction < 1:
-            raise UserError(f"--validation_fraction {self.validation_fraction}: give a number between 0 and 1")
-
-
-@dataclass(frozen=True)
-class SliceFile:
-    """One image file of a data set folder: its split (train or test), label, and path under the folder."""
-
-    split: str
-    label: str
-    relative: str
 
 
 @dataclass(frozen=True)
@@ -70,46 +67,51 @@ class SliceData:
     """A loaded data set.
 
     Attributes:
-        splits: train, validation and test; columns ``image``, ``label`` (ClassLabel), ``path`` (str).
+        splits: train, validation and test; columns ``image``, ``label`` (ClassLabel), ``path`` and ``group`` (str).
+        assignment: what the protocol made of the files, with those it does not know, misses or relabels.
         skipped: files left out under ``skip_unreadable``.
-        fingerprint: SHA-256 over the sorted relative paths and contents of all files used.
+        fingerprint: SHA-256 over the sorted relative paths and contents of all readable files.
     """
 
     splits: datasets.DatasetDict
+    assignment: Assignment
     skipped: list[SkippedFile] = field(default_factory=list)
     fingerprint: str = ""
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return images by split and class."""
         return {
-            name: {label: n for label, n in zip(LABELS, label_counts(split["label"]), strict=True)}
-            for name, split in self.splits.items()
+            name: dict(zip(LABELS, label_counts(split["label"]), strict=True)) for name, split in self.splits.items()
         }
 
 
-def load_kaggle(
+def load_slices(
     data_dir: str | os.PathLike[str],
+    protocol: ProtocolArguments | None = None,
     *,
-    validation_fraction: float = 0.1,
     seed: int = 42,
     skip_unreadable: bool = False,
     progress: bool = False,
 ) -> SliceData:
-    """Load the folders, every file decoded once to verify it.
+    """Load a data set under a protocol, every file decoded once to verify it.
 
     Args:
-        data_dir: holds ``Training`` and ``Testing``, each with the four class folders (published or SARTAJ names).
-        validation_fraction: share of ``Training`` that becomes validation, stratified by class.
-        seed: of that draw.
+        data_dir: holds ``Training`` and ``Testing``, each with the four class folders (published or SARTAJ names); for
+            ``figshare-5fold`` the folder that ``data_scripts/download_figshare.py`` wrote.
+        protocol: which image trains, validates and tests; None is ``official``.
+        seed: of the validation draw under ``official``.
         skip_unreadable: leave bad files out instead of raising.
         progress: show a bar on stderr while verifying.
 
     Raises:
-        UserError: a folder is missing or empty, or a file is unreadable and ``skip_unreadable`` is off.
+        UserError: a folder is missing or empty, a file is unreadable and ``skip_unreadable`` is off, or the folder
+            does not fit the protocol.
     """
     root = Path(data_dir)
-    files, bad = scan_folders(root)
-    digests, unreadable = verify_files(root, files, progress=progress)
+    protocol = protocol or ProtocolArguments()
+    figshare = protocol.protocol == FIGSHARE_5FOLD
+    found, bad = (read_figshare_table(root), []) if figshare else scan_folders(root)
+    digests, unreadable = verify_files(root, found, progress=progress)
     bad += unreadable
     if bad and not skip_unreadable:
         shown = "; ".join(f"{file.path} ({file.reason})" for file in bad[:10])
@@ -117,16 +119,15 @@ def load_kaggle(
         raise UserError(
             f"{root}: {len(bad)} files cannot be used: {shown}; repair them, or leave them out with --skip_unreadable"
         )
-    files = [file for file in files if file.relative in digests]
-    _require_every_class(root, files)
-    splits = _load_imagefolder(root, files)
-    parts = splits["train"].train_test_split(validation_fraction, stratify_by_column="label", seed=seed)
-    splits = datasets.DatasetDict(train=parts["train"], validation=parts["test"], test=splits["test"])
+    found = [file for file in found if file.relative in digests]
+    if not figshare:
+        _require_every_class(root, found)
+    assignment = assign(found, protocol, seed)
     fingerprint = hashlib.sha256("\n".join(f"{k} {digests[k]}" for k in sorted(digests)).encode()).hexdigest()
-    return SliceData(splits, bad, fingerprint)
+    return SliceData(_load_imagefolder(root, assignment.slices), assignment, bad, fingerprint)
 
 
-def scan_folders(root: Path) -> tuple[list[SliceFile], list[SkippedFile]]:
+def scan_folders(root: Path) -> tuple[list[FoundSlice], list[SkippedFile]]:
     """List a data set's files without opening them.
 
     Hidden files and folders (a real download has ``.ipynb_checkpoints``) are ignored.
@@ -152,7 +153,7 @@ def scan_folders(root: Path) -> tuple[list[SliceFile], list[SkippedFile]]:
                 f"{root}: has no {name}/ folder; give --data_dir the folder that holds Training/ and Testing/"
             )
 
-    files: list[SliceFile] = []
+    files: list[FoundSlice] = []
     misnamed: list[SkippedFile] = []
     for split, split_dir in sorted(split_dirs.items(), reverse=True):
         for class_dir in (p for p in _visible(split_dir) if p.is_dir()):
@@ -162,7 +163,7 @@ def scan_folders(root: Path) -> tuple[list[SliceFile], list[SkippedFile]]:
             for path in _visible(class_dir):
                 relative = path.relative_to(root).as_posix()
                 if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-                    files.append(SliceFile(split, label, relative))
+                    files.append(FoundSlice(relative, label, split))
                 else:
                     kind = "a folder inside a class folder" if path.is_dir() else "not an image file by its name"
                     misnamed.append(SkippedFile(relative, kind))
@@ -171,7 +172,7 @@ def scan_folders(root: Path) -> tuple[list[SliceFile], list[SkippedFile]]:
 
 
 def verify_files(
-    root: Path, files: Sequence[SliceFile], *, progress: bool = False
+    root: Path, files: Sequence[FoundSlice], *, progress: bool = False
 ) -> tuple[dict[str, str], list[SkippedFile]]:
     """Decode every file once.
 
@@ -179,7 +180,7 @@ def verify_files(
         SHA-256 of each readable file by relative path, and the unreadable ones with the reason.
     """
 
-    def check(file: SliceFile) -> str | SkippedFile:
+    def check(file: FoundSlice) -> str | SkippedFile:
         try:
             content = (root / file.relative).read_bytes()
             load_image(content, name=file.relative)
@@ -235,7 +236,7 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _require_every_class(root: Path, files: Sequence[SliceFile]) -> None:
+def _require_every_class(root: Path, files: Sequence[FoundSlice]) -> None:
     present = Counter((file.split, file.label) for file in files)
     for split, folder in (("train", "Training"), ("test", "Testing")):
         missing = [label for label in LABELS if not present[split, label]]
@@ -245,29 +246,28 @@ def _require_every_class(root: Path, files: Sequence[SliceFile]) -> None:
             raise UserError(f"{root / folder}: no images of {', '.join(missing)}; check the download")
 
 
-def _load_imagefolder(root: Path, files: Sequence[SliceFile]) -> datasets.DatasetDict:
+def _load_imagefolder(root: Path, slices: Sequence[AssignedSlice]) -> datasets.DatasetDict:
     """Load by explicit file lists: left to itself, imagefolder puts Training and Testing into one ``train`` split."""
-    by_split: dict[str, list[str]] = {"train": [], "test": []}
-    for file in files:
-        by_split[file.split].append(str((root / file.relative).resolve()))
+    parts = {part: [s for s in slices if s.part == part] for part in PARTS}
+    files = {part: [str((root / s.relative).resolve()) for s in ours] for part, ours in parts.items()}
     was_enabled = datasets.utils.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset("imagefolder", data_files=by_split, drop_labels=True)
+        loaded = datasets.load_dataset("imagefolder", data_files=files, drop_labels=True)
+        for part, ours in parts.items():
+            paths = [
+                image["path"] for image in loaded[part].cast_column("image", datasets.Image(decode=False))["image"]
+            ]
+            if paths != files[part]:
+                raise RuntimeError("imagefolder changed the order of the files it was given")
+            loaded[part] = (
+                loaded[part]
+                .add_column("label", [LABELS.index(s.label) for s in ours])
+                .cast_column("label", datasets.ClassLabel(names=list(LABELS)))
+                .add_column("path", [s.relative for s in ours])
+                .add_column("group", [s.group for s in ours])
+            )
     finally:
         if was_enabled:
             datasets.enable_progress_bars()
-    features = datasets.ClassLabel(names=list(LABELS))
-    for split in by_split:
-        ours = [file for file in files if file.split == split]
-        table = loaded[split].cast_column("image", datasets.Image(decode=False))
-        names = [os.path.basename(image["path"]) for image in table["image"]]
-        if names != [os.path.basename(file.relative) for file in ours]:
-            raise RuntimeError("imagefolder changed the order of the files it was given")
-        loaded[split] = (
-            loaded[split]
-            .add_column("label", [LABELS.index(file.label) for file in ours])
-            .cast_column("label", features)
-            .add_column("path", [file.relative for file in ours])
-        )
     return loaded

@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .protocols import ProtocolArguments
 
 if TYPE_CHECKING:
     import datasets
@@ -49,11 +52,12 @@ def predict_split(
 
 
 def evaluate_split(classifier: TumorClassifier, split: datasets.Dataset, *, progress: bool = False) -> dict[str, Any]:
-    """Return :func:`~brain_tumor_mri.metrics.classification_figures` of the classifier on one split."""
+    """Return :func:`~brain_tumor_mri.metrics.classification_figures` on one split, intervals over its groups."""
     from .metrics import TumorClassificationMetric
 
     probabilities, labels = predict_split(classifier, split, progress=progress)
-    return TumorClassificationMetric().compute(predictions=probabilities, references=labels)
+    groups = split["group"][:]
+    return TumorClassificationMetric().compute(predictions=probabilities, references=labels, groups=groups)
 
 
 def describe_model(folder_or_id: str, classifier: TumorClassifier) -> dict[str, Any]:
@@ -69,11 +73,22 @@ def describe_model(folder_or_id: str, classifier: TumorClassifier) -> dict[str, 
 
 
 def describe_data(data_dir: str, data: SliceData) -> dict[str, Any]:
-    """Return what metrics.json says of the data. The folder's name only: its path belongs to the machine."""
+    """Return what metrics.json says of the data. The folder's name only: its path belongs to the machine.
+
+    ``leaking_share``: by part, the share of its images with a copy or a slice of the same patient among the training
+    images, as far as the versioned splits know.
+    """
+    from .protocols import leaking_share
+
+    groups = {name: split["group"][:] for name, split in data.splits.items()}
     return {
         "name": Path(data_dir).resolve().name,
         "fingerprint": data.fingerprint,
         "counts": data.counts(),
+        "leaking_share": {name: leaking_share(groups["train"], groups[name]) for name in ("validation", "test")},
+        "corrected_labels": data.assignment.corrected,
+        "not_in_splits": data.assignment.unlisted,
+        "missing_from_folder": data.assignment.missing,
         "skipped": [{"path": file.path, "reason": file.reason} for file in data.skipped],
     }
 
@@ -84,7 +99,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument("--data_dir", default="data/brain-tumor-mri-dataset", help="holds Training/ and Testing/")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
-    parser.add_argument("--validation_fraction", type=float, default=0.1, help="as in training")
+    for setting in fields(ProtocolArguments):
+        kind = {"action": "store_true"} if setting.type == "bool" else {"type": type(setting.default)}
+        parser.add_argument(f"--{setting.name}", default=setting.default, help=setting.metadata["help"], **kind)
     parser.add_argument("--seed", type=int, default=42, help="of the validation draw, as in training")
     parser.add_argument("--skip_unreadable", action="store_true", help="leave bad files out and list them")
     parser.add_argument("--batch_size", type=int, default=32)
@@ -103,22 +120,23 @@ def run(args: argparse.Namespace) -> int:
     from rich.markdown import Markdown
 
     from .classifier import TumorClassifier
-    from .data import load_kaggle
-    from .report import class_table, interval_note, run_record, summary_table, write_json
+    from .data import load_slices
+    from .report import class_table, interval_note, leak_note, run_record, summary_table, write_json
 
+    protocol = ProtocolArguments(**{setting.name: getattr(args, setting.name) for setting in fields(ProtocolArguments)})
     classifier = TumorClassifier.from_pretrained(
         args.model, revision=args.revision, device=args.device, batch_size=args.batch_size
     )
-    data = load_kaggle(
+    data = load_slices(
         args.data_dir,
-        validation_fraction=args.validation_fraction,
+        protocol,
         seed=args.seed,
         skip_unreadable=args.skip_unreadable,
         progress=not args.json,
     )
     figures = evaluate_split(classifier, data.splits[args.split], progress=not args.json)
     record = run_record(
-        protocol="official",
+        protocol=protocol,
         model=describe_model(args.model, classifier),
         data=describe_data(args.data_dir, data),
         splits={args.split: figures},
@@ -130,10 +148,7 @@ def run(args: argparse.Namespace) -> int:
         print()
         return 0
     console = Console()
-    for text in (
-        summary_table([record], args.split),
-        class_table(record, args.split),
-        interval_note(record, args.split),
-    ):
+    notes = (interval_note(record, args.split), leak_note(record, args.split))
+    for text in (summary_table([record], args.split), class_table(record, args.split), *notes):
         console.print(Markdown(text))
     return 0

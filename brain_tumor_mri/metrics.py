@@ -86,6 +86,8 @@ def classification_figures(
         raise ValueError(
             f"predictions {probabilities.shape} and references {labels.shape} do not match (N, {NUM_LABELS}) and (N,)"
         )
+    if groups is not None and len(set(groups)) == len(groups):
+        groups = None
     weights = np.ones((1, len(labels)))
     interval: dict[str, Any] | None = None
     if n_resamples:

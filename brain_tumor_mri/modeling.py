@@ -116,6 +116,8 @@ def save_release(model: PreTrainedModel, folder: str | os.PathLike[str], *, half
             state = {k: v.to(torch.float16) if v.is_floating_point() else v for k, v in state.items()}
         model.config.dtype = torch.float32
         model.save_pretrained(folder, state_dict={k: v.contiguous() for k, v in state.items()})
+        for file in Path(folder).glob("model*.safetensors"):
+            file.chmod(0o644)  # safetensors writes for the owner alone, and a server or a colleague has to read it
     finally:
         transformers_logging.set_verbosity(level)
 

@@ -21,19 +21,17 @@ from typing import Any
 
 from .errors import UserError
 from .labels import LABELS, TITLES
+from .protocols import NOTES, ProtocolArguments
 
 SCHEMA = 1
 PACKAGES = (
     "torch", "torchvision", "timm", "transformers", "datasets", "evaluate", "accelerate", "huggingface-hub", "pillow",
 )  # fmt: skip
-PROTOCOL_NOTES = {
-    "official": "published folders; patients and slices leak from training to test, so this flatters every model",
-}
 
 
 def run_record(
     *,
-    protocol: str,
+    protocol: ProtocolArguments,
     model: dict[str, Any],
     data: dict[str, Any],
     splits: dict[str, dict[str, Any]],
@@ -43,7 +41,7 @@ def run_record(
     """Assemble a metrics.json.
 
     Args:
-        protocol: the evaluation protocol's name.
+        protocol: the evaluation protocol.
         model: ``name``, ``architecture``, ``image_size``, ``weights_sha256``, ...
         data: ``name``, ``fingerprint``, ``counts``, ``skipped``.
         splits: :func:`~brain_tumor_mri.metrics.classification_figures` of each evaluated part.
@@ -52,8 +50,8 @@ def run_record(
     """
     return {
         "schema": SCHEMA,
-        "protocol": protocol,
-        "protocol_note": PROTOCOL_NOTES.get(protocol, ""),
+        "protocol": protocol.title,
+        "protocol_note": NOTES[protocol.protocol],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "model": model,
         "data": data,
@@ -179,6 +177,23 @@ def interval_note(record: dict[str, Any], split: str = "test") -> str:
     )
     note = f"`{record['protocol']}`: {record['protocol_note']}. " if record["protocol_note"] else ""
     return f"{note}{drawn}, {interval['resamples']} resamples.\n" if interval else note
+
+
+def leak_note(record: dict[str, Any], split: str = "test") -> str:
+    """Return lines on how far the part is known to leak, and on files that the versioned splits do not match."""
+    data = record["data"]
+    lines = []
+    if split in data["leaking_share"]:
+        share = data["leaking_share"][split]
+        lines.append(f"{100 * share:.1f} % of these images have a copy or a slice of the same patient in training.")
+    for key, what in (
+        ("not_in_splits", "files are not in the versioned splits"),
+        ("missing_from_folder", "are missing"),
+    ):
+        if names := data[key]:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            lines.append(f"{len(names)} {what}: {', '.join(names[:3])}{more}.")
+    return "\n\n".join(lines) + "\n"
 
 
 def render_results(text: str, base: Path) -> str:

@@ -1,4 +1,4 @@
-"""What ``train.py`` needs beyond transformers: its arguments, the weighted-loss Trainer, resuming, the epoch table."""
+"""What ``train.py`` needs beyond transformers: the weighted-loss Trainer, the epoch table, starting and resuming."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,120 +18,18 @@ import httpx
 import psutil
 import torch
 import torch.nn.functional as F
-import yaml
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from .data import DataArguments
+from .arguments import RunArguments, run_settings
 from .errors import UserError
-from .modeling import DEFAULT_BACKBONE, save_release
+from .modeling import save_release
 from .report import write_epoch_table
-from .transforms import AugmentationArguments
 
 RUN_FILE = "run.json"
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
-
-
-@dataclass
-class ModelArguments:
-    """Which network, and how it is stored."""
-
-    model_name_or_path: str = field(
-        default=DEFAULT_BACKBONE, metadata={"help": "A timm Hub id, or a local folder in that layout."}
-    )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub id."})
-    from_scratch: bool = field(default=False, metadata={"help": "Random weights; needs no network."})
-    image_size: int = field(
-        default=224, metadata={"help": "Side of the model's input in pixels, declared in its config."}
-    )
-    train_sizes: str | None = field(
-        default=None,
-        metadata={
-            "help": "Sizes trained at, as SIZE:EPOCHS,...; e.g. 128:14,176:7,224:3. Default: image_size throughout."
-        },
-    )
-    optimizer: str = field(
-        default="trainer",
-        metadata={
-            "help": "trainer (the --optim of TrainingArguments), or adam: torch.optim.Adam with coupled L2 decay."
-        },
-    )
-    half_weights: bool = field(
-        default=True, metadata={"help": "Store the final weights as float16 (loaded as float32)."}
-    )
-
-
-@dataclass
-class RunArguments:
-    """All of a run's arguments, one dataclass a topic."""
-
-    model: ModelArguments
-    data: DataArguments
-    augmentation: AugmentationArguments
-    training: TrainingArguments
-
-
-class _OneLineParser(HfArgumentParser):
-    """Says what is wrong in one line instead of printing the usage of 200 flags."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{message}; see train.py --help")
-
-
-def parse_arguments(argv: Sequence[str]) -> RunArguments:
-    """Read ``CONFIG.yaml [--flag value ...]``; flags override the file.
-
-    Args:
-        argv: the command line without the program's name. The YAML file may be left out.
-
-    Raises:
-        UserError: an unknown key or flag, a value of the wrong kind, a missing file.
-    """
-    classes = (ModelArguments, DataArguments, AugmentationArguments, TrainingArguments)
-    parser = _OneLineParser(classes, allow_abbrev=False)
-    # Without an accelerator, bf16 needs use_cpu said; and a half-trained model has no business on the Hub.
-    on_cpu = not torch.accelerator.is_available()
-    parser.set_defaults(use_cpu=on_cpu, dataloader_pin_memory=not on_cpu, hub_strategy="end")
-    argv = list(argv)
-    if argv and not argv[0].startswith("-"):
-        parser.set_defaults(**_read_config(Path(argv.pop(0)), {action.dest for action in parser._actions}))
-    try:
-        parts = parser.parse_args_into_dataclasses(argv)
-        return RunArguments(*parts)
-    except (ValueError, ImportError) as error:
-        raise UserError(str(error).strip().replace("\n", " ")) from error
-
-
-def _read_config(path: Path, known: set[str]) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot read this configuration ({' '.join(str(error).split())})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: not a configuration; give lines of the form 'name: value'")
-    if unknown := sorted(set(config) - known):
-        raise UserError(f"{path}: unknown setting {', '.join(unknown)}; see train.py --help for the names")
-    # YAML reads 1e-4 as a string, lists as lists; argparse converts strings, so hand it those for plain numbers.
-    return {k: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for k, v in config.items()}
-
-
-def parse_size_schedule(setting: str | None, image_size: int, epochs: float) -> list[tuple[int, int]]:
-    """Return ``[(size in pixels, epochs), ...]`` in order.
-
-    Raises:
-        UserError: not of the form SIZE:EPOCHS,..., or the epochs do not add up to ``epochs``.
-    """
-    if not setting:
-        return [(image_size, max(1, int(-(-epochs // 1))))]
-    try:
-        stages = [(int(size), int(count)) for size, count in (part.split(":") for part in setting.split(","))]
-    except ValueError:
-        raise UserError(f"--train_sizes {setting}: give SIZE:EPOCHS,SIZE:EPOCHS,...") from None
-    if any(size < 32 or count < 1 for size, count in stages) or sum(count for _, count in stages) != epochs:
-        raise UserError(f"--train_sizes {setting}: sizes from 32 up, and epochs that add up to {epochs:g}")
-    return stages
 
 
 def weighted_cross_entropy_sum(
@@ -216,7 +113,7 @@ class WeightedLossTrainer(Trainer):
                     (outputs.logits.argmax(-1) == labels).sum(),
                     torch.tensor(len(labels), device=labels.device),
                 ]
-            ).double()
+            ).float()
         loss = loss_sum / total * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
@@ -260,7 +157,7 @@ class WeightedLossTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _reset_epoch_totals(self) -> None:
-        self._epoch_totals = torch.zeros(4, dtype=torch.float64, device=self.args.device)
+        self._epoch_totals = torch.zeros(4, device=self.args.device)
 
 
 class _EpochStart(TrainerCallback):
@@ -322,17 +219,6 @@ def describe_training(trainer: WeightedLossTrainer, result: TrainOutput, class_w
         "seconds": result.metrics["train_runtime"],
         "samples_per_second": result.metrics["train_samples_per_second"],
     }
-
-
-def optimizer_class(args: RunArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
-    """Return torch's Adam for ``--optimizer adam`` (the source's; TrainingArguments knows only AdamW), else None."""
-    if args.model.optimizer == "trainer":
-        return None
-    if args.model.optimizer != "adam":
-        raise UserError(f"--optimizer {args.model.optimizer}: give trainer or adam")
-    t = args.training
-    betas = (t.adam_beta1, t.adam_beta2)
-    return torch.optim.Adam, {"lr": t.learning_rate, "betas": betas, "eps": t.adam_epsilon, "fused": True}
 
 
 def start_missing_processes() -> None:
@@ -420,27 +306,3 @@ def last_complete_checkpoint(folder: Path) -> str | None:
         if all((path / name).is_file() for name in CHECKPOINT_FILES):
             return str(path)
     return None
-
-
-def run_settings(args: RunArguments) -> dict[str, Any]:
-    """Return the settings that decide a run's result, JSON-ready: what metrics.json records as ``config``.
-
-    Of ``TrainingArguments``, those that differ from their defaults, without folders, tokens and reporting.
-    """
-    plain = {**asdict(args.model), **asdict(args.data), **asdict(args.augmentation)}
-    plain["data_dir"] = Path(args.data.data_dir).name
-    if os.path.isdir(args.model.model_name_or_path):
-        plain["model_name_or_path"] = Path(args.model.model_name_or_path).name
-    default = TrainingArguments(output_dir="default", report_to=[], use_cpu=True).to_dict()
-    own = args.training.to_dict()
-    recorded = (
-        "seed", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay", "optim",
-        "lr_scheduler_type", "warmup_steps", "label_smoothing_factor", "gradient_accumulation_steps", "bf16", "fp16",
-        "max_grad_norm", "metric_for_best_model",
-    )  # fmt: skip
-    ignored = ("dir", "token", "hub", "log", "report", "resume", "num_workers", "disable_tqdm", "use_cpu", "run_name")
-    for key, value in own.items():
-        differs = value != default.get(key) and not any(part in key for part in ignored)
-        if key in recorded or differs:
-            plain[key] = value
-    return json.loads(json.dumps(plain, default=str))

@@ -10,6 +10,7 @@ from PIL import Image
 from brain_tumor_mri import report
 from brain_tumor_mri.labels import TITLES
 from brain_tumor_mri.metrics import classification_figures
+from brain_tumor_mri.protocols import ProtocolArguments
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,7 +21,7 @@ def record() -> dict:
     labels = rng.integers(0, 4, 80)
     probabilities = rng.dirichlet(np.ones(4), 80) * 0.6 + 0.4 * np.eye(4)[labels]
     return report.run_record(
-        protocol="official",
+        protocol=ProtocolArguments(),
         model={"name": "m", "architecture": "resnet50", "image_size": 224, "weights_sha256": "0" * 64},
         data={"name": "d", "fingerprint": "f", "counts": {}, "skipped": []},
         splits={"test": classification_figures(probabilities, labels, n_resamples=50)},

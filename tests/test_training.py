@@ -11,15 +11,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from brain_tumor_mri import training
+from brain_tumor_mri import arguments, training
+from brain_tumor_mri.arguments import parse_arguments, parse_size_schedule
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.modeling import build_model
 from brain_tumor_mri.training import (
     WeightedLossTrainer,
     epoch_rows,
     last_complete_checkpoint,
-    parse_arguments,
-    parse_size_schedule,
     prepare_output_dir,
     weighted_cross_entropy_sum,
 )
@@ -165,7 +164,7 @@ def test_the_seed_preset_is_the_sources_recipe():
     assert t.lr_scheduler_type == "reduce_lr_on_plateau"
     assert args.data.class_weights == "inverse"
     assert (args.augmentation.rotation, args.augmentation.horizontal_flip) == (15, 0.5)
-    optimizer, options = training.optimizer_class(args)
+    optimizer, options = arguments.optimizer_class(args)
     assert optimizer is torch.optim.Adam
     assert options["lr"] == 1e-4
 
@@ -235,7 +234,7 @@ def test_a_folder_with_another_runs_settings_is_refused_and_says_what_differs(tm
 
 def test_the_recorded_settings_hold_no_folder_of_the_machine(tmp_path):
     args = parse_arguments(["--output_dir", str(tmp_path), "--data_dir", str(tmp_path), "--hub_token", "hf_secret"])
-    text = json.dumps(training.run_settings(args))
+    text = json.dumps(arguments.run_settings(args))
     assert str(tmp_path) not in text
     assert "hf_secret" not in text
 

@@ -6,7 +6,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 
 from brain_tumor_mri.classifier import TumorClassifier
-from brain_tumor_mri.data import load_kaggle
+from brain_tumor_mri.data import load_slices
 from brain_tumor_mri.transforms import AugmentationArguments, SliceDataset, eval_transform, train_transform
 
 NO_CHANGE = AugmentationArguments(rotation=0, horizontal_flip=0, brightness=0, contrast=0)
@@ -54,7 +54,7 @@ def test_each_augmentation_changes_the_image(tiny_model_dir):
 
 def test_an_item_depends_on_seed_epoch_and_index_alone(tiny_model_dir, phantom_dir):
     config = AutoConfig.from_pretrained(tiny_model_dir)
-    split = load_kaggle(phantom_dir).splits["train"]
+    split = load_slices(phantom_dir).splits["train"]
     transform = train_transform(config, AugmentationArguments())
 
     def item(seed: int, epoch: int, index: int, global_seed: int) -> torch.Tensor:
@@ -72,7 +72,7 @@ def test_an_item_depends_on_seed_epoch_and_index_alone(tiny_model_dir, phantom_d
 
 
 def test_items_are_the_models_inputs(tiny_model_dir, phantom_dir):
-    split = load_kaggle(phantom_dir).splits["test"]
+    split = load_slices(phantom_dir).splits["test"]
     dataset = SliceDataset(split, eval_transform(AutoConfig.from_pretrained(tiny_model_dir)))
     assert len(dataset) == len(split)
     item = dataset[3]
