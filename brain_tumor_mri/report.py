@@ -1,7 +1,8 @@
 """A run's record: metrics.json, and the tables and plots drawn from it.
 
 Every figure people read comes from such a file. ``python -m brain_tumor_mri.report README.md`` renders the results
-tables of a Markdown file anew, between its ``<!-- results: FILE ... -->`` and ``<!-- /results -->`` marks.
+tables of a Markdown file anew, between its ``<!-- results: FILE ... -->`` and ``<!-- /results -->`` marks, and those of
+benchmarks between ``<!-- speed: FILE ... -->`` and ``<!-- /speed -->``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -196,15 +197,26 @@ def leak_note(record: dict[str, Any], split: str = "test") -> str:
     return "\n\n".join(lines) + "\n"
 
 
+def speed_table(records: Sequence[dict[str, Any]]) -> str:
+    """Return the summary rows that the scripts under ``benchmarks/`` put into their records as ``summary``."""
+    rows = [list(row) for record in records for row in record["summary"]]
+    return markdown_table(["what", "against", "measured"], rows)
+
+
 def render_results(text: str, base: Path) -> str:
-    """Return Markdown ``text`` with every results block rendered from the metrics.json files that its mark names."""
+    """Return Markdown ``text`` with every block rendered from the JSON files that its mark names."""
 
-    def block(match: re.Match[str]) -> str:
-        records = [json.loads((base / name).read_text()) for name in match[1].split()]
-        body = "\n".join([summary_table(records), *(class_table(r) + "\n" + interval_note(r) for r in records)])
-        return f"<!-- results: {match[1]} -->\n{body}<!-- /results -->"
+    def results(records: Sequence[dict[str, Any]]) -> str:
+        return "\n".join([summary_table(records), *(class_table(r) + "\n" + interval_note(r) for r in records)])
 
-    return re.sub(r"<!-- results: (.*?) -->\n.*?<!-- /results -->", block, text, flags=re.DOTALL)
+    for kind, render in (("results", results), ("speed", speed_table)):
+
+        def block(match: re.Match[str], kind: str = kind, render: Callable[..., str] = render) -> str:
+            records = [json.loads((base / name).read_text()) for name in match[1].split()]
+            return f"<!-- {kind}: {match[1]} -->\n{render(records)}<!-- /{kind} -->"
+
+        text = re.sub(rf"<!-- {kind}: (.*?) -->\n.*?<!-- /{kind} -->", block, text, flags=re.DOTALL)
+    return text
 
 
 def plot_training_curves(rows: Sequence[dict[str, float]], path: Path, title: str) -> None:

@@ -88,6 +88,12 @@ def test_results_blocks_of_a_markdown_file_are_rendered_and_the_rest_is_kept(rec
     assert path.read_text() == text
 
 
+def test_speed_blocks_are_rendered_from_the_benchmarks_records(tmp_path):
+    report.write_json(tmp_path / "b.json", {"summary": [["predict", "bare model", "0.95 times"]]})
+    text = report.render_results("<!-- speed: b.json -->\n<!-- /speed -->\n", tmp_path)
+    assert "| predict | bare model | 0.95 times |" in text
+
+
 def test_a_missing_metrics_file_is_one_line_and_exit_2(tmp_path, capsys):
     path = tmp_path / "README.md"
     path.write_text("<!-- results: nowhere.json -->\n<!-- /results -->\n")
