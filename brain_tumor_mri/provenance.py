@@ -8,7 +8,6 @@ import argparse
 import csv
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from .audit import take_inventory
 from .duplicates import COPY_SCORE, THUMBNAIL_SIZE, CopyPairs, connected_groups, find_copies, normalise, thumbnail
 from .errors import UserError
 from .imaging import UnreadableImageError, load_image
+from .inventory import take_inventory
 from .labels import LABELS
+from .report import write_text
 
 TRACE_CORRELATION = 0.99
 """An image is traced to a slice when their 64x64 thumbnails correlate above this, as they are or mirrored.
@@ -318,9 +318,9 @@ def run(args: argparse.Namespace) -> int:
         splits = make_splits(args.kaggle_dir, args.figshare_dir, seed=args.seed, progress=update)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        _write(output / "provenance.csv", _csv(splits.provenance))
-        _write(output / "patient_disjoint.csv", _csv(splits.patient_disjoint))
-        _write(output / "counts.json", json.dumps(splits.counts, indent=1) + "\n")
+        write_text(output / "provenance.csv", _csv(splits.provenance))
+        write_text(output / "patient_disjoint.csv", _csv(splits.patient_disjoint))
+        write_text(output / "counts.json", json.dumps(splits.counts, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--output_dir {output}: {error.strerror}; choose a folder that can be written") from error
     counts = splits.counts
@@ -432,9 +432,3 @@ def _csv(rows: Sequence[dict[str, str]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
