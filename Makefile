@@ -28,7 +28,7 @@ lint: $(VENV)/.ready-dev
 
 train: $(VENV)/.ready
 	test -d $(DATA_DIR)/Training || $(BIN)/python data_scripts/download_kaggle.py --output_dir $(DATA_DIR)
-	$(BIN)/accelerate launch train.py configs/seed.yaml --data_dir $(DATA_DIR)
+	$(BIN)/accelerate launch --quiet train.py configs/seed.yaml --data_dir $(DATA_DIR)
 
 phantoms: $(VENV)/.ready
 	$(BIN)/python data_scripts/make_phantoms.py --output_dir data/phantoms

@@ -8,6 +8,7 @@ Flags override the file; every field of TrainingArguments works. The same comman
 its last checkpoint left it. See brain_tumor_mri/arguments.py for the arguments and training.py for the weighted loss.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> None:
     output_dir = Path(args.training.output_dir)
     main_process = args.training.process_index == 0
     logging.set_verbosity_error()
+    logging.disable_progress_bar()  # of weight files; the training's own stays
     training.tune_for_cpu(args.training)
     sizes = arguments.parse_size_schedule(args.model.train_sizes, args.model.image_size, args.training.num_train_epochs)
     if (output_dir / "metrics.json").is_file():
@@ -102,5 +104,6 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        print(error, file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(error, file=sys.stderr)
         raise SystemExit(2) from None
