@@ -75,6 +75,7 @@ def main(argv: list[str]) -> None:
         class_weights=class_weights,
         size_schedule=sizes,
         half_weights=args.model.half_weights,
+        schedule_epochs=args.model.schedule_epochs,
         optimizer_cls_and_kwargs=arguments.optimizer_class(args),
         callbacks=[training.EpochTable(output_dir)],
     )

@@ -47,6 +47,10 @@ class ModelArguments:
             "help": "trainer (the --optim of TrainingArguments), or adam: torch.optim.Adam with coupled L2 decay."
         },
     )
+    schedule_epochs: int | None = field(
+        default=None,
+        metadata={"help": "Epochs that the learning-rate schedule spans; if more than are trained, it ends above 0."},
+    )
     half_weights: bool = field(
         default=True, metadata={"help": "Store the final weights as float16 (loaded as float32)."}
     )

@@ -181,11 +181,13 @@ def _official(
 
 
 def _random_draw(train: Sequence[FoundSlice], groups: Sequence[str], fraction: float, seed: int) -> list[bool]:
-    from sklearn.model_selection import train_test_split
+    """Hold out single images, stratified by class, as ``datasets`` draws them."""
+    import datasets
 
-    labels = [LABEL2ID[f.label] for f in train]
-    _, held_out = train_test_split(range(len(train)), test_size=fraction, stratify=labels, random_state=seed)
-    chosen = set(held_out)
+    features = datasets.Features({"label": datasets.ClassLabel(names=list(LABELS)), "index": datasets.Value("int64")})
+    rows = {"label": [LABEL2ID[f.label] for f in train], "index": list(range(len(train)))}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    chosen = set(table.train_test_split(fraction, stratify_by_column="label", seed=seed)["test"]["index"])
     return [i in chosen for i in range(len(train))]
 
 

@@ -58,6 +58,7 @@ class WeightedLossTrainer(Trainer):
         class_weights: one weight a class, or None for all equal.
         size_schedule: ``[(size, epochs), ...]``: training batches are shrunk to the size of the current epoch.
         half_weights: store the final model (not the checkpoints) as float16.
+        schedule_epochs: epochs that the learning-rate schedule spans; by default those trained.
         **kwargs: as for ``Trainer``.
     """
 
@@ -67,9 +68,11 @@ class WeightedLossTrainer(Trainer):
         class_weights: Sequence[float] | None = None,
         size_schedule: Sequence[tuple[int, int]] | None = None,
         half_weights: bool = True,
+        schedule_epochs: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.half_weights = half_weights
+        self.schedule_epochs = schedule_epochs
         super().__init__(*args, **kwargs)
         weights = class_weights or [1.0] * self.model.config.num_labels
         self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.args.device)
@@ -78,6 +81,12 @@ class WeightedLossTrainer(Trainer):
         self.model.to(memory_format=torch.channels_last)
         self._reset_epoch_totals()
         self.add_callback(_EpochStart(self))
+
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """Create the schedule over ``schedule_epochs`` rather than over the epochs that are trained."""
+        if self.schedule_epochs:
+            num_training_steps = round(num_training_steps * self.schedule_epochs / self.args.num_train_epochs)
+        return super().create_scheduler(num_training_steps, *args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         """Return the total class weight of the batches of one optimizer step, over all processes."""
@@ -208,16 +217,17 @@ def epoch_rows(log_history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def describe_training(trainer: WeightedLossTrainer, result: TrainOutput, class_weights: Any) -> dict[str, Any]:
-    """Return what metrics.json says of a finished training; seconds and samples/s are of its last unbroken part."""
+    """Return what metrics.json says of a finished training; the time is that of its last unbroken part, if any."""
     state = trainer.state
+    trained_here = state.global_step > trainer._initial_global_step
     return {
         "epochs": state.epoch,
         "steps": state.global_step,
         "best_epoch": state.best_global_step * state.epoch / state.global_step if state.best_global_step else None,
         "class_weights": class_weights,
         "processes": trainer.args.world_size,
-        "seconds": result.metrics["train_runtime"],
-        "samples_per_second": result.metrics["train_samples_per_second"],
+        "seconds": result.metrics["train_runtime"] if trained_here else None,
+        "samples_per_second": result.metrics["train_samples_per_second"] if trained_here else None,
     }
 
 

@@ -136,6 +136,20 @@ def test_training_batches_are_shrunk_to_the_epochs_size_and_evaluation_is_not(tm
     assert seen == [32, 32, 32, 48, 64, 64, 64]
 
 
+def test_a_schedule_for_more_epochs_than_are_trained_ends_above_zero(tmp_path):
+    options = {"num_train_epochs": 4, "learning_rate": 1.0, "lr_scheduler_type": "linear", "warmup_steps": 0.2}
+    trainer = small_trainer(tmp_path, **options)
+    trainer.schedule_epochs = 5
+    trainer.create_optimizer_and_scheduler(num_training_steps=40)
+    rates = []
+    for _ in range(40):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert rates[10] == pytest.approx(1.0)  # a fifth of the 50 steps that the schedule spans warms up
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(0.25)
+
+
 def test_size_schedules_are_checked():
     assert parse_size_schedule(None, 224, 25) == [(224, 25)]
     assert parse_size_schedule("128:11,176:4,224:3", 224, 18) == [(128, 11), (176, 4), (224, 3)]
