@@ -3,7 +3,7 @@
     python benchmarks/predict_speed.py --model model --output results/benchmarks/predict.json
 
 The folder holds 500 synthetic 512 px JPEGs, written for the run. Baseline: forward passes of the same model, float32,
-batch 32, nothing read or decoded. Both in one process, taking turns. Then the command itself on 500 and on 2,000
+batch 32, nothing read or decoded. Both in one process, taking turns. Then the command itself on 500 and on 1,000
 images, for its peak memory, and `info --json`, for its start.
 """
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        many = write_slices(Path(folder) / "2000", 2000)
+        many = write_slices(Path(folder) / "1000", 1000)
         few = Path(folder) / "500"
         few.mkdir()
         for path in many[:500]:
@@ -42,7 +42,7 @@ def main() -> None:
         command = [str(Path(sys.executable).with_name("brain-tumor-mri"))]
         memory = {
             str(n): peak_memory([*command, "predict", str(Path(folder) / str(n)), "--model", args.model, "--json"])
-            for n in (500, 2000)
+            for n in (500, 1000)
         }
     record = {
         "benchmark": "predict_speed",
@@ -60,7 +60,7 @@ def main() -> None:
             f"{record['ratio_to_bare_model']:.2f} times",
         ],
         [
-            "peak memory of `predict` on 500 and on 2,000 images",
+            "peak memory of `predict` on 500 and on 1,000 images",
             "-",
             " and ".join(f"{v:.2f} GB" for v in memory.values()),
         ],
