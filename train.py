@@ -16,9 +16,10 @@ import numpy as np
 from transformers import set_seed
 from transformers.utils import logging
 
-from brain_tumor_mri import arguments, data, evaluation, modeling, report, training, transforms
+from brain_tumor_mri import arguments, data, evaluation, external, modeling, report, training, transforms
 from brain_tumor_mri.classifier import TumorClassifier
 from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.labels import ANY_TUMOR, LABEL2ID, NO_TUMOR
 from brain_tumor_mri.metrics import TumorClassificationMetric
 
 
@@ -45,6 +46,11 @@ def main(argv: list[str]) -> None:
         progress=main_process,
     )
     class_weights = data.resolve_class_weights(args.data.class_weights, slices.splits["train"]["label"])
+    train_part, validation_part = slices.splits["train"], slices.splits["validation"]
+    tumours = external.load_external(args.external.external_dir) if args.external.external_dir else None
+    if tumours and args.external.external_train:
+        train_part = external.with_external(train_part, tumours["train"], args.external.external_repeats)
+        validation_part = external.with_external(validation_part, tumours["validation"])
 
     # Model and transforms.
     set_seed(args.training.seed)
@@ -58,24 +64,34 @@ def main(argv: list[str]) -> None:
     augment = transforms.train_transform(model.config, args.augmentation)
     preprocess = transforms.eval_transform(model.config)
     metric = TumorClassificationMetric()
+    teacher = None
+    if args.model.teacher:
+        teacher = training.Teacher(TumorClassifier.from_pretrained(args.model.teacher).model, model.config)
 
     def compute_metrics(prediction):
+        labels = prediction.label_ids
         logits = prediction.predictions - prediction.predictions.max(1, keepdims=True)
         probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        figures = metric.compute(predictions=probabilities, references=prediction.label_ids, n_resamples=0)
-        return {key: figures[key]["value"] for key in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")}
+        known = labels != ANY_TUMOR
+        figures = metric.compute(predictions=probabilities[known], references=labels[known], n_resamples=0)
+        result = {key: figures[key]["value"] for key in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")}
+        if not known.all():
+            result["tumours_found"] = float((probabilities[~known].argmax(1) != LABEL2ID[NO_TUMOR]).mean())
+        return result
 
     # Trainer.
     trainer = training.WeightedLossTrainer(
         model=model,
         args=args.training,
-        train_dataset=transforms.SliceDataset(slices.splits["train"], augment, seed=args.training.seed),
-        eval_dataset=transforms.SliceDataset(slices.splits["validation"], preprocess),
+        train_dataset=transforms.SliceDataset(train_part, augment, seed=args.training.seed),
+        eval_dataset=transforms.SliceDataset(validation_part, preprocess),
         compute_metrics=compute_metrics,
         class_weights=class_weights,
         size_schedule=sizes,
         half_weights=args.model.half_weights,
         schedule_epochs=args.model.schedule_epochs,
+        teacher=teacher,
+        teacher_weight=args.model.teacher_weight,
         optimizer_cls_and_kwargs=arguments.optimizer_class(args),
         callbacks=[training.EpochTable(output_dir)],
     )
@@ -93,9 +109,14 @@ def main(argv: list[str]) -> None:
             splits={name: evaluation.evaluate_split(classifier, part, progress=True) for name, part in parts.items()},
             config=arguments.run_settings(args),
             training=training.describe_training(trainer, result, class_weights),
+            external=evaluation.evaluate_external(classifier, tumours, slices.splits, progress=True)
+            if tumours
+            else None,
         )
         report.write_run(output_dir, record, training.epoch_rows(trainer.state.log_history))
         print(report.summary_table([record]) + "\n" + report.class_table(record))
+        if tumours:
+            print(report.external_table([record]))
     trainer.accelerator.wait_for_everyone()
     if args.training.push_to_hub:
         trainer.push_to_hub(dataset="Brain Tumor MRI Dataset", tags=["image-classification", "medical"])

@@ -16,11 +16,12 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from .augmentation import AugmentationArguments
 from .data import DataArguments
 from .errors import UserError
+from .external import ExternalArguments
 from .modeling import DEFAULT_BACKBONE
-from .protocols import ProtocolArguments
-from .transforms import AugmentationArguments
+from .protocols import EXTERNAL, ProtocolArguments
 
 
 @dataclass
@@ -51,6 +52,10 @@ class ModelArguments:
         default=None,
         metadata={"help": "Epochs that the learning-rate schedule spans; if more than are trained, it ends above 0."},
     )
+    teacher: str | None = field(
+        default=None, metadata={"help": "Folder of a trained model of this project to learn from as well."}
+    )
+    teacher_weight: float = field(default=0.5, metadata={"help": "Share of the loss that the teacher gives, 0 to 1."})
     half_weights: bool = field(
         default=True, metadata={"help": "Store the final weights as float16 (loaded as float32)."}
     )
@@ -63,6 +68,7 @@ class RunArguments:
     model: ModelArguments
     data: DataArguments
     protocol: ProtocolArguments
+    external: ExternalArguments
     augmentation: AugmentationArguments
     training: TrainingArguments
 
@@ -83,7 +89,9 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
     Raises:
         UserError: an unknown key or flag, a value of the wrong kind, a missing file.
     """
-    classes = (ModelArguments, DataArguments, ProtocolArguments, AugmentationArguments, TrainingArguments)
+    classes = (
+        ModelArguments, DataArguments, ProtocolArguments, ExternalArguments, AugmentationArguments, TrainingArguments
+    )  # fmt: skip
     parser = _OneLineParser(classes, allow_abbrev=False)
     # Without an accelerator, bf16 needs use_cpu said; and a half-trained model has no business on the Hub.
     on_cpu = not torch.accelerator.is_available()
@@ -92,10 +100,14 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
     if argv and not argv[0].startswith("-"):
         parser.set_defaults(**_read_config(Path(argv.pop(0)), {action.dest for action in parser._actions}))
     try:
-        parts = parser.parse_args_into_dataclasses(argv)
-        return RunArguments(*parts)
+        args = RunArguments(*parser.parse_args_into_dataclasses(argv))
     except (ValueError, ImportError) as error:
         raise UserError(str(error).strip().replace("\n", " ")) from error
+    if args.protocol.protocol == EXTERNAL:
+        raise UserError(f"--protocol {EXTERNAL}: it only measures; train under another with --external_dir")
+    if not 0 <= args.model.teacher_weight <= 1:
+        raise UserError(f"--teacher_weight {args.model.teacher_weight}: give a share from 0 to 1")
+    return args
 
 
 def _read_config(path: Path, known: set[str]) -> dict[str, Any]:
@@ -144,10 +156,11 @@ def run_settings(args: RunArguments) -> dict[str, Any]:
 
     Of ``TrainingArguments``, those that differ from their defaults, without folders, tokens and reporting.
     """
-    plain = {**asdict(args.model), **asdict(args.data), **asdict(args.protocol), **asdict(args.augmentation)}
-    plain["data_dir"] = Path(args.data.data_dir).name
-    if os.path.isdir(args.model.model_name_or_path):
-        plain["model_name_or_path"] = Path(args.model.model_name_or_path).name
+    topics = (args.model, args.data, args.protocol, args.external, args.augmentation)
+    plain = {key: value for topic in topics for key, value in asdict(topic).items()}
+    for key in ("data_dir", "external_dir", "teacher", "model_name_or_path"):
+        if plain[key] and (key == "data_dir" or os.path.isdir(plain[key])):
+            plain[key] = Path(plain[key]).name  # the rest of the path belongs to the machine
     default = TrainingArguments(output_dir="default", report_to=[], use_cpu=True).to_dict()
     own = args.training.to_dict()
     recorded = (

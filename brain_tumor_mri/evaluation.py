@@ -12,7 +12,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .protocols import ProtocolArguments
+from .errors import UserError
+from .protocols import EXTERNAL, ProtocolArguments
 
 if TYPE_CHECKING:
     import datasets
@@ -60,6 +61,33 @@ def evaluate_split(classifier: TumorClassifier, split: datasets.Dataset, *, prog
     return TumorClassificationMetric().compute(predictions=probabilities, references=labels, groups=groups)
 
 
+def evaluate_external(
+    classifier: TumorClassifier, tumours: datasets.DatasetDict, splits: datasets.DatasetDict, *, progress: bool = False
+) -> dict[str, Any]:
+    """Return :func:`~brain_tumor_mri.external.external_figures`, the threshold chosen on validation slices.
+
+    Args:
+        classifier: the model.
+        tumours: of :func:`~brain_tumor_mri.external.load_external`; its test part is measured.
+        splits: of :func:`~brain_tumor_mri.data.load_slices`; their ``notumor`` slices are the healthy ones.
+        progress: show a bar on stderr.
+    """
+    import numpy as np
+
+    from .external import external_figures
+    from .labels import LABEL2ID, NO_TUMOR
+
+    def healthy(part: str) -> datasets.Dataset:
+        labels = np.asarray(splits[part]["label"][:])
+        return splits[part].select(np.flatnonzero(labels == LABEL2ID[NO_TUMOR]))
+
+    parts = {"tumours": tumours["test"], "healthy": healthy("test"), "validation_healthy": healthy("validation")}
+    probabilities = {name: predict_split(classifier, part, progress=progress)[0] for name, part in parts.items()}
+    return external_figures(
+        **probabilities, tumour_groups=parts["tumours"]["group"][:], healthy_groups=parts["healthy"]["group"][:]
+    )
+
+
 def describe_model(folder_or_id: str, classifier: TumorClassifier) -> dict[str, Any]:
     """Return what metrics.json says of the model: name, architecture, input size, parameters, hash of the weights."""
     folder = Path(folder_or_id)
@@ -98,6 +126,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="model", help="folder or Hub id (default: model)")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument("--data_dir", default="data/brain-tumor-mri-dataset", help="holds Training/ and Testing/")
+    parser.add_argument("--external_dir", help="the Br35H tumours (images/): measures the external protocol too")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     for setting in fields(ProtocolArguments):
         kind = {"action": "store_true"} if setting.type == "bool" else {"type": type(setting.default)}
@@ -121,9 +150,22 @@ def run(args: argparse.Namespace) -> int:
 
     from .classifier import TumorClassifier
     from .data import load_slices
-    from .report import class_table, interval_note, leak_note, run_record, summary_table, write_json
+    from .external import load_external
+    from .report import (
+        class_table,
+        external_note,
+        external_table,
+        interval_note,
+        leak_note,
+        run_record,
+        summary_table,
+        write_json,
+    )
 
     protocol = ProtocolArguments(**{setting.name: getattr(args, setting.name) for setting in fields(ProtocolArguments)})
+    if protocol.protocol == EXTERNAL and not args.external_dir:
+        raise UserError(f"--protocol {EXTERNAL}: give --external_dir, the folder of the Br35H tumours")
+    tumours = load_external(args.external_dir) if args.external_dir else None
     classifier = TumorClassifier.from_pretrained(
         args.model, revision=args.revision, device=args.device, batch_size=args.batch_size
     )
@@ -134,12 +176,14 @@ def run(args: argparse.Namespace) -> int:
         skip_unreadable=args.skip_unreadable,
         progress=not args.json,
     )
-    figures = evaluate_split(classifier, data.splits[args.split], progress=not args.json)
+    progress = not args.json
+    parts = () if protocol.protocol == EXTERNAL else (args.split,)
     record = run_record(
         protocol=protocol,
         model=describe_model(args.model, classifier),
         data=describe_data(args.data_dir, data),
-        splits={args.split: figures},
+        splits={part: evaluate_split(classifier, data.splits[part], progress=progress) for part in parts},
+        external=evaluate_external(classifier, tumours, data.splits, progress=progress) if tumours else None,
     )
     if args.output:
         write_json(args.output, record)
@@ -148,7 +192,12 @@ def run(args: argparse.Namespace) -> int:
         print()
         return 0
     console = Console()
-    notes = (interval_note(record, args.split), leak_note(record, args.split))
-    for text in (summary_table([record], args.split), class_table(record, args.split), *notes):
+    texts: list[str] = []
+    if record["splits"]:
+        texts += [summary_table([record], args.split), class_table(record, args.split)]
+        texts += [interval_note(record, args.split), leak_note(record, args.split)]
+    if record["external"]:
+        texts += [external_table([record]), external_note(record)]
+    for text in texts:
         console.print(Markdown(text))
     return 0

@@ -55,6 +55,9 @@ NUM_LABELS = len(LABELS)
 ID2LABEL: dict[int, str] = dict(enumerate(LABELS))
 LABEL2ID: dict[str, int] = {name: i for i, name in ID2LABEL.items()}
 TITLES: dict[str, str] = {c.name: c.title for c in CLASSES}
+NO_TUMOR = "notumor"
+ANY_TUMOR = -1
+"""Label of a training slice that shows a tumour of unknown type: any class but ``NO_TUMOR`` is right."""
 FOLDER_TO_LABEL: dict[str, str] = {folder: c.name for c in CLASSES for folder in c.folders}
 
 RESEARCH_NOTICE = "Research software, not a medical device: its answers must not be used to diagnose or treat anyone."

@@ -4,6 +4,8 @@
 - ``patient-disjoint``: fold k of ``data_scripts/splits/patient_disjoint.csv`` tests, fold k+1 validates, the rest
   trains. No patient and no near-copy is in two parts; four labels are corrected to those of the source.
 - ``figshare-5fold``: the Figshare slices (three classes, no ``notumor``) in their published patient-disjoint folds.
+- ``external``: measures only. Br35H's tumours, of which the Kaggle set has next to none, against the ``notumor`` slices
+  of the test fold of ``patient-disjoint``; see external.py.
 
 ``assign(...)`` needs no image: a slice is known by its published path.
 """
@@ -21,7 +23,9 @@ from typing import Any
 from .errors import UserError
 from .labels import LABEL2ID, LABELS
 
-OFFICIAL, PATIENT_DISJOINT, FIGSHARE_5FOLD = PROTOCOLS = ("official", "patient-disjoint", "figshare-5fold")
+OFFICIAL, PATIENT_DISJOINT, FIGSHARE_5FOLD, EXTERNAL = PROTOCOLS = (
+    "official", "patient-disjoint", "figshare-5fold", "external",
+)  # fmt: skip
 FOLDS = (1, 2, 3, 4, 5)
 PARTS = ("train", "validation", "test")
 SPLITS_FILE = Path(__file__).parents[1] / "data_scripts" / "splits" / "patient_disjoint.csv"
@@ -30,6 +34,7 @@ NOTES = {
     OFFICIAL: "published folders; patients and copies leak from training to test, so it flatters every model",
     PATIENT_DISJOINT: "no patient and no near-copy in two parts; four source labels corrected",
     FIGSHARE_5FOLD: "three classes, the data set's published patient-disjoint folds",
+    EXTERNAL: "tumours of Br35H, none of whose groups trained, against held-out notumor slices; tumour or none",
 }
 
 
@@ -136,7 +141,8 @@ def assign(found: Sequence[FoundSlice], arguments: ProtocolArguments, seed: int)
     else:
         rows = split_rows()
         known = [f for f in found if f.relative in rows]
-        result = _patient_disjoint(known, rows, arguments) if arguments.protocol == PATIENT_DISJOINT else None
+        by_patient = arguments.protocol in (PATIENT_DISJOINT, EXTERNAL)
+        result = _patient_disjoint(known, rows, arguments) if by_patient else None
         if result is None:
             result = _official(found, rows, arguments, seed)
         if known:

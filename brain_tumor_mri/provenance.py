@@ -20,9 +20,10 @@ from rich.progress import Progress
 
 from .duplicates import COPY_SCORE, THUMBNAIL_SIZE, CopyPairs, connected_groups, find_copies, normalise, thumbnail
 from .errors import UserError
+from .external import make_external_split
 from .imaging import UnreadableImageError, load_image
 from .inventory import take_inventory
-from .labels import LABELS
+from .labels import NO_TUMOR
 from .report import write_text
 
 TRACE_CORRELATION = 0.99
@@ -40,7 +41,6 @@ traced images are joined only by ``COPY_SCORE``, as their patients are known.
 
 FOLDS = (1, 2, 3, 4, 5)
 
-_NO_TUMOUR = LABELS[2]
 
 _BLOCK = 1024
 
@@ -295,6 +295,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``data_scripts/make_splits.py``."""
     parser.add_argument("--kaggle_dir", required=True, help="the Kaggle data set: holds Training and Testing")
     parser.add_argument("--figshare_dir", required=True, help="what download_figshare.py wrote: slices.csv and images")
+    parser.add_argument("--external_dir", help="the Br35H tumours (images/): writes br35h.csv too")
     parser.add_argument("--output_dir", default="data_scripts/splits", help="where the tables go (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the untraced groups' folds (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the counts as one JSON object, and nothing else")
@@ -316,10 +317,14 @@ def run(args: argparse.Namespace) -> int:
             bar.update(tasks[what], completed=done)
 
         splits = make_splits(args.kaggle_dir, args.figshare_dir, seed=args.seed, progress=update)
+        external = make_external_split(args.external_dir, args.kaggle_dir, seed=args.seed) if args.external_dir else []
     try:
         output.mkdir(parents=True, exist_ok=True)
         write_text(output / "provenance.csv", _csv(splits.provenance))
         write_text(output / "patient_disjoint.csv", _csv(splits.patient_disjoint))
+        if external:
+            write_text(output / "br35h.csv", _csv(external))
+            splits.counts["external"] = _external_counts(external)
         write_text(output / "counts.json", json.dumps(splits.counts, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--output_dir {output}: {error.strerror}; choose a folder that can be written") from error
@@ -383,7 +388,7 @@ def _patient_name(number: int) -> str:
 def _counts(provenance: Sequence[dict[str, str]], table: Sequence[dict[str, str]], slices: Slices) -> dict[str, Any]:
     """The figures of the data's README, and the sizes of the folds."""
     rows = [{**p, **t, "part": p["path"].split("/")[0]} for p, t in zip(provenance, table, strict=True)]
-    tumours = [r for r in rows if r["source_label"] != _NO_TUMOUR]
+    tumours = [r for r in rows if r["source_label"] != NO_TUMOR]
     traced = [r for r in rows if r["figshare_id"]]
     upright = [r for r in traced if r["mirrored"] == "false"]
     test, training = ([r for r in traced if r["part"] == part] for part in ("Testing", "Training"))
@@ -395,7 +400,7 @@ def _counts(provenance: Sequence[dict[str, str]], table: Sequence[dict[str, str]
         "images": len(rows),
         "tumour_images": len(tumours),
         "traced": len(traced),
-        "traced_notumor": sum(r["source_label"] == _NO_TUMOUR for r in traced),
+        "traced_notumor": sum(r["source_label"] == NO_TUMOR for r in traced),
         "figshare_slices": len(slices.ids),
         "slices_found": len({r["figshare_id"] for r in traced}),
         "slices_found_mirrored": len({r["figshare_id"] for r in traced if r["mirrored"] == "true"}),
@@ -423,6 +428,14 @@ def _counts(provenance: Sequence[dict[str, str]], table: Sequence[dict[str, str]
         ),
         "largest_untraced_groups": Counter(r["group"] for r in rows if r["group"][0] == "n").most_common(5),
         "images_by_fold": {str(fold): dict(sorted(per_fold[fold].items())) for fold in FOLDS},
+    }
+
+
+def _external_counts(rows: Sequence[dict[str, str]]) -> dict[str, Any]:
+    parts = sorted({row["part"] for row in rows})
+    return {
+        "images": {part: sum(row["part"] == part for row in rows) for part in parts},
+        "groups": {part: len({row["group"] for row in rows if row["part"] == part}) for part in parts},
     }
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from .errors import UserError
 from .labels import LABELS, TITLES
-from .protocols import NOTES, ProtocolArguments
+from .protocols import EXTERNAL, NOTES, ProtocolArguments
 
 SCHEMA = 1
 PACKAGES = (
@@ -38,6 +38,7 @@ def run_record(
     splits: dict[str, dict[str, Any]],
     config: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
+    external: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Assemble a metrics.json.
 
@@ -48,6 +49,7 @@ def run_record(
         splits: :func:`~brain_tumor_mri.metrics.classification_figures` of each evaluated part.
         config: every setting that decides the result (:func:`~brain_tumor_mri.training.run_settings`).
         training: what happened: epochs, seconds, best epoch.
+        external: :func:`~brain_tumor_mri.external.external_figures`, where external tumours were measured.
     """
     return {
         "schema": SCHEMA,
@@ -57,6 +59,7 @@ def run_record(
         "model": model,
         "data": data,
         "splits": splits,
+        "external": external,
         "seed": (config or {}).get("seed"),
         "config": config,
         "training": training,
@@ -148,10 +151,15 @@ def summary_table(records: Sequence[dict[str, Any]], split: str = "test") -> str
     rows = []
     for record in records:
         figures = record["splits"][split]
-        size = record["model"]["image_size"]
         keys = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
-        name = f"{record['model']['architecture']}, {size} px"
-        rows.append([name, f"{record['protocol']}, {split}", str(figures["n"]), *(percent(figures[k]) for k in keys)])
+        rows.append(
+            [
+                model_title(record),
+                f"{record['protocol']}, {split}",
+                str(figures["n"]),
+                *(percent(figures[k]) for k in keys),
+            ]
+        )
     return markdown_table(["model", "protocol", "images", "accuracy", "balanced accuracy", "macro F1", "AUROC"], rows)
 
 
@@ -195,6 +203,43 @@ def leak_note(record: dict[str, Any], split: str = "test") -> str:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             lines.append(f"{len(names)} {what}: {', '.join(names[:3])}{more}.")
     return "\n\n".join(lines) + "\n"
+
+
+def external_table(records: Sequence[dict[str, Any]]) -> str:
+    """Return one Markdown row a run: tumours of another collection found, held-out healthy slices left alone."""
+    rows = []
+    for record in records:
+        figures = record["external"]
+        keys = ("sensitivity", "specificity", "sensitivity_at_95_specificity", "auroc")
+        rows.append([model_title(record), external_title(record), *(percent(figures[k]) for k in keys)])
+    shares = ["tumours found", "`notumor` left alone", "found at 95 % specificity", "AUROC"]
+    return markdown_table(["model", "protocol", *shares], rows)
+
+
+def external_title(record: dict[str, Any]) -> str:
+    """Return the external protocol's name, with the protocol whose ``notumor`` slices it takes."""
+    protocol = record["protocol"]
+    return protocol if protocol.startswith(EXTERNAL) else f"{EXTERNAL}, notumor of {protocol}"
+
+
+def external_note(record: dict[str, Any]) -> str:
+    """Return one line: what is measured on what, and how the intervals were drawn."""
+    figures = record["external"]
+    note = (
+        f"`{EXTERNAL}`: {NOTES[EXTERNAL]}; {figures['n_tumour']} tumours, {figures['n_notumor']} notumor. "
+        f"95 % intervals: percentile bootstrap over groups, {figures['interval']['resamples']} resamples."
+    )
+    if chosen := figures.get("validation_threshold"):
+        note += (
+            f" At the threshold that {chosen['n_validation']} validation slices choose for 95 % specificity: "
+            f"{percent(chosen['sensitivity'])} found, {percent(chosen['specificity'])} left alone."
+        )
+    return note + "\n"
+
+
+def model_title(record: dict[str, Any]) -> str:
+    """Return what stands in a table for the model of a record."""
+    return f"{record['model']['architecture']}, {record['model']['image_size']} px"
 
 
 def speed_table(records: Sequence[dict[str, Any]]) -> str:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from .augmentation import AugmentationArguments
 from .imaging import load_image
 
 if TYPE_CHECKING:
@@ -24,33 +24,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Transform = Callable[["Image.Image"], torch.Tensor]
-
-
-@dataclass
-class AugmentationArguments:
-    """Random changes of a training slice; every default is off or mild. Angles in degrees, the rest as fractions."""
-
-    rotation: float = field(default=15.0, metadata={"help": "Rotation, uniform in +-this many degrees."})
-    translation: float = field(default=0.0, metadata={"help": "Shift, up to this fraction of the side."})
-    scaling: float = field(default=0.0, metadata={"help": "Zoom, uniform in 1 +- this."})
-    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability of a left-right mirror image."})
-    brightness: float = field(default=0.2, metadata={"help": "Brightness factor, uniform in 1 +- this."})
-    contrast: float = field(default=0.2, metadata={"help": "Contrast factor, uniform in 1 +- this."})
-
-    def build(self) -> v2.Transform:
-        """Return the augmentation of PIL images as one torchvision transform."""
-        return v2.Compose(
-            [
-                v2.RandomHorizontalFlip(self.horizontal_flip),
-                v2.RandomAffine(
-                    degrees=self.rotation,
-                    translate=(self.translation, self.translation) if self.translation else None,
-                    scale=(1 - self.scaling, 1 + self.scaling) if self.scaling else None,
-                    interpolation=v2.InterpolationMode.BILINEAR,
-                ),
-                v2.ColorJitter(brightness=self.brightness, contrast=self.contrast),
-            ]
-        )
 
 
 def eval_transform(config: PretrainedConfig) -> Transform:
