@@ -7,7 +7,7 @@ model's own, from its config.json) and one way to treat a file that cannot be re
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -79,6 +79,8 @@ class TumorClassifier:
         image_size: (height, width) in pixels of the model's input.
         device: where the model runs.
         batch_size: images per forward pass unless a call says otherwise.
+        mirror: whether each answer is the mean of the slice's and of its mirror image's, at twice the cost.
+        members: this classifier alone, or those of an :class:`Ensemble`.
         folder: the ``ModelFolder`` that the weights came from; None when built from objects.
     """
 
@@ -89,6 +91,7 @@ class TumorClassifier:
         *,
         device: str | torch.device | None = None,
         batch_size: int = 32,
+        mirror: bool = False,
     ) -> None:
         """Wrap a model and an image processor that are loaded already; ``from_pretrained`` is the usual way in.
 
@@ -97,6 +100,7 @@ class TumorClassifier:
             processor: what ``AutoImageProcessor.from_pretrained`` gave for the same model.
             device: None chooses cuda, then mps, then cpu.
             batch_size: images per forward pass, at least 1.
+            mirror: average each answer with that for the mirror image.
 
         Raises:
             UserError: ``device`` does not exist here.
@@ -108,6 +112,7 @@ class TumorClassifier:
         self.model = model.float().eval().to(self.device, memory_format=torch.channels_last)
         self.processor = processor
         self.labels: tuple[str, ...] = LABELS
+        self.mirror = mirror
         self.folder = None
         height, width = self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
         self.image_size: tuple[int, int] = (int(height), int(width))
@@ -115,24 +120,31 @@ class TumorClassifier:
     @classmethod
     def from_pretrained(
         cls,
-        model: str | Path = DEFAULT_MODEL,
+        model: str | Path | Sequence[str | Path] = DEFAULT_MODEL,
         *,
         revision: str | None = None,
         device: str | torch.device | None = None,
         batch_size: int = 32,
+        mirror: bool = False,
     ) -> "TumorClassifier":
         """Load a folder or Hub id through the standard transformers classes; safetensors only, no remote code.
 
         Args:
-            model: a folder in the Hub's layout, or a Hub id ``owner/name``.
+            model: a folder in the Hub's layout, or a Hub id ``owner/name``; a list of them makes an ensemble, whose
+                answer is the mean of its members' probabilities.
             revision: branch, tag or commit on the Hub.
             device: ``"cpu"``, ``"cuda:0"``, ...; None chooses cuda, then mps, then cpu.
             batch_size: images per forward pass, at least 1.
+            mirror: average each answer with that for the mirror image.
 
         Raises:
             UserError: the model is not found, is damaged, lacks weights, or has other classes; no such device.
         """
         device = choose_device(device)  # a wrong flag is told before a download
+        if not isinstance(model, str | os.PathLike):
+            options = {"revision": revision, "device": device, "batch_size": batch_size, "mirror": mirror}
+            members = [cls.from_pretrained(member, **options) for member in model]
+            return members[0] if len(members) == 1 else Ensemble(members)
         folder = find_model(model, revision)
         folder.require_project_labels()
         _ = folder.tensors  # reads the headers: a cut-off file is told by its name, not by a loader's traceback
@@ -153,7 +165,7 @@ class TumorClassifier:
         lacking = [*report["missing_keys"], *report["mismatched_keys"]]
         if lacking:
             raise UserError(f"{folder.source} lacks {len(lacking)} of the model's weights, such as {lacking[0]}")
-        classifier = cls(loaded, processor, device=device, batch_size=batch_size)
+        classifier = cls(loaded, processor, device=device, batch_size=batch_size, mirror=mirror)
         classifier.folder = folder
         return classifier
 
@@ -180,7 +192,33 @@ class TumorClassifier:
         """
         pixel_values = pixel_values.to(self.device, memory_format=torch.channels_last)
         parts = pixel_values.split(_CPU_FORWARD if self.device.type == "cpu" else len(pixel_values))
-        return torch.cat([self.model(pixel_values=part).logits.float().softmax(dim=-1).cpu() for part in parts])
+        return torch.cat([self._answer_part(part).cpu() for part in parts])
+
+    def _answer_part(self, pixel_values: Tensor) -> Tensor:
+        views = (pixel_values, pixel_values.flip(-1)) if self.mirror else (pixel_values,)
+        answers = [self.model(pixel_values=view).logits.float().softmax(dim=-1) for view in views]
+        return torch.stack(answers).mean(0)
+
+    @property
+    def members(self) -> tuple["TumorClassifier", ...]:
+        """The classifiers that answer: this one."""
+        return (self,)
+
+    def describe(self) -> dict[str, Any]:
+        """Return ``source``, ``architecture`` and ``sha256`` of the weights, an ensemble's joined by ``+``; ``mirror``.
+
+        Raises:
+            ValueError: the classifier was built from objects, not loaded.
+        """
+        folders = [member.folder for member in self.members]
+        if None in folders:
+            raise ValueError("a classifier that was not loaded from a folder has no source")
+        return {
+            "source": " + ".join(folder.source for folder in folders),
+            "architecture": " + ".join(folder.architecture for folder in folders),
+            "sha256": " + ".join(folder.sha256() for folder in folders),
+            "mirror": self.mirror,
+        }
 
     def predict(
         self,
@@ -273,6 +311,49 @@ class TumorClassifier:
         probabilities = dict(zip(self.labels, row, strict=True))
         label = max(probabilities, key=probabilities.__getitem__)
         return Prediction(name, label, probabilities[label], probabilities)
+
+
+class Ensemble(TumorClassifier):
+    """Several classifiers that answer as one, with the mean of their probabilities; each keeps its own preprocessing.
+
+    Args:
+        members: two or more, of one input size, on one device.
+
+    Raises:
+        UserError: there are no members, or their input sizes differ.
+    """
+
+    def __init__(self, members: Sequence[TumorClassifier]) -> None:
+        if not members:
+            raise UserError("no model is named; give one folder or Hub id, or several")
+        if len({member.image_size for member in members}) > 1:
+            sizes = ", ".join(str(member.image_size[0]) for member in members)
+            raise UserError(f"these models take images of different sizes ({sizes} px); an ensemble needs one size")
+        first = members[0]
+        self._members = tuple(members)
+        self.device, self.batch_size, self.mirror = first.device, first.batch_size, first.mirror
+        self.labels, self.image_size, self.folder = first.labels, first.image_size, None
+
+    @property
+    def members(self) -> tuple[TumorClassifier, ...]:
+        """The classifiers that answer."""
+        return self._members
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Turn an RGB image into every member's input: float32 (members, 3, H, W)."""
+        return torch.stack([member.preprocess(image) for member in self.members])
+
+    def probabilities(self, pixel_values: Tensor) -> Tensor:
+        """Mean of the members' class probabilities.
+
+        Args:
+            pixel_values: float (N, members, 3, H, W) from ``preprocess``.
+
+        Returns:
+            float32 (N, 4) on the CPU, as of ``TumorClassifier.probabilities``.
+        """
+        answers = [member.probabilities(pixel_values[:, i]) for i, member in enumerate(self.members)]
+        return torch.stack(answers).mean(0)
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,13 +53,17 @@ def predict_split(
     return np.asarray(probabilities), np.asarray(split["label"][:])
 
 
-def evaluate_split(classifier: TumorClassifier, split: datasets.Dataset, *, progress: bool = False) -> dict[str, Any]:
-    """Return :func:`~brain_tumor_mri.metrics.classification_figures` on one split, intervals over its groups."""
+def split_figures(probabilities: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
+    """Return :func:`~brain_tumor_mri.metrics.classification_figures` by the project's metric, intervals over groups."""
     from .metrics import TumorClassificationMetric
 
-    probabilities, labels = predict_split(classifier, split, progress=progress)
-    groups = split["group"][:]
     return TumorClassificationMetric().compute(predictions=probabilities, references=labels, groups=groups)
+
+
+def evaluate_split(classifier: TumorClassifier, split: datasets.Dataset, *, progress: bool = False) -> dict[str, Any]:
+    """Return :func:`~brain_tumor_mri.metrics.classification_figures` on one split, intervals over its groups."""
+    probabilities, labels = predict_split(classifier, split, progress=progress)
+    return split_figures(probabilities, labels, split["group"][:])
 
 
 def evaluate_external(
@@ -88,15 +93,20 @@ def evaluate_external(
     )
 
 
-def describe_model(folder_or_id: str, classifier: TumorClassifier) -> dict[str, Any]:
-    """Return what metrics.json says of the model: name, architecture, input size, parameters, hash of the weights."""
-    folder = Path(folder_or_id)
+def describe_model(folder_or_id: str | Sequence[str], classifier: TumorClassifier) -> dict[str, Any]:
+    """Return what metrics.json says of the model: name, architecture, input size, parameters, hash of the weights.
+
+    What differs between the members of an ensemble is joined by ``+``.
+    """
+    names = [folder_or_id] if isinstance(folder_or_id, str) else folder_or_id
+    members = classifier.members
     return {
-        "name": folder.resolve().name if folder.is_dir() else folder_or_id,
-        "architecture": classifier.model.config.architecture,
+        "name": " + ".join(Path(name).resolve().name if Path(name).is_dir() else name for name in names),
+        "architecture": " + ".join(member.model.config.architecture for member in members),
         "image_size": classifier.image_size[0],
-        "parameters": sum(p.numel() for p in classifier.model.parameters()),
-        "weights_sha256": classifier.folder.sha256(),
+        "mirror": classifier.mirror,
+        "parameters": sum(p.numel() for member in members for p in member.model.parameters()),
+        "weights_sha256": classifier.describe()["sha256"],
     }
 
 
@@ -123,7 +133,18 @@ def describe_data(data_dir: str, data: SliceData) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
-    parser.add_argument("--model", default="model", help="folder or Hub id (default: model)")
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="MODEL",
+        help="folder or Hub id (default: model); given again, all of them answer as an ensemble",
+    )
+    parser.add_argument("--mirror", action="store_true", help="average each answer with that for the mirror image")
+    parser.add_argument(
+        "--all_folds",
+        action="store_true",
+        help="test each fold with its own model, {fold} in --model standing for it, and pool",
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument("--data_dir", default="data/brain-tumor-mri-dataset", help="holds Training/ and Testing/")
     parser.add_argument("--external_dir", help="the Br35H tumours (images/): measures the external protocol too")
@@ -148,43 +169,15 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from .classifier import TumorClassifier
-    from .data import load_slices
     from .external import load_external
-    from .report import (
-        class_table,
-        external_note,
-        external_table,
-        interval_note,
-        leak_note,
-        run_record,
-        summary_table,
-        write_json,
-    )
+    from .report import class_table, external_note, external_table, interval_note, leak_note, summary_table, write_json
 
     protocol = ProtocolArguments(**{setting.name: getattr(args, setting.name) for setting in fields(ProtocolArguments)})
     if protocol.protocol == EXTERNAL and not args.external_dir:
         raise UserError(f"--protocol {EXTERNAL}: give --external_dir, the folder of the Br35H tumours")
+    args.model = args.model or ["model"]
     tumours = load_external(args.external_dir) if args.external_dir else None
-    classifier = TumorClassifier.from_pretrained(
-        args.model, revision=args.revision, device=args.device, batch_size=args.batch_size
-    )
-    data = load_slices(
-        args.data_dir,
-        protocol,
-        seed=args.seed,
-        skip_unreadable=args.skip_unreadable,
-        progress=not args.json,
-    )
-    progress = not args.json
-    parts = () if protocol.protocol == EXTERNAL else (args.split,)
-    record = run_record(
-        protocol=protocol,
-        model=describe_model(args.model, classifier),
-        data=describe_data(args.data_dir, data),
-        splits={part: evaluate_split(classifier, data.splits[part], progress=progress) for part in parts},
-        external=evaluate_external(classifier, tumours, data.splits, progress=progress) if tumours else None,
-    )
+    record = _pooled_record(args, protocol) if args.all_folds else _single_record(args, protocol, tumours)
     if args.output:
         write_json(args.output, record)
     if args.json:
@@ -201,3 +194,72 @@ def run(args: argparse.Namespace) -> int:
     for text in texts:
         console.print(Markdown(text))
     return 0
+
+
+def _single_record(
+    args: argparse.Namespace, protocol: ProtocolArguments, tumours: datasets.DatasetDict | None
+) -> dict[str, Any]:
+    """Evaluate one model, or ensemble, on one part."""
+    from .report import run_record
+
+    progress = not args.json
+    classifier, data = _load(args, protocol)
+    parts = () if protocol.protocol == EXTERNAL else (args.split,)
+    return run_record(
+        protocol=protocol,
+        model=describe_model(args.model, classifier),
+        data=describe_data(args.data_dir, data),
+        splits={part: evaluate_split(classifier, data.splits[part], progress=progress) for part in parts},
+        external=evaluate_external(classifier, tumours, data.splits, progress=progress) if tumours else None,
+    )
+
+
+def _pooled_record(args: argparse.Namespace, protocol: ProtocolArguments) -> dict[str, Any]:
+    """Evaluate the model of each fold on the fold's test part, and pool the answers: each slice is tested once.
+
+    Raises:
+        UserError: the protocol has no folds, more is asked for than the test part, or the models have no ``{fold}``.
+    """
+    import numpy as np
+
+    from .protocols import FOLDS, OFFICIAL
+    from .report import run_record
+
+    if protocol.protocol in (OFFICIAL, EXTERNAL) or args.split != "test" or args.external_dir:
+        raise UserError(
+            f"--all_folds: needs a protocol with folds and its test part, not {protocol.title} {args.split}"
+        )
+    if not all("{fold}" in name for name in args.model):
+        raise UserError("--all_folds: give --model a name with {fold} in it, such as runs/lite-figshare-{fold}")
+    answers, models, by_fold = [], [], {}
+    for fold in FOLDS:
+        names = [name.replace("{fold}", str(fold)) for name in args.model]
+        fold_args = argparse.Namespace(**{**vars(args), "model": names})
+        classifier, data = _load(fold_args, replace(protocol, fold=fold))
+        test = data.splits["test"]
+        probabilities, labels = predict_split(classifier, test, progress=not args.json)
+        answers.append((probabilities, labels, test["group"][:]))
+        models.append(describe_model(names, classifier))
+        by_fold[str(fold)] = split_figures(*answers[-1])["accuracy"]
+    pooled = split_figures(*(np.concatenate(column) for column in zip(*answers, strict=True)))
+    pooled["accuracy_by_fold"] = by_fold
+    record = run_record(
+        protocol=protocol,
+        model=models[0] | {"name": " ".join(args.model), "weights_sha256": [m["weights_sha256"] for m in models]},
+        data=describe_data(args.data_dir, data),
+        splits={"test": pooled},
+    )
+    return record | {"protocol": f"{protocol.protocol}, all folds"}
+
+
+def _load(args: argparse.Namespace, protocol: ProtocolArguments) -> tuple[TumorClassifier, SliceData]:
+    from .classifier import TumorClassifier
+    from .data import load_slices
+
+    classifier = TumorClassifier.from_pretrained(
+        args.model, revision=args.revision, device=args.device, batch_size=args.batch_size, mirror=args.mirror
+    )
+    data = load_slices(
+        args.data_dir, protocol, seed=args.seed, skip_unreadable=args.skip_unreadable, progress=not args.json
+    )
+    return classifier, data

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import UserError
 from .labels import LABELS, RESEARCH_NOTICE, TITLES
-from .weights import DEFAULT_MODEL, ModelFolder
+from .weights import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -47,7 +47,13 @@ class Output(Protocol):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image file, folder (with all below it) or pattern")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="model folder or Hub id (default: %(default)s)")
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="MODEL",
+        help=f"model folder or Hub id (default: {DEFAULT_MODEL}); given again, all of them answer as an ensemble",
+    )
+    parser.add_argument("--mirror", action="store_true", help="average each answer with that for the mirror image")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row an image to FILE")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, and nothing else there")
@@ -77,15 +83,20 @@ def run(args: argparse.Namespace) -> int:
     from .classifier import TumorClassifier  # torch: seconds, so after everything that can be wrong without it
 
     classifier = TumorClassifier.from_pretrained(
-        args.model, revision=args.revision, device=args.device, batch_size=args.batch_size
+        args.model or [DEFAULT_MODEL],
+        revision=args.revision,
+        device=args.device,
+        batch_size=args.batch_size,
+        mirror=args.mirror,
     )
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
-        outputs: list[Output] = [JsonOutput(classifier.folder) if args.json else TableOutput(args.csv)]
+        model = classifier.describe()
+        outputs: list[Output] = [JsonOutput(model) if args.json else TableOutput(args.csv)]
         done: list[Prediction] = []
         table = None
         if args.csv:
-            table = stack.enter_context(CsvOutput(args.csv, files, classifier.folder.sha256()))
+            table = stack.enter_context(CsvOutput(args.csv, files, "{sha256} {mirror}".format(**model)))
             done = table.done
             outputs.append(table)
         progress = stack.enter_context(DelayedProgress(len(files), started))
@@ -201,8 +212,7 @@ class TableOutput:
 class JsonOutput:
     """One JSON object on stdout, written as answers come and closed properly even after Ctrl-C."""
 
-    def __init__(self, folder: ModelFolder) -> None:
-        model = {"source": folder.source, "architecture": folder.architecture, "sha256": folder.sha256()}
+    def __init__(self, model: dict[str, Any]) -> None:
         head = json.dumps({"model": model, "labels": list(LABELS), "notice": RESEARCH_NOTICE})
         sys.stdout.write(head[:-1] + ', "predictions": [')
         self.separator = "\n"
@@ -227,22 +237,22 @@ class JsonOutput:
 class CsvOutput(AbstractContextManager["CsvOutput"]):
     """The CSV, written beside as ``FILE.HASH.part`` and renamed when complete; an interrupted one is taken up again.
 
-    The hash is of the weights and of the files' names, sizes and times, so that rows of another model, or of a file
-    that has changed since, are never mixed in.
+    The hash is of the weights, the mirroring, and the files' names, sizes and times, so that rows of another model, or
+    of a file that has changed since, are never mixed in.
 
     Attributes:
         part: the file written to until all is done.
         done: the answers that an interrupted run of the same command left, in order; written already.
     """
 
-    def __init__(self, target: Path, files: list[Path], weights_sha256: str) -> None:
+    def __init__(self, target: Path, files: list[Path], model: str) -> None:
         """Open the part file, taking over the complete rows of an earlier one.
 
         Raises:
             UserError: the file cannot be written.
         """
         self.target = target
-        self.part = target.with_name(f"{target.name}.{_fingerprint(files, weights_sha256)}.part")
+        self.part = target.with_name(f"{target.name}.{_fingerprint(files, model)}.part")
         self.done = _read_rows(self.part, [os.fspath(file) for file in files])
         try:
             # surrogateescape: a file name that is no UTF-8 is written with the bytes that it has on disk
@@ -320,8 +330,8 @@ def printable(name: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
 
 
-def _fingerprint(files: list[Path], weights_sha256: str) -> str:
-    digest = hashlib.sha256(weights_sha256.encode())
+def _fingerprint(files: list[Path], model: str) -> str:
+    digest = hashlib.sha256(model.encode())
     for file in files:
         try:
             status = file.stat()

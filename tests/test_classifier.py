@@ -322,3 +322,50 @@ def test_loading_says_nothing_of_its_own(tiny_model_dir: Path):
     code = f"from brain_tumor_mri import TumorClassifier; TumorClassifier.from_pretrained({str(tiny_model_dir)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "" and done.stderr == ""
+
+
+@pytest.fixture(scope="module")
+def second_model_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with other weights in its head and another normalisation."""
+    folder = tmp_path_factory.mktemp("second") / "second-model"
+    shutil.copytree(tiny_model_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_an_ensemble_answers_with_the_mean_of_its_members(
+    classifier: TumorClassifier, tiny_model_dir: Path, second_model_dir: Path, slices: list[Path]
+):
+    second = TumorClassifier.from_pretrained(second_model_dir, device="cpu")
+    both = TumorClassifier.from_pretrained([tiny_model_dir, second_model_dir], device="cpu")
+    assert len(both.members) == 2 and both.image_size == classifier.image_size
+    for path, answer in zip(slices[:5], both.predict(slices[:5], batch_size=2), strict=True):
+        rows = [row(member.predict(path)) for member in (classifier, second)]
+        assert np.abs(rows[0] - rows[1]).max() > 1e-3
+        assert row(answer) == pytest.approx(np.mean(rows, axis=0), abs=1e-5)
+    assert both.describe()["architecture"] == "test_resnet + test_resnet"
+    assert TumorClassifier.from_pretrained([tiny_model_dir]).members[0].folder.source == str(tiny_model_dir)
+
+
+def test_an_ensemble_needs_members_of_one_input_size(tiny_model_dir: Path, copied_model: Path):
+    config = json.loads((copied_model / "config.json").read_text())
+    config["pretrained_cfg"]["input_size"] = [3, 96, 96]
+    (copied_model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="224, 96 px"):
+        TumorClassifier.from_pretrained([tiny_model_dir, copied_model])
+    with pytest.raises(UserError, match="no model"):
+        TumorClassifier.from_pretrained([])
+
+
+def test_with_mirror_a_slice_and_its_mirror_image_get_one_answer(tiny_model_dir: Path, slices: list[Path]):
+    plain = TumorClassifier.from_pretrained(tiny_model_dir, device="cpu")
+    mirrored = TumorClassifier.from_pretrained(tiny_model_dir, device="cpu", mirror=True)
+    image = Image.open(slices[0]).convert("RGB")
+    flipped = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    rows = [row(plain.predict(view)) for view in (image, flipped)]
+    assert np.abs(rows[0] - rows[1]).max() > 1e-4
+    assert row(mirrored.predict(image)) == pytest.approx(np.mean(rows, axis=0), abs=1e-4)
+    assert row(mirrored.predict(flipped)) == pytest.approx(row(mirrored.predict(image)), abs=1e-4)
+    assert mirrored.describe()["mirror"] is True

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from brain_tumor_mri import arguments, training
 from brain_tumor_mri.arguments import parse_arguments, parse_size_schedule
 from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.labels import ANY_TUMOR
 from brain_tumor_mri.modeling import build_model
 from brain_tumor_mri.training import (
     WeightedLossTrainer,
@@ -21,6 +22,7 @@ from brain_tumor_mri.training import (
     last_complete_checkpoint,
     prepare_output_dir,
     weighted_cross_entropy_sum,
+    with_any_tumor_weight,
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -45,6 +47,73 @@ def test_the_loss_equals_a_hand_computed_one_and_torchs(smoothing):
     assert ours.item() == pytest.approx(hand_computed_loss(logits, labels, weights, smoothing), rel=1e-6)
     torchs = torch.nn.CrossEntropyLoss(tensors[2], label_smoothing=smoothing)(tensors[0].float(), tensors[1])
     assert ours.item() == pytest.approx(torchs.item(), rel=1e-6)
+
+
+def test_any_tumor_costs_minus_log_of_the_tumour_classes_together():
+    logits = torch.tensor([[2.0, 1.0, 0.5, -1.0], [0.0, 0.0, 3.0, 0.0]])
+    labels = torch.tensor([ANY_TUMOR, ANY_TUMOR])
+    p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
+    by_hand = -np.log(p[0, 0] + p[0, 1] + p[0, 3]) - np.log(p[1, 0] + p[1, 1] + p[1, 3])
+    assert weighted_cross_entropy_sum(logits, labels, with_any_tumor_weight(None)).item() == pytest.approx(by_hand)
+    weights = with_any_tumor_weight([4.0, 3.0, 9.0, 2.0])
+    assert weights[ANY_TUMOR] == 3.0  # the mean of the tumour classes'
+    assert weighted_cross_entropy_sum(logits, labels, weights).item() == pytest.approx(3 * by_hand)
+    smoothed = weighted_cross_entropy_sum(logits, labels, with_any_tumor_weight(None), 0.1).item()
+    assert smoothed == pytest.approx(0.9 * by_hand - 0.1 * np.log(p).mean(1).sum(), rel=1e-6)
+
+
+def test_any_tumor_teaches_tumour_but_not_which():
+    logits = torch.zeros(1, 4, requires_grad=True)
+    weighted_cross_entropy_sum(logits, torch.tensor([ANY_TUMOR]), with_any_tumor_weight(None)).backward()
+    gradient = logits.grad[0]
+    assert gradient[2] > 0 and torch.allclose(gradient[[0, 1, 3]], gradient[0].expand(3)) and gradient[0] < 0
+
+
+def test_a_teacher_of_the_same_weights_adds_nothing_and_its_normalisation_is_its_own(tmp_path):
+    trainer = small_trainer(tmp_path)
+    model, batch = trainer.model.eval(), probe.RandomSlices(4)
+    pixels = torch.stack([batch[i]["pixel_values"] for i in range(4)])
+    other = build_model("timm/test_efficientnet_ln", from_scratch=True, image_size=64)
+    other.load_state_dict(model.state_dict())
+    other.config.pretrained_cfg |= {"mean": [0.5] * 3, "std": [0.25] * 3}
+    same = training.Teacher(other, model.config)
+    theirs = pixels * same.scale + same.shift
+    mean, std = (torch.tensor(model.config.pretrained_cfg[k])[:, None, None] for k in ("mean", "std"))
+    assert torch.allclose(theirs * 0.25 + 0.5, pixels * std + mean, atol=1e-5)
+    logits = other(pixel_values=theirs).logits
+    assert same.divergence_sum(logits, pixels).item() == pytest.approx(0, abs=1e-5)
+    assert same.divergence_sum(logits.flip(1), pixels).item() > 0.001
+    assert not any(p.requires_grad for p in same.parameters())
+
+
+def test_with_a_teacher_the_loss_is_the_weighted_sum_and_evaluation_ignores_it(tmp_path):
+    trainer = small_trainer(tmp_path)
+    batch = torch.utils.data.default_collate([probe.RandomSlices(6)[i] for i in range(6)])
+    plain = trainer.compute_loss(trainer.model.train(), batch).item()
+    torch.manual_seed(9)
+    teacher = build_model("timm/test_efficientnet_ln", from_scratch=True, image_size=64)
+    trainer.teacher, trainer.teacher_weight = training.Teacher(teacher, trainer.model.config), 0.25
+    divergence = trainer.teacher.divergence_sum(trainer.model(batch["pixel_values"]).logits, batch["pixel_values"])
+    total = trainer.label_weights[batch["labels"]].sum()
+    expected = 0.75 * plain + 0.25 * (divergence / total).item()
+    assert trainer.compute_loss(trainer.model.train(), batch).item() == pytest.approx(expected, rel=1e-4)
+    evaluated = trainer.compute_loss(trainer.model.eval(), batch).item()
+    trainer.teacher = None
+    assert trainer.compute_loss(trainer.model.eval(), batch).item() == evaluated
+
+
+def test_depthwise_convolutions_run_in_float32_under_autocast_and_give_bfloat16():
+    layer = torch.nn.Conv2d(8, 8, 3, groups=8)
+    dense = torch.nn.Conv2d(8, 8, 3)
+    model = torch.nn.Sequential(layer, dense)
+    names = set(model.state_dict())
+    x = torch.rand(2, 8, 9, 9)
+    exact = layer(x)
+    training.keep_depthwise_in_float32(model)
+    assert torch.equal(layer(x), exact) and set(model.state_dict()) == names
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), exact.to(torch.bfloat16))
+        assert dense(x).dtype == torch.bfloat16
 
 
 def small_trainer(tmp_path: Path, **options) -> WeightedLossTrainer:
