@@ -156,6 +156,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip_unreadable", action="store_true", help="leave bad files out and list them")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+    parser.add_argument("--title", help="what stands in tables for the model (default: architecture and input size)")
     parser.add_argument("--output", type=Path, help="write the figures to this metrics.json")
     parser.add_argument("--json", action="store_true", help="print the record as one JSON object")
 
@@ -211,6 +212,7 @@ def _single_record(
         data=describe_data(args.data_dir, data),
         splits={part: evaluate_split(classifier, data.splits[part], progress=progress) for part in parts},
         external=evaluate_external(classifier, tumours, data.splits, progress=progress) if tumours else None,
+        title=args.title,
     )
 
 
@@ -248,6 +250,7 @@ def _pooled_record(args: argparse.Namespace, protocol: ProtocolArguments) -> dic
         model=models[0] | {"name": " ".join(args.model), "weights_sha256": [m["weights_sha256"] for m in models]},
         data=describe_data(args.data_dir, data),
         splits={"test": pooled},
+        title=args.title,
     )
     return record | {"protocol": f"{protocol.protocol}, all folds"}
 

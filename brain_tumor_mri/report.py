@@ -1,8 +1,8 @@
 """A run's record: metrics.json, and the tables and plots drawn from it.
 
 Every figure people read comes from such a file. ``python -m brain_tumor_mri.report README.md`` renders the results
-tables of a Markdown file anew, between its ``<!-- results: FILE ... -->`` and ``<!-- /results -->`` marks, and those of
-benchmarks between ``<!-- speed: FILE ... -->`` and ``<!-- /speed -->``.
+tables of a Markdown file anew, between its ``<!-- results: FILE ... -->`` and ``<!-- /results -->`` marks;
+``protocols``, ``external`` and ``speed`` (benchmarks) in place of ``results`` give their tables.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def run_record(
     config: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
     external: dict[str, Any] | None = None,
+    title: str | None = None,
 ) -> dict[str, Any]:
     """Assemble a metrics.json.
 
@@ -50,9 +51,11 @@ def run_record(
         config: every setting that decides the result (:func:`~brain_tumor_mri.training.run_settings`).
         training: what happened: epochs, seconds, best epoch.
         external: :func:`~brain_tumor_mri.external.external_figures`, where external tumours were measured.
+        title: what stands in tables for the model; by default its architecture and input size.
     """
     return {
         "schema": SCHEMA,
+        "title": title,
         "protocol": protocol.title,
         "protocol_note": NOTES[protocol.protocol],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -138,11 +141,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
 
 
-def percent(figure: dict[str, float] | None) -> str:
+def percent(figure: dict[str, float] | None, decimals: int = 1) -> str:
     """Return ``96.6 % (95.5-97.5)`` of a figure in 0..1; a dash where it has no meaning."""
     if figure is None:
         return "-"
-    text = f"{100 * figure['value']:.1f} %"
+    text = f"{100 * figure['value']:.{decimals}f} %"
     return text + (f" ({100 * figure['low']:.1f}-{100 * figure['high']:.1f})" if "low" in figure else "")
 
 
@@ -205,6 +208,27 @@ def leak_note(record: dict[str, Any], split: str = "test") -> str:
     return "\n\n".join(lines) + "\n"
 
 
+def protocol_table(records: Sequence[dict[str, Any]]) -> str:
+    """Return one Markdown row a run: protocol, accuracy, macro F1, recall of each class, all of the test part.
+
+    A record with ``literature`` gives a row for each of its published figures: ``model``, ``protocol``, ``accuracy``
+    (``value`` and, where it is published, ``low`` and ``high``).
+    """
+    rows = []
+    for record in records:
+        for published in record.get("literature", ()):
+            dashes = ["-"] * (1 + len(LABELS))
+            name = f"{published['model']} (published)"
+            rows.append([name, published["protocol"], "-", percent(published["accuracy"], 2), *dashes])
+        if "splits" in record:
+            test = record["splits"]["test"]
+            recalls = [percent(test["per_class"][label]["recall"]) for label in LABELS]
+            figures = [percent(test["accuracy"]), percent(test["macro_f1"]), *recalls]
+            rows.append([model_title(record), record["protocol"], str(test["n"]), *figures])
+    header = ["model", "protocol", "test images", "accuracy", "macro F1"]
+    return markdown_table(header + [f"recall {TITLES[label].lower()}" for label in LABELS], rows)
+
+
 def external_table(records: Sequence[dict[str, Any]]) -> str:
     """Return one Markdown row a run: tumours of another collection found, held-out healthy slices left alone."""
     rows = []
@@ -239,7 +263,9 @@ def external_note(record: dict[str, Any]) -> str:
 
 def model_title(record: dict[str, Any]) -> str:
     """Return what stands in a table for the model of a record."""
-    return f"{record['model']['architecture']}, {record['model']['image_size']} px"
+    model = record["model"]
+    mirrored = ", mirrored average" if model.get("mirror") else ""
+    return record.get("title") or f"{model['architecture']}, {model['image_size']} px{mirrored}"
 
 
 def speed_table(records: Sequence[dict[str, Any]]) -> str:
@@ -254,7 +280,15 @@ def render_results(text: str, base: Path) -> str:
     def results(records: Sequence[dict[str, Any]]) -> str:
         return "\n".join([summary_table(records), *(class_table(r) + "\n" + interval_note(r) for r in records)])
 
-    for kind, render in (("results", results), ("speed", speed_table)):
+    def externals(records: Sequence[dict[str, Any]]) -> str:
+        return "\n".join([external_table(records), *dict.fromkeys(map(external_note, records[-1:]))])
+
+    for kind, render in (
+        ("results", results),
+        ("speed", speed_table),
+        ("protocols", protocol_table),
+        ("external", externals),
+    ):
 
         def block(match: re.Match[str], kind: str = kind, render: Callable[..., str] = render) -> str:
             records = [json.loads((base / name).read_text()) for name in match[1].split()]
