@@ -12,15 +12,12 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 from transformers import set_seed
 from transformers.utils import logging
 
 from brain_tumor_mri import arguments, data, evaluation, external, modeling, report, training, transforms
 from brain_tumor_mri.classifier import TumorClassifier
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.labels import ANY_TUMOR, LABEL2ID, NO_TUMOR
-from brain_tumor_mri.metrics import TumorClassificationMetric
 
 
 def main(argv: list[str]) -> None:
@@ -63,21 +60,9 @@ def main(argv: list[str]) -> None:
     checkpoint = training.prepare_output_dir(args, parameters=model.num_parameters())
     augment = transforms.train_transform(model.config, args.augmentation)
     preprocess = transforms.eval_transform(model.config)
-    metric = TumorClassificationMetric()
     teacher = None
     if args.model.teacher:
         teacher = training.Teacher(TumorClassifier.from_pretrained(args.model.teacher).model, model.config)
-
-    def compute_metrics(prediction):
-        labels = prediction.label_ids
-        logits = prediction.predictions - prediction.predictions.max(1, keepdims=True)
-        probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        known = labels != ANY_TUMOR
-        figures = metric.compute(predictions=probabilities[known], references=labels[known], n_resamples=0)
-        result = {key: figures[key]["value"] for key in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")}
-        if not known.all():
-            result["tumours_found"] = float((probabilities[~known].argmax(1) != LABEL2ID[NO_TUMOR]).mean())
-        return result
 
     # Trainer.
     trainer = training.WeightedLossTrainer(
@@ -85,7 +70,7 @@ def main(argv: list[str]) -> None:
         args=args.training,
         train_dataset=transforms.SliceDataset(train_part, augment, seed=args.training.seed),
         eval_dataset=transforms.SliceDataset(validation_part, preprocess),
-        compute_metrics=compute_metrics,
+        compute_metrics=training.validation_figures,
         class_weights=class_weights,
         size_schedule=sizes,
         half_weights=args.model.half_weights,
@@ -101,17 +86,18 @@ def main(argv: list[str]) -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         classifier = TumorClassifier.from_pretrained(output_dir, device=args.training.device)
-        parts = {name: slices.splits[name] for name in ("validation", "test")}
+        held_out = ("test",) if args.protocol.train_on_validation else ("validation", "test")
         record = report.run_record(
             protocol=args.protocol,
             model=evaluation.describe_model(str(output_dir), classifier),
             data=evaluation.describe_data(args.data.data_dir, slices),
-            splits={name: evaluation.evaluate_split(classifier, part, progress=True) for name, part in parts.items()},
+            splits={n: evaluation.evaluate_split(classifier, slices.splits[n], progress=True) for n in held_out},
             config=arguments.run_settings(args),
             training=training.describe_training(trainer, result, class_weights),
-            external=evaluation.evaluate_external(classifier, tumours, slices.splits, progress=True)
-            if tumours
-            else None,
+            external=tumours
+            and evaluation.evaluate_external(
+                classifier, tumours, slices.splits, with_threshold="validation" in held_out, progress=True
+            ),
         )
         report.write_run(output_dir, record, training.epoch_rows(trainer.state.log_history))
         print(report.summary_table([record]) + "\n" + report.class_table(record))

@@ -105,6 +105,11 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
         raise UserError(str(error).strip().replace("\n", " ")) from error
     if args.protocol.protocol == EXTERNAL:
         raise UserError(f"--protocol {EXTERNAL}: it only measures; train under another with --external_dir")
+    if args.protocol.train_on_validation and args.training.load_best_model_at_end:
+        raise UserError(
+            "--train_on_validation: nothing is left to choose an epoch by; keep the last one with "
+            "--load_best_model_at_end false"
+        )
     if not 0 <= args.model.teacher_weight <= 1:
         raise UserError(f"--teacher_weight {args.model.teacher_weight}: give a share from 0 to 1")
     return args

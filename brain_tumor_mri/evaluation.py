@@ -67,7 +67,12 @@ def evaluate_split(classifier: TumorClassifier, split: datasets.Dataset, *, prog
 
 
 def evaluate_external(
-    classifier: TumorClassifier, tumours: datasets.DatasetDict, splits: datasets.DatasetDict, *, progress: bool = False
+    classifier: TumorClassifier,
+    tumours: datasets.DatasetDict,
+    splits: datasets.DatasetDict,
+    *,
+    with_threshold: bool = True,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Return :func:`~brain_tumor_mri.external.external_figures`, the threshold chosen on validation slices.
 
@@ -75,6 +80,7 @@ def evaluate_external(
         classifier: the model.
         tumours: of :func:`~brain_tumor_mri.external.load_external`; its test part is measured.
         splits: of :func:`~brain_tumor_mri.data.load_slices`; their ``notumor`` slices are the healthy ones.
+        with_threshold: whether the validation part, which did not train, may choose a threshold.
         progress: show a bar on stderr.
     """
     import numpy as np
@@ -86,7 +92,9 @@ def evaluate_external(
         labels = np.asarray(splits[part]["label"][:])
         return splits[part].select(np.flatnonzero(labels == LABEL2ID[NO_TUMOR]))
 
-    parts = {"tumours": tumours["test"], "healthy": healthy("test"), "validation_healthy": healthy("validation")}
+    parts = {"tumours": tumours["test"], "healthy": healthy("test")}
+    if with_threshold:
+        parts["validation_healthy"] = healthy("validation")
     probabilities = {name: predict_split(classifier, part, progress=progress)[0] for name, part in parts.items()}
     return external_figures(
         **probabilities, tumour_groups=parts["tumours"]["group"][:], healthy_groups=parts["healthy"]["group"][:]

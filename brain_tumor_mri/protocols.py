@@ -15,7 +15,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,11 @@ class ProtocolArguments:
     random_validation: bool = field(
         default=False,
         metadata={"help": "official: draw validation images one by one, so that patients and copies leak into it."},
+    )
+
+    train_on_validation: bool = field(
+        default=False,
+        metadata={"help": "The validation part trains as well, so that nothing but the test part is held out."},
     )
 
     def __post_init__(self) -> None:
@@ -149,6 +154,8 @@ def assign(found: Sequence[FoundSlice], arguments: ProtocolArguments, seed: int)
             paths = {f.relative for f in found}
             result.unlisted = sorted(paths - rows.keys())
             result.missing = sorted(rows.keys() - paths)
+    if arguments.train_on_validation:
+        result.slices += [replace(s, part="train") for s in result.slices if s.part == "validation"]
     sizes = Counter(s.part for s in result.slices)
     if empty := [part for part in PARTS if not sizes[part]]:
         raise UserError(f"--protocol {arguments.protocol}: no images for {' and '.join(empty)} in this folder")

@@ -182,3 +182,12 @@ def test_the_real_figshare_folds_share_no_patient(real_data_dir):
 def test_wrong_settings_are_named(wrong):
     with pytest.raises(UserError, match=f"--{next(iter(wrong))}"):
         ProtocolArguments(**wrong)
+
+
+def test_training_on_the_validation_part_holds_out_the_test_part_alone():
+    kept = assign(published(), ProtocolArguments(PATIENT_DISJOINT), seed=0).slices
+    slices = assign(published(), ProtocolArguments(PATIENT_DISJOINT, train_on_validation=True), seed=0).slices
+    trained = Counter(s.relative for s in slices if s.part == "train")
+    assert trained == Counter(s.relative for s in kept if s.part != "test")
+    groups = groups_by_part(slices)
+    assert not groups["train"] & groups["test"]

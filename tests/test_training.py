@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainingArguments
+from transformers import EvalPrediction, TrainingArguments
 
 from brain_tumor_mri import arguments, training
 from brain_tumor_mri.arguments import parse_arguments, parse_size_schedule
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.labels import ANY_TUMOR
+from brain_tumor_mri.losses import Teacher, weighted_cross_entropy_sum, with_any_tumor_weight
 from brain_tumor_mri.modeling import build_model
 from brain_tumor_mri.training import (
     WeightedLossTrainer,
     epoch_rows,
     last_complete_checkpoint,
     prepare_output_dir,
-    weighted_cross_entropy_sum,
-    with_any_tumor_weight,
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -76,7 +75,7 @@ def test_a_teacher_of_the_same_weights_adds_nothing_and_its_normalisation_is_its
     other = build_model("timm/test_efficientnet_ln", from_scratch=True, image_size=64)
     other.load_state_dict(model.state_dict())
     other.config.pretrained_cfg |= {"mean": [0.5] * 3, "std": [0.25] * 3}
-    same = training.Teacher(other, model.config)
+    same = Teacher(other, model.config)
     theirs = pixels * same.scale + same.shift
     mean, std = (torch.tensor(model.config.pretrained_cfg[k])[:, None, None] for k in ("mean", "std"))
     assert torch.allclose(theirs * 0.25 + 0.5, pixels * std + mean, atol=1e-5)
@@ -92,7 +91,7 @@ def test_with_a_teacher_the_loss_is_the_weighted_sum_and_evaluation_ignores_it(t
     plain = trainer.compute_loss(trainer.model.train(), batch).item()
     torch.manual_seed(9)
     teacher = build_model("timm/test_efficientnet_ln", from_scratch=True, image_size=64)
-    trainer.teacher, trainer.teacher_weight = training.Teacher(teacher, trainer.model.config), 0.25
+    trainer.teacher, trainer.teacher_weight = Teacher(teacher, trainer.model.config), 0.25
     divergence = trainer.teacher.divergence_sum(trainer.model(batch["pixel_values"]).logits, batch["pixel_values"])
     total = trainer.label_weights[batch["labels"]].sum()
     expected = 0.75 * plain + 0.25 * (divergence / total).item()
@@ -100,6 +99,20 @@ def test_with_a_teacher_the_loss_is_the_weighted_sum_and_evaluation_ignores_it(t
     evaluated = trainer.compute_loss(trainer.model.eval(), batch).item()
     trainer.teacher = None
     assert trainer.compute_loss(trainer.model.eval(), batch).item() == evaluated
+
+
+def test_an_epochs_figures_are_of_known_classes_and_tumours_found_apart():
+    logits = np.array([[5.0, 0, 0, 0], [0, 5.0, 0, 0], [0, 0, 5.0, 0], [0, 0, 0, 5.0]], dtype=np.float32)
+    figures = training.validation_figures(EvalPrediction(logits, np.array([0, 0, ANY_TUMOR, ANY_TUMOR])))
+    assert (figures["accuracy"], figures["tumours_found"]) == (0.5, 0.5)
+    assert "tumours_found" not in training.validation_figures(EvalPrediction(logits, np.array([0, 1, 2, 3])))
+
+
+def test_no_epoch_is_chosen_on_slices_that_train():
+    flags = ["configs/smoke.yaml", "--train_on_validation", "true"]
+    with pytest.raises(UserError, match="--load_best_model_at_end false"):
+        parse_arguments(flags)
+    assert parse_arguments([*flags, "--load_best_model_at_end", "false"]).protocol.train_on_validation
 
 
 def test_depthwise_convolutions_run_in_float32_under_autocast_and_give_bfloat16():
