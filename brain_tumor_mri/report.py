@@ -145,8 +145,9 @@ def percent(figure: dict[str, float] | None, decimals: int = 1) -> str:
     """Return ``96.6 % (95.5-97.5)`` of a figure in 0..1; a dash where it has no meaning."""
     if figure is None:
         return "-"
-    text = f"{100 * figure['value']:.{decimals}f} %"
-    return text + (f" ({100 * figure['low']:.1f}-{100 * figure['high']:.1f})" if "low" in figure else "")
+    keys = ("value", "low", "high") if "low" in figure else ("value",)
+    value, *interval = (f"{100 * figure[key]:.{decimals}f}" for key in keys)
+    return f"{value} %" + (f" ({'-'.join(interval)})" if interval else "")
 
 
 def summary_table(records: Sequence[dict[str, Any]], split: str = "test") -> str:
@@ -262,10 +263,14 @@ def external_note(record: dict[str, Any]) -> str:
 
 
 def model_title(record: dict[str, Any]) -> str:
-    """Return what stands in a table for the model of a record."""
+    """Return what stands in a table for the model of a record: its title, or architecture, input size and start."""
     model = record["model"]
-    mirrored = ", mirrored average" if model.get("mirror") else ""
-    return record.get("title") or f"{model['architecture']}, {model['image_size']} px{mirrored}"
+    parts = [model["architecture"], f"{model['image_size']} px"]
+    if config := record.get("config"):
+        parts.append("from random weights" if config.get("from_scratch") else "fine-tuned")
+    if model.get("mirror"):
+        parts.append("mirrored average")
+    return record.get("title") or ", ".join(parts)
 
 
 def speed_table(records: Sequence[dict[str, Any]]) -> str:

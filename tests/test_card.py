@@ -144,7 +144,7 @@ def test_a_new_record_shows_external_figures_leak_training_on_br35h_and_twins(ne
     assert "Under `official`, 87.6 % of the test images" in text
     assert "Hamada" in text and "each drawn 3 times an epoch" in text
     assert f"#### official: {card.TWIN}" in text
-    assert "| resnet50 (twin), 224 px | official, test |" in text and "| 76.5 % |" in text
+    assert "| resnet50 (twin), 224 px, from random weights | official, test |" in text and "| 76.5 % |" in text
     assert "has not been measured" not in text
 
 
@@ -161,7 +161,7 @@ def test_the_plot_and_the_small_model_are_shown_where_they_are(record, folder_of
     folder_of(record | {"model": record["model"] | {"architecture": "small_net"}}, "model-lite")
     text = card.render_card(folder)
     assert "](confusion_matrix.png)" in text
-    assert "#### A smaller model" in text and "| small_net, 224 px |" in text
+    assert "#### A smaller model" in text and "| small_net, 224 px, from random weights |" in text
 
 
 # --- the command, and the card in the repository ---

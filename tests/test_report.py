@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from brain_tumor_mri import report
+from brain_tumor_mri.external import external_figures
 from brain_tumor_mri.labels import TITLES
 from brain_tumor_mri.metrics import classification_figures
 from brain_tumor_mri.protocols import ProtocolArguments
@@ -25,7 +26,7 @@ def record() -> dict:
         model={"name": "m", "architecture": "resnet50", "image_size": 224, "weights_sha256": "0" * 64},
         data={"name": "d", "fingerprint": "f", "counts": {}, "skipped": []},
         splits={"test": classification_figures(probabilities, labels, n_resamples=50)},
-        config={"seed": 7},
+        config={"seed": 7, "from_scratch": True},
         training={},
     )
 
@@ -92,6 +93,32 @@ def test_speed_blocks_are_rendered_from_the_benchmarks_records(tmp_path):
     report.write_json(tmp_path / "b.json", {"summary": [["predict", "bare model", "0.95 times"]]})
     text = report.render_results("<!-- speed: b.json -->\n<!-- /speed -->\n", tmp_path)
     assert "| predict | bare model | 0.95 times |" in text
+
+
+def test_published_figures_stand_beside_ours_and_say_so(record, tmp_path):
+    (tmp_path / "m.json").write_text(json.dumps(record | {"title": "our network"}))
+    published = {
+        "model": "Net",
+        "protocol": "figshare-5fold",
+        "accuracy": {"value": 0.9465, "low": 0.924, "high": 0.966},
+    }
+    (tmp_path / "l.json").write_text(json.dumps({"literature": [published]}))
+    page = report.render_results("<!-- protocols: m.json l.json -->\n<!-- /protocols -->", tmp_path)
+    ours, theirs = page.splitlines()[3:5]
+    test = record["splits"]["test"]
+    assert ours.startswith(f"| our network | official | 80 | {report.percent(test['accuracy'])} | ")
+    assert ours.count("|") == theirs.count("|") == 10
+    assert theirs.startswith("| Net (published) | figshare-5fold | - | 94.65 % (92.40-96.60) | - |")
+
+
+def test_an_external_block_names_what_is_measured_on_what(record, tmp_path):
+    rows = np.tile([[0.7, 0.1, 0.1, 0.1], [0.2, 0.1, 0.6, 0.1]], (5, 1))
+    names = [str(i) for i in range(10)]
+    figures = external_figures(rows, rows[1::2], tumour_groups=names, healthy_groups=names[:5], n_resamples=50)
+    (tmp_path / "m.json").write_text(json.dumps(record | {"external": figures}))
+    page = report.render_results("<!-- external: m.json -->\n<!-- /external -->", tmp_path)
+    assert "| resnet50, 224 px, from random weights | external, notumor of official | 50.0 %" in page
+    assert "10 tumours, 5 notumor" in page and "over groups" in page
 
 
 def test_a_missing_metrics_file_is_one_line_and_exit_2(tmp_path, capsys):
