@@ -301,8 +301,8 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[OcclusionMap
         classifiers["full model"]["label"] += "*"
         note += (
             f"\n* made under `{met['protocol']}`: in training or validation it met"
-            f" {100 * met['test_images_met']:.0f} % of these test images,\nand a copy or the patient of"
-            f" {100 * met['of_groups_met']:.0f} %, so its bar on the left is flattered."
+            f" {100 * met['test_images_met']:.1f} % of these test images,\nand a copy or the patient of"
+            f" {100 * met['of_groups_met']:.1f} %, so its bar on the left is flattered."
         )
     described = describe_data(str(args.data_dir), data)
     record = run_record(protocol=protocol, model=model | met, data=described, splits={}, config={"seed": 0})

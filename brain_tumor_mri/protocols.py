@@ -34,7 +34,7 @@ NOTES = {
     OFFICIAL: "published folders; patients and copies leak from training to test, so it flatters every model",
     PATIENT_DISJOINT: "no patient and no near-copy in two parts; four source labels corrected",
     FIGSHARE_5FOLD: "three classes, the data set's published patient-disjoint folds",
-    EXTERNAL: "tumours of Br35H, none of whose groups trained, against held-out notumor slices; tumour or none",
+    EXTERNAL: "tumours of Br35H, in groups that train no model of this project, against held-out notumor slices",
 }
 
 

@@ -1,0 +1,257 @@
+"""A published peer, the PyPI package detect-tumor 0.1.1 (VGG16 in ONNX), under this project's protocols.
+
+    python benchmarks/peers.py --data_dir ../shared/data/brain-tumor-mri-dataset \
+        --external_dir ../shared/data/br35h-tumour
+
+It runs in an environment of its own, made under --cache_dir unless --peer_python names the interpreter of one. Writes
+official.json and patient-disjoint.json (fold 1, with the Br35H tumours). With --answers the same command takes an
+interrupted run up again.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import track
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from brain_tumor_mri.data import load_slices
+from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.evaluation import describe_data
+from brain_tumor_mri.external import external_figures, load_external
+from brain_tumor_mri.labels import LABEL2ID, LABELS, NO_TUMOR
+from brain_tumor_mri.metrics import classification_figures
+from brain_tumor_mri.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
+from brain_tumor_mri.report import class_table, external_table, run_record, summary_table, write_json, write_text
+
+NAME, VERSION = "detect-tumor", "0.1.1"
+WORKER = Path(__file__).with_name("_detect_tumor_worker.py")
+SAVE_EVERY = 20  # answers
+TRAINING_DATA_NOTE = (
+    "what this model was trained on is not published split by split, so any image measured here may have been in its "
+    "training; the parts are disjoint for models of this project only"
+)
+
+
+class Asked(NamedTuple):
+    """Answers on a split.
+
+    Attributes:
+        probabilities: (N, 4) float64 in label order, of the images with an answer.
+        labels: (N,) int64.
+        groups: (N) group of each.
+        unanswered: ``path`` and ``reason`` of the images without one.
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    groups: list[str]
+    unanswered: list[dict[str, str]]
+
+
+class Peer:
+    """The package at work in its own interpreter; a context manager.
+
+    Args:
+        python: interpreter that has the package.
+        kept: file of answers, read and added to; None keeps them in memory only.
+
+    Raises:
+        UserError: there is no such interpreter, or it has not this version of the package.
+    """
+
+    def __init__(self, python: str, kept: Path | None = None) -> None:
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors, "encoding": "utf-8"}
+        try:
+            self.process = subprocess.Popen([python, str(WORKER)], env=os.environ | {"PYTHONUTF8": "1"}, **pipes)
+        except OSError as error:
+            raise UserError(
+                f"--peer_python {python}: {error.strerror}; give the interpreter of an environment with "
+                f"{NAME}=={VERSION}, or leave it out to have one made"
+            ) from error
+        about = self._read(f"--peer_python {python}")
+        if (found := about["versions"][NAME]) != VERSION:
+            raise UserError(f"--peer_python {python}: has {NAME} {found}; install {NAME}=={VERSION} there")
+        weights = Path(about["weights"]).read_bytes()
+        self.model = {
+            "name": f"{NAME} {VERSION}",
+            "architecture": "vgg16 (ONNX)",
+            "image_size": about["image_size"],
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+            "versions": about["versions"],
+        }
+        self.kept = kept
+        self.answers: dict[str, dict[str, float]] = {}
+        if kept and kept.is_file():
+            saved = json.loads(kept.read_text(encoding="utf-8"))
+            self.answers = saved["answers"] if saved["model"] == self.model else {}
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.save()
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+    def save(self) -> None:
+        """Write the answers to their file."""
+        if self.kept:
+            self.kept.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.kept, json.dumps({"model": self.model, "answers": self.answers}))
+
+    def ask(self, path: Path) -> dict[str, float] | str:
+        """Return an image file's probabilities by class name, or why there are none; equal files are asked once.
+
+        Raises:
+            UserError: the worker is gone, as when memory runs out.
+        """
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest not in self.answers:
+            if self.process.poll() is None:
+                print(path.resolve(), file=self.process.stdin, flush=True)
+            answer = self._read(str(path))
+            if "error" in answer:
+                return " ".join(answer["error"].split())
+            self.answers[digest] = answer["probabilities"]
+            if len(self.answers) % SAVE_EVERY == 0:
+                self.save()
+        return self.answers[digest]
+
+    def _read(self, asked: str) -> dict[str, Any]:
+        if line := self.process.stdout.readline():
+            return json.loads(line)
+        code = self.process.wait()
+        self.errors.seek(0)
+        said = self.errors.read().decode(errors="replace").strip().splitlines() or ["it says nothing"]
+        raise UserError(f"{asked}: {NAME} {VERSION} stopped with exit code {code}: {said[-1]}")
+
+
+def make_environment(cache_dir: Path) -> str:
+    """Return the interpreter of a virtual environment with the package, made on first use.
+
+    Raises:
+        UserError: it cannot be made, as without a network or on a Python older than the package takes.
+    """
+    folder = cache_dir.expanduser() / f"{NAME}-{VERSION}"
+    python, finished = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"), folder / "finished"
+    if not finished.is_file():
+        make = [sys.executable, "-m", "venv", "--clear", str(folder)]
+        for command in (make, [str(python), "-m", "pip", "install", "--quiet", f"{NAME}=={VERSION}"]):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                said = (done.stderr + done.stdout).strip().splitlines() or ["it says nothing"]
+                why = next((line for line in said if line.startswith("ERROR")), said[-1])
+                raise UserError(f"--cache_dir {cache_dir}: {command[2]} failed ({why}); --peer_python avoids this")
+        finished.touch()
+    return str(python)
+
+
+def ask_split(peer: Peer, root: Path, split: datasets.Dataset, limit: int | None) -> Asked:
+    """Ask about every image of a split, or about ``limit`` of them at even distances.
+
+    Raises:
+        UserError: no image has an answer.
+    """
+    if limit and limit < len(split):
+        split = split.select(np.linspace(0, len(split) - 1, limit).astype(int))
+    rows, unanswered = [], []
+    columns = [split[name][:] for name in ("path", "label", "group")]
+    columns[0] = track(columns[0], f"Asking {NAME}", console=Console(stderr=True), transient=True)
+    for path, label, group in zip(*columns, strict=True):
+        answer = peer.ask(root / path)
+        if isinstance(answer, str):
+            unanswered.append({"path": path, "reason": answer.replace(f"{root.resolve()}{os.sep}", "")})
+        else:
+            rows.append(([answer[name] for name in LABELS], label, group))
+    if not rows:
+        raise UserError(f"{root}: {NAME} answers for none of {len(split)} images: {unanswered[-1]['reason']}")
+    probabilities, labels, groups = zip(*rows, strict=True)
+    return Asked(np.asarray(probabilities), np.asarray(labels), list(groups), unanswered)
+
+
+def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the record of each protocol.
+
+    Raises:
+        UserError: the data, the external tumours or the peer cannot be used.
+    """
+    tumours = load_external(args.external_dir)["test"]
+    records = {}
+    with Peer(args.peer_python or make_environment(args.cache_dir), args.answers) as peer:
+        for protocol in (ProtocolArguments(OFFICIAL), ProtocolArguments(PATIENT_DISJOINT, 1)):
+            data = load_slices(args.data_dir, protocol, progress=True)
+            asked = [ask_split(peer, args.data_dir, data.splits["test"], args.limit)]
+            external = None
+            if protocol.protocol == PATIENT_DISJOINT:
+                for part in (data.splits["test"], data.splits["validation"]):
+                    healthy = part.select(np.flatnonzero(np.asarray(part["label"][:]) == LABEL2ID[NO_TUMOR]))
+                    asked.append(ask_split(peer, args.data_dir, healthy, args.limit))
+                asked.append(ask_split(peer, args.external_dir, tumours, args.limit))
+                healthy, validation, found = asked[1:]
+                external = external_figures(
+                    found.probabilities,
+                    healthy.probabilities,
+                    tumour_groups=found.groups,
+                    healthy_groups=healthy.groups,
+                    validation_healthy=validation.probabilities,
+                )
+            test = asked[0]
+            record = run_record(
+                protocol=protocol,
+                model=peer.model,
+                data=describe_data(str(args.data_dir), data) | {"leaking_share": {}},  # its training is not known
+                splits={"test": classification_figures(test.probabilities, test.labels, groups=test.groups)},
+                config={"limit": args.limit},
+                external=external,
+                title=f"{NAME} {VERSION}, {peer.model['architecture']}",
+            )
+            record["protocol_note"] += f"; {TRAINING_DATA_NOTE}"
+            record["training_data_note"] = TRAINING_DATA_NOTE
+            record["unanswered"] = list({file["path"]: file for a in asked for file in a.unanswered}.values())
+            records[protocol.protocol] = record
+    return records
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", type=Path, required=True, help="the Kaggle set: holds Training/ and Testing/")
+    parser.add_argument("--external_dir", type=Path, required=True, help="the Br35H tumours (images/)")
+    parser.add_argument("--peer_python", help=f"interpreter that has {NAME}=={VERSION} (default: made in --cache_dir)")
+    parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/brain-tumor-mri/peers"))
+    parser.add_argument("--output_dir", type=Path, default=Path(f"results/peers/{NAME}-{VERSION}"))
+    parser.add_argument("--answers", type=Path, help="keep the answers in this JSON file, and take up what it holds")
+    parser.add_argument("--limit", type=int, help="images of each part, for a trial")
+    args = parser.parse_args(argv)
+    try:
+        records = measure(args)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for name, record in records.items():
+        write_json(args.output_dir / f"{name}.json", record)
+        for file in record["unanswered"]:
+            print(f"no answer: {file['path']}: {file['reason']}", file=sys.stderr)
+    tables = [summary_table([*records.values()]), *(class_table(record) for record in records.values())]
+    for text in (*tables, external_table([records[PATIENT_DISJOINT]]), TRAINING_DATA_NOTE):
+        Console().print(Markdown(text))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
