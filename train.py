@@ -77,6 +77,7 @@ def main(argv: list[str]) -> None:
         schedule_epochs=args.model.schedule_epochs,
         teacher=teacher,
         teacher_weight=args.model.teacher_weight,
+        mixup=args.model.mixup,
         optimizer_cls_and_kwargs=arguments.optimizer_class(args),
         callbacks=[training.EpochTable(output_dir)],
     )

@@ -56,6 +56,9 @@ class ModelArguments:
         default=None, metadata={"help": "Folder of a trained model of this project to learn from as well."}
     )
     teacher_weight: float = field(default=0.5, metadata={"help": "Share of the loss that the teacher gives, 0 to 1."})
+    mixup: float = field(
+        default=0.0, metadata={"help": "Mix pairs of training slices by shares from Beta(this, this); 0 for none."}
+    )
     half_weights: bool = field(
         default=True, metadata={"help": "Store the final weights as float16 (loaded as float32)."}
     )
@@ -112,6 +115,8 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
         )
     if not 0 <= args.model.teacher_weight <= 1:
         raise UserError(f"--teacher_weight {args.model.teacher_weight}: give a share from 0 to 1")
+    if args.model.mixup < 0:
+        raise UserError(f"--mixup {args.model.mixup}: give 0 or more")
     return args
 
 

@@ -50,6 +50,8 @@ class WeightedLossTrainer(Trainer):
         schedule_epochs: epochs that the learning-rate schedule spans; by default those trained.
         teacher: whose answers are learnt from as well.
         teacher_weight: a in 0..1, the share of the loss that the teacher gives.
+        mixup: parameter of mixup's Beta distribution (Zhang et al. 2018); each training batch is mixed with itself in
+            another order, slices and losses alike, so that the sum of the w is that of the batch. 0 for none.
         **kwargs: as for ``Trainer``.
     """
 
@@ -62,6 +64,7 @@ class WeightedLossTrainer(Trainer):
         schedule_epochs: int | None = None,
         teacher: Teacher | None = None,
         teacher_weight: float = 0.5,
+        mixup: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self.half_weights = half_weights
@@ -70,6 +73,7 @@ class WeightedLossTrainer(Trainer):
         self.label_weights = with_any_tumor_weight(class_weights).to(self.args.device)
         self.teacher = teacher.to(self.args.device) if teacher is not None else None
         self.teacher_weight = teacher_weight
+        self.mixup = mixup
         self.loss_is_scaled_for_ga = True
         self.size_schedule = list(size_schedule or [])
         self.model.to(memory_format=torch.channels_last)
@@ -104,12 +108,20 @@ class WeightedLossTrainer(Trainer):
         """Return this process's share of the weighted loss, times the number of processes (gradients are averaged)."""
         labels = inputs["labels"]
         pixel_values = inputs["pixel_values"]
+        others, share = labels, 1.0
         if model.training:
             pixel_values = self._shrink(pixel_values)
+            if self.mixup:
+                order = torch.randperm(len(labels), device=labels.device)
+                drawn = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
+                others, share = labels[order], max(drawn, 1 - drawn)
+                pixel_values = torch.lerp(pixel_values[order], pixel_values, share)
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         outputs = model(pixel_values=pixel_values)
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
-        loss_sum = weighted_cross_entropy_sum(outputs.logits, labels, self.label_weights, smoothing)
+        loss_sum = share * weighted_cross_entropy_sum(outputs.logits, labels, self.label_weights, smoothing)
+        if share < 1:
+            loss_sum += (1 - share) * weighted_cross_entropy_sum(outputs.logits, others, self.label_weights, smoothing)
         total = num_items_in_batch if num_items_in_batch is not None else self.label_weights[labels].sum()
         if model.training:
             self._count(outputs.logits, labels, loss_sum)

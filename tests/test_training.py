@@ -101,6 +101,28 @@ def test_with_a_teacher_the_loss_is_the_weighted_sum_and_evaluation_ignores_it(t
     assert trainer.compute_loss(trainer.model.eval(), batch).item() == evaluated
 
 
+def test_mixup_mixes_slices_and_losses_alike_in_training_alone(tmp_path):
+    trainer = small_trainer(tmp_path)
+    batch = torch.utils.data.default_collate([probe.RandomSlices(6)[i] for i in range(6)])
+    seen = []
+    trainer.model.timm_model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    trainer.mixup = 0.8
+    torch.manual_seed(3)
+    loss, outputs = trainer.compute_loss(trainer.model.train(), batch, return_outputs=True)
+    torch.manual_seed(3)
+    order = torch.randperm(6)
+    share = float(torch.distributions.Beta(0.8, 0.8).sample())
+    share = max(share, 1 - share)
+    mixed = share * batch["pixel_values"] + (1 - share) * batch["pixel_values"][order]
+    assert torch.allclose(seen[0], mixed, atol=1e-6)
+    logits, labels = outputs.logits.detach(), batch["labels"]
+    sums = [weighted_cross_entropy_sum(logits, y, trainer.label_weights) for y in (labels, labels[order])]
+    expected = (share * sums[0] + (1 - share) * sums[1]) / trainer.label_weights[labels].sum()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    trainer.compute_loss(trainer.model.eval(), batch)
+    assert torch.equal(seen[1], batch["pixel_values"])
+
+
 def test_an_epochs_figures_are_of_known_classes_and_tumours_found_apart():
     logits = np.array([[5.0, 0, 0, 0], [0, 5.0, 0, 0], [0, 0, 5.0, 0], [0, 0, 0, 5.0]], dtype=np.float32)
     figures = training.validation_figures(EvalPrediction(logits, np.array([0, 0, ANY_TUMOR, ANY_TUMOR])))
