@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluation", "measure a model on a labelled data set"),
     "audit": ("audit", "look for leaks between a data set's parts"),
     "card": ("card", "write the model card from the recorded figures, or check that it agrees with them"),
+    "publish": ("publish", "push a version of the model to the Hugging Face Hub"),
     "info": ("info", "say which model and versions are here, without loading them"),
 }
 """Name -> module of this package, and one line of help."""

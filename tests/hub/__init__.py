@@ -1,0 +1,1 @@
+"""The local Hub that tests publish to and pull from: see ``server``."""
