@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers import set_seed
 from transformers.utils import logging
 
-from brain_tumor_mri import arguments, data, evaluation, external, modeling, report, training, transforms
+from brain_tumor_mri import arguments, data, evaluation, external, modeling, publish, report, training, transforms
 from brain_tumor_mri.classifier import TumorClassifier
 from brain_tumor_mri.errors import UserError
 
@@ -105,8 +105,8 @@ def main(argv: list[str]) -> None:
         if tumours:
             print(report.external_table([record]))
     trainer.accelerator.wait_for_everyone()
-    if args.training.push_to_hub:
-        trainer.push_to_hub(dataset="Brain Tumor MRI Dataset", tags=["image-classification", "medical"])
+    if args.training.push_to_hub and trainer.is_world_process_zero():
+        print(publish.publish_run(output_dir, trainer.hub_model_id, token=args.training.hub_token).url)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,9 @@ class Outcome:
     tagged: bool = False
 
 
-def push(plan: Plan, *, revision: str = "main", tag: str | None = None, private: bool = False) -> Outcome:
+def push(
+    plan: Plan, *, revision: str = "main", tag: str | None = None, private: bool = False, token: str | None = None
+) -> Outcome:
     """Make a branch of the Hub's repository hold this version, in one commit, and tag it.
 
     The server is ``HF_ENDPOINT``, the Hub where that is not set; the token is ``HF_TOKEN``'s or the login's. Requests
@@ -127,6 +129,7 @@ def push(plan: Plan, *, revision: str = "main", tag: str | None = None, private:
         revision: the branch; made from ``main`` if it is missing.
         tag: name for the commit; fine if it is on this very version already.
         private: whether a repository that is made is private.
+        token: in place of ``HF_TOKEN``'s or the login's.
 
     Raises:
         UserError: no token or one without the right; the tag is on another commit; ``private`` for a public repository.
@@ -134,7 +137,7 @@ def push(plan: Plan, *, revision: str = "main", tag: str | None = None, private:
     """
     from huggingface_hub import HfApi
 
-    token = _token()
+    token = _token(token)
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token, library_name="brain-tumor-mri")
     outcome = Outcome()
 
@@ -204,11 +207,11 @@ def _tag_taken(repo_id: str, tag: str | None, commit: str) -> str:
     return f"{repo_id} has a tag {tag} already, on another version ({commit[:8]}); give this version another --tag"
 
 
-def _token() -> str:
+def _token(given: str | None) -> str:
     from huggingface_hub import get_token
 
     try:
-        token = get_token()
+        token = given or get_token()
     except Exception:  # its text may quote the token or what it is exchanged for
         raise UserError(f"the stored login cannot be read; {_LOGIN}") from None
     if not token:

@@ -143,6 +143,24 @@ def plan_model(folder: str | Path, repo_id: str, *, tag: str | None = None) -> P
     )
 
 
+def publish_run(folder: str | Path, repo_id: str, *, token: str | None = None) -> Outcome:
+    """Push a finished training run's folder, as ``train.py --push_to_hub`` ends.
+
+    Args:
+        folder: what train.py saved.
+        repo_id: the Hub id ``owner/name``.
+        token: in place of ``HF_TOKEN``'s or the login's.
+
+    Raises:
+        UserError: it cannot be pushed; the run is complete all the same, and the text says how to push it later.
+    """
+    try:
+        return push(plan_model(folder, repo_id), token=token)
+    except (UserError, PublishError) as error:
+        later = f"brain-tumor-mri publish model --model {folder} --repo_id {repo_id}"
+        raise UserError(f"the run is complete, but not on the Hub: {error}; later: {later}") from None
+
+
 def headline(record: dict[str, Any]) -> str:
     """Return a record's main figures, each with protocol and interval, on one line."""
     parts = [model_title(record)]

@@ -207,6 +207,27 @@ def test_two_versions_are_loaded_at_their_tags_and_then_from_the_cache_without_t
     assert len(hub.requests) == asked
 
 
+def test_a_training_that_pushes_ends_in_the_same_files_and_card(hub: LocalHub, phantom_dir: Path, tmp_path: Path):
+    output = tmp_path / "run"
+    flags = ["--num_train_epochs", "1", "--image_size", "64", "--disable_tqdm", "true"]
+    flags += ["--push_to_hub", "true", "--hub_model_id", REPO]
+    line = ["train.py", "configs/smoke.yaml", *flags, "--data_dir", str(phantom_dir), "--output_dir", str(output)]
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    done = subprocess.run([sys.executable, *line], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert TOKEN not in done.stdout + done.stderr
+    plan = publish.plan_model(output, REPO)
+    repo = hub.repo(REPO)
+    assert set(repo.commit("main")["files"]) - {".gitattributes"} == {file.path for file in plan.files}
+    assert done.stdout.splitlines()[-1] == f"{hub.url}/{REPO}"
+
+
 def test_a_version_is_one_commit_with_card_figures_plots_and_licence(
     hub: LocalHub, sleeps: list[float], versions: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ):

@@ -1,0 +1,465 @@
+"""How often a heat map points at the tumour, against the outlines that radiologists drew.
+
+    python benchmarks/explain_accuracy.py --model model --data_dir ../shared/data/brain-tumor-mri-dataset \
+        --figshare_dir ../shared/data/figshare-brain-tumor --external_dir ../shared/data/br35h-tumour
+
+Scored are the tumours of a protocol's test part that are copies of a Figshare slice, whose outline is known, and those
+of Br35H's test part; each map is for the class answered. Beside the model's maps stand a centred Gaussian, a random
+map, and the maps of the same model with its head, then all of its weights, randomised: a map that does not change with
+the weights tells nothing of the model (Adebayo et al. 2018, arXiv:1810.03292). Writes metrics.json.
+"""
+
+import argparse
+import copy
+import csv
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import track
+from scipy import ndimage, stats
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.shortcut import images_met
+from brain_tumor_mri.classifier import Ensemble, TumorClassifier
+from brain_tumor_mri.data import load_slices
+from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.evaluation import describe_data, describe_model
+from brain_tumor_mri.explain import DEFAULT_METHOD, METHODS, heat_maps
+from brain_tumor_mri.external import external_rows
+from brain_tumor_mri.imaging import load_image
+from brain_tumor_mri.labels import LABEL2ID, LABELS, NO_TUMOR
+from brain_tumor_mri.metrics import bootstrap_weights
+from brain_tumor_mri.protocols import OFFICIAL, PATIENT_DISJOINT, SPLITS_FILE, ProtocolArguments
+from brain_tumor_mri.report import markdown_table, percent, run_record, write_json
+
+PROVENANCE = SPLITS_FILE.with_name("provenance.csv")
+FIGSHARE_SIDE = 512  # pixels: the Figshare slices, in whose pixels their outlines are
+TOLERANCE = 15  # pixels of the model's input: the pointing game's (Zhang et al. 2018), there of photographs
+GAUSSIAN_SIGMA = 0.25  # of the side
+GRID = 32  # pixels a cell of the random map: the usual stride of a network's last feature map
+RANK_STRIDE = 4  # pixels: rank correlation is taken on every fourth row and column of the smooth maps
+BATCH = 16
+GAUSSIAN, RANDOM = "centred gaussian", "random map"
+RANDOMISED = {"head": "head randomised", "all": "all weights randomised"}
+Outlines = list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Tumour:
+    """A slice with its outlines.
+
+    Attributes:
+        path: the file.
+        name: its path under the data folder.
+        group: of its patient or near-copies.
+        label: the class; None where only "some tumour" is known.
+        outlines: each (P, 2) float, x and y as shares of width and height, 0..1.
+    """
+
+    path: Path
+    name: str
+    group: str
+    label: str | None
+    outlines: Outlines
+
+
+def read_outlines(file: Path, key: str) -> dict[str, dict[str, Any]]:
+    """Return the lines of a borders.jsonl by their ``key``, as text.
+
+    Raises:
+        UserError: the file is missing or is not one.
+    """
+    try:
+        return {str(row[key]): row for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: no tumour outlines ({error}); give another folder") from error
+
+
+def shares(border: Sequence[Sequence[float]], width: int, height: int, mirrored: bool = False) -> np.ndarray:
+    """Return an outline as shares of the image's width and height, (P, 2) in 0..1.
+
+    Args:
+        border: x and y in pixels, the centre of the first pixel being 0.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        mirrored: the image in question is the mirror image, left for right, of the one that was outlined.
+    """
+    points = (np.asarray(border, dtype=np.float64) + 0.5) / (width, height)
+    if mirrored:
+        points[:, 0] = 1 - points[:, 0]
+    return points
+
+
+def outline_mask(outlines: Outlines, size: tuple[int, int]) -> np.ndarray:
+    """Return which pixels of an image of ``size`` (height, width) the outlines hold: (height, width) bool."""
+    height, width = size
+    canvas = Image.new("1", (width, height))
+    for outline in outlines:
+        points = outline * (width, height) - 0.5
+        ImageDraw.Draw(canvas).polygon([tuple(point) for point in points.tolist()], fill=1, outline=1)
+    return np.asarray(canvas)
+
+
+def highest_point(heat: np.ndarray) -> tuple[int, int]:
+    """Return row and column of the maximum; of a plateau, the pixel of it nearest to its centre.
+
+    Interpolation from cells of 32 pixels leaves the cell's centre on a plateau of four pixels, and at the image's edge
+    on one of half a cell, whose first pixel in reading order would be the edge itself.
+    """
+    points = np.argwhere(heat >= heat.max() - 1e-6)
+    row, column = points[((points - points.mean(0)) ** 2).sum(1).argmin()]
+    return int(row), int(column)
+
+
+def score(heat: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """Score one map against the tumour.
+
+    Args:
+        heat: (H, W) float, 0 or more; all 0 is a miss with no energy inside.
+        mask: (H, W) bool, the tumour.
+
+    Returns:
+        ``hit`` (the maximum lies inside, 0 or 1), ``hit_15px`` (inside, or at most ``TOLERANCE`` pixels away) and
+        ``energy`` (share of the map's sum that lies inside, 0..1).
+    """
+    if not heat.any():
+        return {"hit": 0.0, "hit_15px": 0.0, "energy": 0.0}
+    point = highest_point(heat)
+    distance = ndimage.distance_transform_edt(~mask)[point] if mask.any() else np.inf
+    energy = float(heat[mask].sum(dtype=np.float64) / heat.sum(dtype=np.float64))
+    return {"hit": float(distance == 0), "hit_15px": float(distance <= TOLERANCE), "energy": energy}
+
+
+def centred_gaussian(size: tuple[int, int]) -> np.ndarray:
+    """Return a Gaussian at the image's centre, highest value 1, sigma ``GAUSSIAN_SIGMA`` of the sides."""
+    rows, columns = (((np.arange(n) + 0.5) / n - 0.5) / GAUSSIAN_SIGMA for n in size)
+    return np.exp(-(rows[:, None] ** 2 + columns**2) / 2)
+
+
+def random_map(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Return uniform noise in cells of ``GRID`` pixels, interpolated as heat maps are."""
+    height, width = size
+    cells = rng.random((max(height // GRID, 1), max(width // GRID, 1)), dtype=np.float32)
+    return np.asarray(Image.fromarray(cells).resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Return Spearman's correlation of two maps (H, W), in -1..1; NaN where one of them is constant."""
+    one, other = (heat[::RANK_STRIDE, ::RANK_STRIDE].ravel() for heat in (first, second))
+    return float(stats.spearmanr(one, other).statistic) if np.ptp(one) and np.ptp(other) else float("nan")
+
+
+def randomised(classifier: TumorClassifier, what: str, calibration: Tensor, seed: int) -> TumorClassifier:
+    """Return a copy of the classifier with weights drawn anew, as PyTorch initialises such layers.
+
+    Args:
+        classifier: the model.
+        what: ``head`` (the last layer) or ``all``.
+        calibration: pixel values as of :func:`~brain_tumor_mri.explain.heat_maps`; with ``all``, the running statistics
+            of batch normalisation are taken from them, as signals would otherwise fade or explode on their way.
+        seed: of the draw.
+    """
+    members = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for i, member in enumerate(classifier.members):
+            model = copy.deepcopy(member.model).cpu()
+            network = getattr(model, "timm_model", model)
+            layers = network.modules() if what == "all" else network.get_classifier().modules()
+            for layer in layers:
+                if hasattr(layer, "reset_parameters"):
+                    layer.reset_parameters()
+            if what == "all":
+                _settle_statistics(network, calibration[:, i] if calibration.ndim == 5 else calibration)
+            options = {"device": member.device, "batch_size": member.batch_size, "mirror": member.mirror}
+            members.append(TumorClassifier(model, member.processor, **options))
+    return Ensemble(members) if isinstance(classifier, Ensemble) else members[0]
+
+
+@torch.no_grad()
+def _settle_statistics(network: nn.Module, pixel_values: Tensor) -> None:
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = None  # a plain average: one pass settles the statistics
+    network.train()(pixel_values)
+    network.eval()
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
+
+
+def figure(values: np.ndarray, weights: np.ndarray) -> dict[str, float] | None:
+    """Return the mean of ``values`` (N), NaN left out, with its 95 % interval over bootstrap ``weights`` (R, N)."""
+    known = ~np.isnan(values)
+    if not known.any():
+        return None
+    draws = weights[:, known]
+    total = draws.sum(1)
+    means = (draws @ values[known])[total > 0] / total[total > 0]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return {"value": float(values[known].mean()), "low": float(low), "high": float(high)}
+
+
+def measure_set(
+    classifier: TumorClassifier,
+    tumours: Sequence[Tumour],
+    *,
+    method: str = DEFAULT_METHOD,
+    seed: int = 0,
+    n_resamples: int = 2000,
+) -> dict[str, Any]:
+    """Score every method on a set of tumours.
+
+    Returns:
+        ``n``, ``groups``, ``mean_tumour_share`` of the image's area; under ``methods`` each with ``hit``, ``hit_15px``,
+        ``energy`` as figures and ``empty_maps`` (how many are all 0); under ``rank_correlation`` that of each
+        randomised model's maps with the model's; under ``by_answer`` n and the model's figures where its answer is
+        right (the class; of a tumour of unknown class, any tumour), another tumour, and ``notumor``.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    size = classifier.image_size
+    preprocess: Callable[[Tumour], Tensor] = lambda tumour: classifier.preprocess(load_image(tumour.path))  # noqa: E731
+    # spread over the set, so that the statistics are not those of one patient
+    some = np.unique(np.linspace(0, len(tumours) - 1, min(2 * BATCH, len(tumours))).astype(int))
+    calibration = torch.stack([preprocess(tumours[i]) for i in some])
+    others = {name: randomised(classifier, what, calibration, seed) for what, name in RANDOMISED.items()}
+    rng = np.random.default_rng(seed)
+    gaussian = centred_gaussian(size)
+    scores: dict[str, list[dict[str, float]]] = {name: [] for name in (method, GAUSSIAN, RANDOM, *others)}
+    ranks: dict[str, list[float]] = {name: [] for name in others}
+    answers: list[str] = []
+    areas: list[float] = []
+    starts = track(range(0, len(tumours), BATCH), "Explaining", console=Console(stderr=True), transient=True)
+    for start in starts:
+        batch = tumours[start : start + BATCH]
+        pixels = torch.stack([preprocess(tumour) for tumour in batch])
+        ours, probabilities = heat_maps(classifier, pixels, method=method)
+        classes = probabilities.argmax(1).tolist()
+        theirs = {name: heat_maps(other, pixels, classes, method=method)[0] for name, other in others.items()}
+        for i, tumour in enumerate(batch):
+            mask = outline_mask(tumour.outlines, size)
+            maps = {method: ours[i], GAUSSIAN: gaussian, RANDOM: random_map(size, rng)}
+            maps |= {name: heats[i] for name, heats in theirs.items()}
+            for name, heat in maps.items():
+                scores[name].append(score(heat, mask) | {"empty": float(not heat.any())})
+            for name in others:
+                ranks[name].append(rank_correlation(ours[i], maps[name]))
+            answers.append(LABELS[classes[i]])
+            areas.append(float(mask.mean()))
+
+    groups = [tumour.group for tumour in tumours]
+    weights = bootstrap_weights(len(tumours), groups, n_resamples, seed)
+    keys = ("hit", "hit_15px", "energy")
+    columns = {
+        name: {key: np.array([row[key] for row in rows]) for key in (*keys, "empty")} for name, rows in scores.items()
+    }
+    kinds = np.array([kind_of_answer(answer, tumour.label) for answer, tumour in zip(answers, tumours, strict=True)])
+    by_answer = {}
+    for kind in ("right", "another tumour", NO_TUMOR):
+        chosen = kinds == kind
+        if chosen.any():
+            ours_of = {key: figure(columns[method][key][chosen], weights[:, chosen]) for key in keys}
+            by_answer[kind] = {"n": int(chosen.sum())} | ours_of
+    return {
+        "n": len(tumours),
+        "groups": len(set(groups)),
+        "interval": {
+            "method": "percentile bootstrap",
+            "confidence": 0.95,
+            "resamples": n_resamples,
+            "over": "group",
+        },
+        "mean_tumour_share": float(np.mean(areas)),
+        "methods": {
+            name: {key: figure(values[key], weights) for key in keys} | {"empty_maps": int(values["empty"].sum())}
+            for name, values in columns.items()
+        },
+        "ahead_of_gaussian": {key: figure(columns[method][key] - columns[GAUSSIAN][key], weights) for key in keys},
+        "rank_correlation": {name: figure(np.array(values), weights) for name, values in ranks.items()},
+        "by_answer": by_answer,
+    }
+
+
+def kind_of_answer(answer: str, label: str | None) -> str:
+    """Return ``right``, ``another tumour`` or ``notumor``; of a tumour of unknown class, any tumour is right."""
+    if answer == NO_TUMOR:
+        return NO_TUMOR
+    return "right" if label in (None, answer) else "another tumour"
+
+
+def kaggle_tumours(
+    root: Path, figshare: Path, split: Mapping[str, Sequence[Any]], provenance: Path = PROVENANCE
+) -> list[Tumour]:
+    """Return the tumours of a Kaggle split that are copies of a Figshare slice; others have no outline.
+
+    Args:
+        root: the Kaggle data set.
+        figshare: holds borders.jsonl.
+        split: columns ``path``, ``label`` (class indices) and ``group``.
+        provenance: which file is which slice, mirrored or not.
+
+    Raises:
+        UserError: outlines are missing, or no file of the split has one.
+    """
+    borders = read_outlines(figshare / "borders.jsonl", "image_id")
+    with provenance.open(newline="", encoding="utf-8") as file:
+        known = {row["path"]: (row["figshare_id"], row["mirrored"] == "true") for row in csv.DictReader(file)}
+    tumours = []
+    for name, label, group in zip(split["path"][:], split["label"][:], split["group"][:], strict=True):
+        slice_, mirrored = known.get(name, ("", False))
+        if not slice_ or label == LABEL2ID[NO_TUMOR]:
+            continue
+        if slice_ not in borders:
+            raise UserError(f"{figshare / 'borders.jsonl'}: has no outline of slice {slice_}; download it again")
+        outline = shares(borders[slice_]["border"], FIGSHARE_SIDE, FIGSHARE_SIDE, mirrored)
+        tumours.append(Tumour(root / name, name, group, LABELS[label], [outline]))
+    if not tumours:
+        raise UserError(f"{root}: no test image is listed in {provenance.name} with a Figshare slice")
+    return tumours
+
+
+def external_tumours(root: Path) -> list[Tumour]:
+    """Return the tumours of Br35H's test part.
+
+    Raises:
+        UserError: images or their outlines are missing.
+    """
+    borders = read_outlines(root / "borders.jsonl", "file")
+    tumours = []
+    for name, row in external_rows().items():
+        path = root / name
+        if row.part != "test" or not path.is_file():
+            continue
+        if path.name not in borders:
+            raise UserError(f"{root / 'borders.jsonl'}: has no outline of {path.name}; give another folder")
+        border = borders[path.name]
+        outlines = [shares(points, border["width"], border["height"]) for points in border["borders"]]
+        tumours.append(Tumour(path, name, row.group, None, outlines))
+    if not tumours:
+        raise UserError(f"{root}: holds no test image of Br35H; give --external_dir the folder above images/")
+    return tumours
+
+
+def at_even_distances(tumours: list[Tumour], limit: int | None) -> list[Tumour]:
+    """Return ``limit`` of the tumours; None returns all."""
+    if not limit or limit >= len(tumours):
+        return tumours
+    return [tumours[i] for i in np.linspace(0, len(tumours) - 1, limit).astype(int)]
+
+
+def fingerprint(tumours: Sequence[Tumour], outlines: Path) -> str:
+    """Return SHA-256 over the sorted names and contents of the images, and over the file of outlines."""
+    rows = sorted(f"{t.name} {hashlib.sha256(t.path.read_bytes()).hexdigest()}" for t in tumours)
+    rows.append(hashlib.sha256(outlines.read_bytes()).hexdigest())
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the record.
+
+    Raises:
+        UserError: the data, the outlines or the model cannot be used.
+    """
+    protocol = ProtocolArguments(args.protocol, args.fold)
+    models = args.model or ["model"]
+    external = external_tumours(args.external_dir)
+    classifier = TumorClassifier.from_pretrained(models, mirror=args.mirror, device=args.device)
+    data = load_slices(args.data_dir, protocol)
+    test = data.splits["test"]
+    traced = kaggle_tumours(args.data_dir, args.figshare_dir, test, args.provenance)
+    of_tumours = sum(label != LABEL2ID[NO_TUMOR] for label in test["label"][:])
+    sets = {}
+    for name, tumours, folder in (
+        (protocol.title, traced, args.figshare_dir),
+        ("br35h test part", external, args.external_dir),
+    ):
+        chosen = at_even_distances(tumours, args.limit)
+        sets[name] = measure_set(classifier, chosen, method=args.method, seed=args.seed, n_resamples=args.n_resamples)
+        sets[name]["fingerprint"] = fingerprint(chosen, folder / "borders.jsonl")
+    sets[protocol.title]["tumours_without_outline"] = of_tumours - len(traced)
+    met = {Path(name).name: images_met(name, args.data_dir, [t.name for t in traced]) for name in models}
+    record = run_record(
+        protocol=protocol,
+        model=describe_model(models, classifier),
+        data=describe_data(str(args.data_dir), data),
+        splits={},
+        config={
+            "method": args.method,
+            "seed": args.seed,
+            "limit": args.limit,
+            "target": "the class answered",
+            "tolerance_px": TOLERANCE,
+            "gaussian_sigma": GAUSSIAN_SIGMA,
+            "random_map_cell_px": GRID,
+        },
+    )
+    for key in ("splits", "training", "external"):  # a record of accuracy has these, this one has ``sets``
+        del record[key]
+    packages = ("grad-cam", "opencv-python-headless", "numpy", "scipy")
+    record["versions"] |= {name: metadata.version(name) for name in packages}
+    return record | {"benchmark": "explain_accuracy", "images_met": met, "sets": sets}
+
+
+def method_table(record: dict[str, Any]) -> str:
+    """Return one Markdown row a set and method: hit rates, energy, and rank correlation with the model's maps."""
+    rows = []
+    for title, figures in record["sets"].items():
+        for name, scored in figures["methods"].items():
+            rank = figures["rank_correlation"].get(name)
+            correlation = f"{rank['value']:.2f} ({rank['low']:.2f}-{rank['high']:.2f})" if rank else "-"
+            cells = [percent(scored[key]) for key in ("hit", "hit_15px", "energy")]
+            rows.append([name, title, str(figures["n"]), *cells, correlation])
+        for kind, scored in figures["by_answer"].items():
+            cells = [percent(scored[key]) for key in ("hit", "hit_15px", "energy")]
+            rows.append([f"{record['config']['method']}, answer: {kind}", title, str(scored["n"]), *cells, "-"])
+    header = ["map", "tumours of", "images", "hit", f"hit within {TOLERANCE} px", "energy inside", "rank correlation"]
+    return markdown_table(header, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", type=Path, required=True, help="the Kaggle set: holds Training/ and Testing/")
+    parser.add_argument("--figshare_dir", type=Path, required=True, help="the Figshare set: borders.jsonl")
+    parser.add_argument("--external_dir", type=Path, required=True, help="Br35H: images/*.jpg and borders.jsonl")
+    parser.add_argument(
+        "--model", action="append", help="folder or Hub id (default: model); given again, an ensemble of all"
+    )
+    parser.add_argument("--mirror", action="store_true", help="average answers and maps with the mirror image's")
+    parser.add_argument("--method", choices=METHODS, default=DEFAULT_METHOD)
+    parser.add_argument("--protocol", default=PATIENT_DISJOINT, choices=(OFFICIAL, PATIENT_DISJOINT))
+    parser.add_argument("--fold", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0, help="of random maps, randomised weights and the bootstrap")
+    parser.add_argument("--n_resamples", type=int, default=2000, help="of the bootstrap over groups")
+    parser.add_argument("--limit", type=int, help="images of each set, for a trial")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best one here)")
+    parser.add_argument("--provenance", type=Path, default=PROVENANCE, help="which file is which Figshare slice")
+    parser.add_argument("--output_dir", type=Path, default=Path("results/explain"))
+    args = parser.parse_args(argv)
+    try:
+        record = measure(args)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(args.output_dir / "metrics.json", record)
+    Console().print(Markdown(method_table(record)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
