@@ -240,7 +240,7 @@ class TumorClassifier:
             ValueError: ``on_error`` or ``batch_size`` is not allowed.
         """
         answers = list(self.predict_stream(images, on_error=on_error, batch_size=batch_size))
-        return answers[0] if _is_single(images) else answers
+        return answers[0] if is_single(images) else answers
 
     def predict_stream(
         self,
@@ -269,7 +269,7 @@ class TumorClassifier:
         if on_error not in ("raise", "record"):
             raise ValueError(f"on_error must be 'raise' or 'record', not {on_error!r}")
         size = self.batch_size if batch_size is None else _checked_batch_size(batch_size)
-        return self._stream(iter([images] if _is_single(images) else images), on_error, size)
+        return self._stream(iter([images] if is_single(images) else images), on_error, size)
 
     def _stream(self, sources: Iterator[ImageSource], on_error: OnError, size: int) -> Iterator[Prediction]:
         numbered = enumerate(sources, start=1)
@@ -278,7 +278,7 @@ class TumorClassifier:
         try:
             while True:
                 for number, source in itertools.islice(numbered, 2 * size - len(waiting)):
-                    name = _name_of(source, number)
+                    name = name_of(source, number)
                     waiting.append((name, pool.submit(self._read, source, name)))
                 if not waiting:
                     return
@@ -388,7 +388,7 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _is_single(images: object) -> bool:
+def is_single(images: object) -> bool:
     """Whether this is one image; strings, bytes and open files are iterable too, but never a list of images."""
     if isinstance(images, np.ndarray):
         return images.ndim != 4
@@ -397,7 +397,8 @@ def _is_single(images: object) -> bool:
     )
 
 
-def _name_of(source: object, number: int) -> str:
+def name_of(source: object, number: int) -> str:
+    """Return an image's name: its path, or ``image-0001`` by its place in the call."""
     return os.fspath(source) if isinstance(source, str | os.PathLike) else f"image-{number:04d}"
 
 

@@ -16,7 +16,7 @@ from .errors import UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("predicting", "classify images, folders or patterns; as a table, CSV or JSON"),
     "evaluate": ("evaluation", "measure a model on a labelled data set"),
-    "explain": ("explain", "show where the model looked, as heat maps (Grad-CAM)"),
+    "explain": ("explaining", "show where the model looked, as heat maps (Grad-CAM)"),
     "audit": ("audit", "look for leaks between a data set's parts"),
     "card": ("card", "write the model card from the recorded figures, or check that it agrees with them"),
     "publish": ("publish", "push a version of the model to the Hugging Face Hub"),

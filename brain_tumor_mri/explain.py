@@ -13,23 +13,16 @@ model's eyes; it is no outline of a tumour. How often it points at one is measur
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import os
-import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import UserError
-from .labels import LABEL2ID, LABELS, RESEARCH_NOTICE, TITLES
-from .weights import DEFAULT_MODEL
+from .labels import LABEL2ID, LABELS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,9 +40,6 @@ FINE_STRIDE = 16
 """Pixels a cell of the feature map that ``layer-cam`` takes."""
 COLOURS = "plasma"
 """matplotlib's name of the colour scale: even to the eye, and told apart by colour-blind people."""
-KINDS = {"heatmap": "-heatmap.png", "overlay": "-overlay.png", "map": "-map.npy"}
-"""What the command writes for an image -> how the file's name ends."""
-_NAME_BYTES = 200  # of 255 that a file name may have; the rest is for the class and the ending
 _READERS = min(4, os.cpu_count() or 1)
 
 
@@ -149,7 +139,7 @@ def explain(
         UserError: the model has no such feature map (a plain vision transformer).
         ValueError: ``target``, ``method``, ``on_error`` or ``batch_size`` is not allowed.
     """
-    from .classifier import _is_single, _name_of
+    from .classifier import is_single, name_of
 
     if target is not None and target not in LABELS:
         raise ValueError(f"target must be one of {', '.join(LABELS)}, not {target!r}")
@@ -160,8 +150,8 @@ def explain(
     size = classifier.batch_size if batch_size is None else batch_size
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, not {size}")
-    sources = iter([images] if _is_single(images) else images)
-    named = ((_name_of(source, number), source) for number, source in enumerate(sources, start=1))
+    sources = iter([images] if is_single(images) else images)
+    named = ((name_of(source, number), source) for number, source in enumerate(sources, start=1))
     done: list[Explanation] = []
     with ThreadPoolExecutor(_READERS, thread_name_prefix="read-image") as pool:
         while batch := list(islice(named, size)):
@@ -369,205 +359,3 @@ def _as_seen(classifier: TumorClassifier, pixel_values: Tensor) -> list[Image.Im
     black, white = (first.preprocess(Image.new("RGB", (8, 8), level))[:, :1, :1] for level in ("black", "white"))
     pixels = (255 * (pixel_values - black) / (white - black)).clamp(0, 255).round().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(slice_) for slice_ in pixels.astype(np.uint8)]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Define the command's arguments."""
-    parser.add_argument("paths", nargs="+", metavar="FILE", help="image file, folder (with all below it) or pattern")
-    parser.add_argument(
-        "--class", dest="target", choices=LABELS, help="the class whose evidence is shown (default: the one answered)"
-    )
-    parser.add_argument(
-        "--method", choices=METHODS, default=DEFAULT_METHOD, help="layer-cam is finer (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        default=Path("explanations"),
-        metavar="DIR",
-        help="for each image: NAME-CLASS-heatmap.png at its own size, -overlay.png on the slice as the model sees it, "
-        "-map.npy with the plain numbers (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--model",
-        action="append",
-        metavar="MODEL",
-        help=f"model folder or Hub id (default: {DEFAULT_MODEL}); given again, the mean of their maps is shown",
-    )
-    parser.add_argument("--mirror", action="store_true", help="average each answer and map with the mirror image's")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, and nothing else there")
-    parser.add_argument("--batch_size", type=int, default=16, help="images per forward pass (default: %(default)s)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best one here)")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Explain the images and write the maps.
-
-    Returns:
-        0 when at least one image was explained, else 2.
-
-    Raises:
-        UserError: no images, no model, or nowhere to write to.
-        KeyboardInterrupt: Ctrl-C; what is written stays, and its text says where.
-    """
-    from .imaging import find_images
-    from .predicting import DelayedProgress
-
-    started = time.monotonic()
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size must be at least 1, not {args.batch_size}")
-    files = [file for file in find_images(args.paths) if not _is_output(file, args.output_dir)]
-    if not files:
-        raise UserError(f"there is nothing to explain but what this command wrote to {args.output_dir}")
-    try:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {args.output_dir} cannot be made: {error.strerror}") from error
-    if not os.access(args.output_dir, os.W_OK):
-        raise UserError(f"--output_dir {args.output_dir} cannot be written to: no permission")
-
-    from .classifier import TumorClassifier  # torch: seconds, so after everything that can be wrong without it
-
-    classifier = TumorClassifier.from_pretrained(
-        args.model or [DEFAULT_MODEL],
-        revision=args.revision,
-        device=args.device,
-        batch_size=args.batch_size,
-        mirror=args.mirror,
-    )
-    names = output_names(files)
-    rows: list[dict[str, Any]] = []
-    interrupted = False
-    with DelayedProgress(len(files), started) as progress:
-        try:
-            for first in range(0, len(files), args.batch_size):
-                batch = files[first : first + args.batch_size]
-                for explanation in explain(classifier, batch, args.target, method=args.method, on_error="record"):
-                    written = write_explanation(explanation, args.output_dir, names[len(rows)])
-                    rows.append(explanation.to_dict() | {"files": {k: os.fspath(v) for k, v in written.items()}})
-                    progress.advance()
-        except KeyboardInterrupt:
-            interrupted = True
-    explained = sum(row["error"] is None for row in rows)
-    if args.json:
-        summary = {
-            "images": len(files),
-            "explained": explained,
-            "errors": len(rows) - explained,
-            "complete": not interrupted,
-        }
-        head = {
-            "model": classifier.describe(),
-            "labels": list(LABELS),
-            "notice": RESEARCH_NOTICE,
-            "method": args.method,
-        }
-        print(json.dumps(head | {"explanations": rows, "summary": summary}, indent=2))
-    else:
-        _print_table(rows, args.output_dir)
-    if interrupted:
-        raise KeyboardInterrupt(f"stopped after {len(rows):,} of {len(files):,} images; {args.output_dir} has theirs")
-    if not explained:
-        print("brain-tumor-mri: no image could be read", file=sys.stderr)
-        return 2
-    return 0
-
-
-def write_explanation(explanation: Explanation, folder: Path, name: str) -> dict[str, Path]:
-    """Write heat map, overlay and raw map of one image, each beside and renamed.
-
-    Args:
-        explanation: one without a map gets no files.
-        folder: exists already.
-        name: what the files' names start with.
-
-    Returns:
-        The files by kind, the keys of ``KINDS``.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
-    import numpy as np
-    from PIL import Image
-
-    if explanation.heat_map is None:
-        return {}
-    files = {kind: folder / f"{name}-{explanation.target}{ending}" for kind, ending in KINDS.items()}
-    streams = {kind: BytesIO() for kind in KINDS}
-    Image.fromarray(colour(explanation.original_heat_map())).save(streams["heatmap"], "PNG")
-    explanation.overlay().save(streams["overlay"], "PNG")
-    np.save(streams["map"], explanation.heat_map, allow_pickle=False)
-    for kind, file in files.items():
-        part = file.with_name(f".{file.name}.part")
-        try:
-            part.write_bytes(streams[kind].getvalue())
-            part.replace(file)
-        except OSError as error:
-            raise UserError(f"{file} cannot be written: {error.strerror}") from error
-    return files
-
-
-def output_names(files: Sequence[Path]) -> list[str]:
-    """Return a name for each file's outputs: its own without the suffix, and with ``-2``, ``-3``, ... where taken.
-
-    Names that differ in upper and lower case only count as the same, as they do on some file systems.
-    """
-    names: list[str] = []
-    taken: set[str] = set()
-    for file in files:
-        stem = file.stem
-        while len(os.fsencode(stem)) > _NAME_BYTES:
-            stem = stem[:-1]
-        name, number = stem, 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
-
-
-def _is_output(file: Path, folder: Path) -> bool:
-    """Whether a file is a picture that an earlier run wrote: a folder explained again holds those too."""
-    endings = tuple(f"-{label}{ending}" for label in LABELS for ending in KINDS.values())
-    return file.name.endswith(endings) and file.resolve().parent == folder.resolve()
-
-
-def _print_table(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Print a row an image, as many as ``predict`` shows, what could not be read, and where the files are."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from .predicting import SHOWN_ERRORS, SHOWN_ROWS, printable
-
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("file", overflow="fold")
-    table.add_column("class")
-    table.add_column("confidence", justify="right", no_wrap=True)
-    table.add_column("map for")
-    table.add_column("overlay", overflow="fold")
-    for row in rows[:SHOWN_ROWS]:
-        name = Text(printable(row["name"]))
-        if row["error"] is None:
-            overlay = Text(printable(Path(row["files"]["overlay"]).name))
-            table.add_row(name, TITLES[row["label"]], f"{row['confidence']:.1%}", TITLES[row["target"]], overlay)
-        else:
-            table.add_row(name, Text("Not readable", "red"))
-    console.print(table)
-    if len(rows) > SHOWN_ROWS:
-        console.print(Text(f"... and {len(rows) - SHOWN_ROWS:,} more: see {printable(str(folder))} or --json"))
-    errors = [row for row in rows if row["error"] is not None]
-    for row in errors[:SHOWN_ERRORS]:
-        console.print(Text(f"{printable(row['name'])}: {row['error']}", "red"))
-    if len(errors) > SHOWN_ERRORS:
-        console.print(Text(f"... and {len(errors) - SHOWN_ERRORS:,} more that could not be read", "red"))
-    explained = len(rows) - len(errors)
-    console.print()
-    console.print(
-        Text(f"{explained:,} image{'' if explained == 1 else 's'} explained; written to {printable(str(folder))}")
-    )
-    console.print(Text("A map shows what speaks for a class in the model's eyes; it is no outline of a tumour."))
-    console.print(Text(RESEARCH_NOTICE))

@@ -15,7 +15,8 @@ from benchmarks import explain_accuracy
 from brain_tumor_mri import cli
 from brain_tumor_mri.classifier import Ensemble, TumorClassifier
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.explain import COLOURS, METHODS, Explanation, explain, heat_maps, output_names
+from brain_tumor_mri.explain import COLOURS, METHODS, Explanation, explain, heat_maps
+from brain_tumor_mri.explaining import output_names
 from brain_tumor_mri.imaging import UnreadableImageError
 from brain_tumor_mri.labels import LABEL2ID, LABELS, RESEARCH_NOTICE
 
