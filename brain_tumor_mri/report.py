@@ -25,6 +25,7 @@ from .labels import LABELS, TITLES
 from .protocols import EXTERNAL, NOTES, ProtocolArguments
 
 SCHEMA = 1
+_EXTERNAL_TERMS = f"`{EXTERNAL}`: {NOTES[EXTERNAL]}"
 PACKAGES = (
     "torch", "torchvision", "timm", "transformers", "datasets", "evaluate", "accelerate", "huggingface-hub", "pillow",
 )  # fmt: skip
@@ -248,10 +249,10 @@ def external_title(record: dict[str, Any]) -> str:
 
 
 def external_note(record: dict[str, Any]) -> str:
-    """Return one line: what is measured on what, and how the intervals were drawn."""
+    """Return two sentences or three: what is measured on what, how the intervals were drawn, a chosen threshold."""
     figures = record["external"]
     note = (
-        f"`{EXTERNAL}`: {NOTES[EXTERNAL]}; {figures['n_tumour']} tumours, {figures['n_notumor']} notumor. "
+        f"{_EXTERNAL_TERMS}; {figures['n_tumour']} tumours, {figures['n_notumor']} notumor. "
         f"95 % intervals: percentile bootstrap over groups, {figures['interval']['resamples']} resamples."
     )
     if chosen := figures.get("validation_threshold"):
@@ -286,7 +287,8 @@ def render_results(text: str, base: Path) -> str:
         return "\n".join([summary_table(records), *(class_table(r) + "\n" + interval_note(r) for r in records)])
 
     def externals(records: Sequence[dict[str, Any]]) -> str:
-        return "\n".join([external_table(records), *dict.fromkeys(map(external_note, records[-1:]))])
+        note = external_note(records[0]) if len(records) == 1 else f"{_EXTERNAL_TERMS}. Intervals over groups.\n"
+        return f"{external_table(records)}\n{note}"
 
     for kind, render in (
         ("results", results),
