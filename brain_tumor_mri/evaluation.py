@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+from .loading import add_model_arguments, load_classifier
 from .protocols import EXTERNAL, ProtocolArguments
+from .weights import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     import datasets
@@ -141,19 +143,12 @@ def describe_data(data_dir: str, data: SliceData) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
-    parser.add_argument(
-        "--model",
-        action="append",
-        metavar="MODEL",
-        help="folder or Hub id (default: model); given again, all of them answer as an ensemble",
-    )
-    parser.add_argument("--mirror", action="store_true", help="average each answer with that for the mirror image")
+    add_model_arguments(parser)
     parser.add_argument(
         "--all_folds",
         action="store_true",
         help="test each fold with its own model, {fold} in --model standing for it, and pool",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument("--data_dir", default="data/brain-tumor-mri-dataset", help="holds Training/ and Testing/")
     parser.add_argument("--external_dir", help="the Br35H tumours (images/): measures the external protocol too")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
@@ -162,8 +157,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{setting.name}", default=setting.default, help=setting.metadata["help"], **kind)
     parser.add_argument("--seed", type=int, default=42, help="of the validation draw, as in training")
     parser.add_argument("--skip_unreadable", action="store_true", help="leave bad files out and list them")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     parser.add_argument("--title", help="what stands in tables for the model (default: architecture and input size)")
     parser.add_argument("--output", type=Path, help="write the figures to this metrics.json")
     parser.add_argument("--json", action="store_true", help="print the record as one JSON object")
@@ -184,7 +177,7 @@ def run(args: argparse.Namespace) -> int:
     protocol = ProtocolArguments(**{setting.name: getattr(args, setting.name) for setting in fields(ProtocolArguments)})
     if protocol.protocol == EXTERNAL and not args.external_dir:
         raise UserError(f"--protocol {EXTERNAL}: give --external_dir, the folder of the Br35H tumours")
-    args.model = args.model or ["model"]
+    args.model = args.model or [DEFAULT_MODEL]
     tumours = load_external(args.external_dir) if args.external_dir else None
     record = _pooled_record(args, protocol) if args.all_folds else _single_record(args, protocol, tumours)
     if args.output:
@@ -264,12 +257,9 @@ def _pooled_record(args: argparse.Namespace, protocol: ProtocolArguments) -> dic
 
 
 def _load(args: argparse.Namespace, protocol: ProtocolArguments) -> tuple[TumorClassifier, SliceData]:
-    from .classifier import TumorClassifier
     from .data import load_slices
 
-    classifier = TumorClassifier.from_pretrained(
-        args.model, revision=args.revision, device=args.device, batch_size=args.batch_size, mirror=args.mirror
-    )
+    classifier = load_classifier(args)
     data = load_slices(
         args.data_dir, protocol, seed=args.seed, skip_unreadable=args.skip_unreadable, progress=not args.json
     )

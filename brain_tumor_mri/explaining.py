@@ -19,7 +19,7 @@ from typing import Any
 from .errors import UserError
 from .explain import DEFAULT_METHOD, METHODS, Explanation, colour, explain
 from .labels import LABELS, RESEARCH_NOTICE, TITLES
-from .weights import DEFAULT_MODEL
+from .loading import add_model_arguments, load_classifier
 
 KINDS = {"heatmap": "-heatmap.png", "overlay": "-overlay.png", "map": "-map.npy"}
 """What the command writes for an image -> how the file's name ends."""
@@ -43,17 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for each image: NAME-CLASS-heatmap.png at its own size, -overlay.png on the slice as the model sees it, "
         "-map.npy with the plain numbers (default: %(default)s)",
     )
-    parser.add_argument(
-        "--model",
-        action="append",
-        metavar="MODEL",
-        help=f"model folder or Hub id (default: {DEFAULT_MODEL}); given again, the mean of their maps is shown",
-    )
-    parser.add_argument("--mirror", action="store_true", help="average each answer and map with the mirror image's")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
+    add_model_arguments(parser, batch_size=16)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, and nothing else there")
-    parser.add_argument("--batch_size", type=int, default=16, help="images per forward pass (default: %(default)s)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best one here)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,15 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if not os.access(args.output_dir, os.W_OK):
         raise UserError(f"--output_dir {args.output_dir} cannot be written to: no permission")
 
-    from .classifier import TumorClassifier  # torch: seconds, so after everything that can be wrong without it
-
-    classifier = TumorClassifier.from_pretrained(
-        args.model or [DEFAULT_MODEL],
-        revision=args.revision,
-        device=args.device,
-        batch_size=args.batch_size,
-        mirror=args.mirror,
-    )
+    classifier = load_classifier(args)  # seconds, so after everything that can be wrong without it
     names = output_names(files)
     rows: list[dict[str, Any]] = []
     interrupted = False

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import UserError
 from .labels import LABELS, RESEARCH_NOTICE, TITLES
-from .weights import DEFAULT_MODEL
+from .loading import add_model_arguments, load_classifier
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -47,18 +47,9 @@ class Output(Protocol):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image file, folder (with all below it) or pattern")
-    parser.add_argument(
-        "--model",
-        action="append",
-        metavar="MODEL",
-        help=f"model folder or Hub id (default: {DEFAULT_MODEL}); given again, all of them answer as an ensemble",
-    )
-    parser.add_argument("--mirror", action="store_true", help="average each answer with that for the mirror image")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
+    add_model_arguments(parser)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row an image to FILE")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, and nothing else there")
-    parser.add_argument("--batch_size", type=int, default=32, help="images per forward pass (default: %(default)s)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best one here)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,15 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.csv:
         check_target(args.csv)
 
-    from .classifier import TumorClassifier  # torch: seconds, so after everything that can be wrong without it
-
-    classifier = TumorClassifier.from_pretrained(
-        args.model or [DEFAULT_MODEL],
-        revision=args.revision,
-        device=args.device,
-        batch_size=args.batch_size,
-        mirror=args.mirror,
-    )
+    classifier = load_classifier(args)  # seconds, so after everything that can be wrong without it
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
         model = classifier.describe()
