@@ -33,8 +33,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.shortcut import images_met
-from brain_tumor_mri.classifier import Ensemble, TumorClassifier
+from brain_tumor_mri.classifier import TumorClassifier
 from brain_tumor_mri.data import load_slices
+from brain_tumor_mri.ensemble import Ensemble
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation import describe_data, describe_model
 from brain_tumor_mri.explain import DEFAULT_METHOD, METHODS, heat_maps

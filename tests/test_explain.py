@@ -13,7 +13,8 @@ from torch import nn
 
 from benchmarks import explain_accuracy
 from brain_tumor_mri import cli
-from brain_tumor_mri.classifier import Ensemble, TumorClassifier
+from brain_tumor_mri.classifier import TumorClassifier
+from brain_tumor_mri.ensemble import Ensemble
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.explain import COLOURS, METHODS, Explanation, explain, heat_maps
 from brain_tumor_mri.explaining import output_names
