@@ -269,6 +269,8 @@ def model_title(record: dict[str, Any]) -> str:
     parts = [model["architecture"], f"{model['image_size']} px"]
     if config := record.get("config"):
         parts.append("from random weights" if config.get("from_scratch") else "fine-tuned")
+        if config.get("external_dir") and config.get("external_train"):
+            parts.append("some Br35H tumours in training")
     if model.get("mirror"):
         parts.append("mirrored average")
     return record.get("title") or ", ".join(parts)
