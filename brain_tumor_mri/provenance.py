@@ -325,6 +325,9 @@ def run(args: argparse.Namespace) -> int:
         if external:
             write_text(output / "br35h.csv", _csv(external))
             splits.counts["external"] = _external_counts(external)
+        elif (output / "br35h.csv").is_file():  # which stays, and so do its counts
+            with (output / "br35h.csv").open(newline="", encoding="utf-8") as file:
+                splits.counts["external"] = _external_counts(list(csv.DictReader(file)))
         write_text(output / "counts.json", json.dumps(splits.counts, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--output_dir {output}: {error.strerror}; choose a folder that can be written") from error

@@ -147,6 +147,22 @@ def test_command_writes_tables_and_counts(two_sets: tuple[Path, Path], tmp_path:
     assert {path.name for path in tmp_path.iterdir()} == {"provenance.csv", "patient_disjoint.csv", "counts.json"}
 
 
+def test_the_external_split_and_its_counts_stay_when_only_the_others_are_made_anew(
+    two_sets: tuple[Path, Path], tmp_path: Path
+) -> None:
+    kaggle, figshare = two_sets
+    external, output = tmp_path / "br35h", tmp_path / "splits"
+    (external / "images").mkdir(parents=True)
+    for n in range(80, 90):
+        scan(n).save(external / "images" / f"y{n}.jpg")
+    command = ["--kaggle_dir", str(kaggle), "--figshare_dir", str(figshare), "--output_dir", str(output)]
+    assert make_splits.main([*command, "--external_dir", str(external)]) == 0
+    before = {path.name: path.read_text() for path in output.iterdir()}
+    assert json.loads(before["counts.json"])["external"]["images"]["test"] == 5
+    assert make_splits.main(command) == 0
+    assert {path.name: path.read_text() for path in output.iterdir()} == before
+
+
 def test_committed_splits_have_no_group_in_two_folds() -> None:
     folds: dict[str, set[str]] = defaultdict(set)
     for row in read("patient_disjoint.csv"):
