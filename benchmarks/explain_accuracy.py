@@ -249,8 +249,8 @@ def measure_set(
     for start in starts:
         batch = tumours[start : start + BATCH]
         pixels = torch.stack([preprocess(tumour) for tumour in batch])
-        ours, probabilities = heat_maps(classifier, pixels, method=method)
-        classes = probabilities.argmax(1).tolist()
+        ours, answered = heat_maps(classifier, pixels, method=method)
+        classes = answered.probabilities.argmax(1).tolist()
         theirs = {name: heat_maps(other, pixels, classes, method=method)[0] for name, other in others.items()}
         for i, tumour in enumerate(batch):
             mask = outline_mask(tumour.outlines, size)

@@ -9,7 +9,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Prediction": "classifier",
+    "Prediction": "prediction",
     "TumorClassifier": "classifier",
     "UnreadableImageError": "imaging",
     "UserError": "errors",

@@ -1,7 +1,7 @@
 """The model as users call it: ``TumorClassifier.from_pretrained("model").predict("slice.jpg")`` -> ``Prediction``.
 
 Everything that answers (app, command line, exports' checks) goes through here, so there is one preprocessing (the
-model's own, from its config.json) and one way to treat a file that cannot be read.
+model's own, from its config.json), one way to treat a file that cannot be read, and one use of ``trust.json``.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +21,13 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
+from .decisions import COVERAGES, DEFAULT_COVERAGE, decide
 from .errors import UserError
+from .features import StageFeatures
 from .imaging import ImageSource, UnreadableImageError, load_image
-from .labels import LABELS, TITLES
+from .labels import LABELS
+from .prediction import Answers, Prediction
+from .trust import Calibration, Trust, load_trust, picture_fault
 from .weights import DEFAULT_MODEL, find_model
 
 OnError = Literal["raise", "record"]
@@ -32,41 +36,7 @@ _READERS = min(4, os.cpu_count() or 1)
 # ResNet50 on a batch of 32 at 224 px holds about 0.4 GB of activations; halving the batch on a CPU saves half of that
 # and costs no speed. GPUs need the whole batch to be busy.
 _CPU_FORWARD = 16
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one image, or why there is none.
-
-    Attributes:
-        name: the path as it was given, or ``image-0001`` (its place in the call) for an image from memory.
-        label: the class name, one of ``labels.LABELS``; None when the image could not be read.
-        confidence: the probability of ``label``, in [0, 1]; None when the image could not be read.
-        probabilities: class name -> probability in [0, 1], in the order of ``labels.LABELS``, summing to 1; empty
-            when the image could not be read.
-        error: why the image could not be read, without its name; None when there is an answer.
-    """
-
-    name: str
-    label: str | None
-    confidence: float | None
-    probabilities: dict[str, float] = field(default_factory=dict)
-    error: str | None = None
-
-    @property
-    def title(self) -> str:
-        """The class as shown to people, such as ``Pituitary tumour``; ``Not readable`` when there is no answer."""
-        return TITLES[self.label] if self.label else "Not readable"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types only, ready for ``json.dumps``; the keys are the attributes' names."""
-        return {
-            "name": self.name,
-            "label": self.label,
-            "confidence": self.confidence,
-            "probabilities": dict(self.probabilities),
-            "error": self.error,
-        }
+_SOFTMAX = Calibration(1.0, {})
 
 
 class TumorClassifier:
@@ -80,6 +50,8 @@ class TumorClassifier:
         device: where the model runs.
         batch_size: images per forward pass unless a call says otherwise.
         mirror: whether each answer is the mean of the slice's and of its mirror image's, at twice the cost.
+        coverage: percent, of the prediction sets that decide; one of ``decisions.COVERAGES``.
+        trust: the content of ``trust.json``; None for a model without one, whose answers then carry no decision.
         members: this classifier alone, or those of an :class:`~brain_tumor_mri.ensemble.Ensemble`.
         folder: the ``ModelFolder`` that the weights came from; None when built from objects.
     """
@@ -92,6 +64,8 @@ class TumorClassifier:
         device: str | torch.device | None = None,
         batch_size: int = 32,
         mirror: bool = False,
+        coverage: int = DEFAULT_COVERAGE,
+        trust: Trust | None = None,
     ) -> None:
         """Wrap a model and an image processor that are loaded already; ``from_pretrained`` is the usual way in.
 
@@ -101,11 +75,15 @@ class TumorClassifier:
             device: None chooses cuda, then mps, then cpu.
             batch_size: images per forward pass, at least 1.
             mirror: average each answer with that for the mirror image.
+            coverage: percent of slices whose prediction set is to hold the true class; one of ``decisions.COVERAGES``.
+            trust: what was fitted to these weights.
 
         Raises:
-            UserError: ``device`` does not exist here.
-            ValueError: ``batch_size`` is below 1.
+            UserError: ``device`` does not exist here; ``trust`` belongs to another network.
+            ValueError: ``batch_size`` is below 1; ``coverage`` is not one of ``COVERAGES``.
         """
+        if coverage not in COVERAGES:
+            raise ValueError(f"coverage must be one of {', '.join(map(str, COVERAGES))}, not {coverage!r}")
         self.device = choose_device(device)
         self.batch_size = _checked_batch_size(batch_size)
         # convolutions of oneDNN and cuDNN run faster on channels-last weights; the answers are equal within 1e-5
@@ -113,6 +91,11 @@ class TumorClassifier:
         self.processor = processor
         self.labels: tuple[str, ...] = LABELS
         self.mirror = mirror
+        self.coverage = coverage
+        self.trust = trust
+        self._features: StageFeatures | None = None
+        if trust is not None:
+            self._features = StageFeatures(getattr(self.model, "timm_model", self.model), trust.in_distribution.stage)
         self.folder = None
         height, width = self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
         self.image_size: tuple[int, int] = (int(height), int(width))
@@ -126,30 +109,38 @@ class TumorClassifier:
         device: str | torch.device | None = None,
         batch_size: int = 32,
         mirror: bool = False,
+        coverage: int = DEFAULT_COVERAGE,
+        use_trust: bool = True,
     ) -> "TumorClassifier":
         """Load a folder or Hub id through the standard transformers classes; safetensors only, no remote code.
 
         Args:
             model: a folder in the Hub's layout, or a Hub id ``owner/name``; a list of them makes an ensemble, whose
-                answer is the mean of its members' probabilities.
+                answer is the mean of its members' calibrated probabilities.
             revision: branch, tag or commit on the Hub.
             device: ``"cpu"``, ``"cuda:0"``, ...; None chooses cuda, then mps, then cpu.
             batch_size: images per forward pass, at least 1.
             mirror: average each answer with that for the mirror image.
+            coverage: percent of slices whose prediction set is to hold the true class; one of ``decisions.COVERAGES``.
+            use_trust: False leaves the folder's ``trust.json`` out: plain softmax, no decisions.
 
         Raises:
-            UserError: the model is not found, is damaged, lacks weights, or has other classes; no such device.
+            UserError: the model is not found, is damaged, lacks weights, or has other classes; its ``trust.json`` is
+                damaged or belongs to other weights; no such device.
+            ValueError: ``batch_size`` or ``coverage`` is not allowed.
         """
         device = choose_device(device)  # a wrong flag is told before a download
         if not isinstance(model, str | os.PathLike):
             from .ensemble import Ensemble  # which is a classifier, so its module imports this one
 
             options = {"revision": revision, "device": device, "batch_size": batch_size, "mirror": mirror}
+            options |= {"coverage": coverage, "use_trust": use_trust}
             members = [cls.from_pretrained(member, **options) for member in model]
             return members[0] if len(members) == 1 else Ensemble(members)
         folder = find_model(model, revision)
         folder.require_project_labels()
         _ = folder.tensors  # reads the headers: a cut-off file is told by its name, not by a loader's traceback
+        trust = load_trust(folder) if use_trust else None
         try:
             with _quiet_transformers():
                 loaded, report = AutoModelForImageClassification.from_pretrained(
@@ -167,7 +158,8 @@ class TumorClassifier:
         lacking = [*report["missing_keys"], *report["mismatched_keys"]]
         if lacking:
             raise UserError(f"{folder.source} lacks {len(lacking)} of the model's weights, such as {lacking[0]}")
-        classifier = cls(loaded, processor, device=device, batch_size=batch_size, mirror=mirror)
+        options = {"batch_size": batch_size, "mirror": mirror, "coverage": coverage, "trust": trust}
+        classifier = cls(loaded, processor, device=device, **options)
         classifier.folder = folder
         return classifier
 
@@ -182,7 +174,6 @@ class TumorClassifier:
         """
         return self.processor(image, return_tensors="pt")["pixel_values"][0]
 
-    @torch.inference_mode()
     def probabilities(self, pixel_values: Tensor) -> Tensor:
         """Class probabilities of a batch.
 
@@ -192,14 +183,48 @@ class TumorClassifier:
         Returns:
             float32 (N, 4) on the CPU; rows sum to 1, columns in the order of ``labels``.
         """
+        return torch.from_numpy(self.answers(pixel_values).probabilities).float()
+
+    @torch.inference_mode()
+    def answers(self, pixel_values: Tensor) -> Answers:
+        """Answer a batch: probabilities and, with a ``trust.json``, prediction sets and unlikeness.
+
+        Args:
+            pixel_values: float (N, 3, H, W) from ``preprocess``, on any device; N at least 1.
+        """
         pixel_values = pixel_values.to(self.device, memory_format=torch.channels_last)
         parts = pixel_values.split(_CPU_FORWARD if self.device.type == "cpu" else len(pixel_values))
-        return torch.cat([self._answer_part(part).cpu() for part in parts])
+        return Answers.joined([self._answer_part(part) for part in parts])
 
-    def _answer_part(self, pixel_values: Tensor) -> Tensor:
-        views = (pixel_values, pixel_values.flip(-1)) if self.mirror else (pixel_values,)
-        answers = [self.model(pixel_values=view).logits.float().softmax(dim=-1) for view in views]
-        return torch.stack(answers).mean(0)
+    def _answer_part(self, pixel_values: Tensor) -> Answers:
+        logits = [self.model(pixel_values=pixel_values).logits]
+        features = self.take_features()
+        if self.mirror:
+            logits.append(self.model(pixel_values=pixel_values.flip(-1)).logits)
+        return self.judge(torch.stack(logits, dim=1), features)
+
+    def take_features(self) -> np.ndarray | None:
+        """What the in-distribution check reads, of this thread's latest forward pass: (N, D); None without trust."""
+        return self._features.take() if self._features else None
+
+    def judge(self, logits: Tensor, features: np.ndarray | None) -> Answers:
+        """Turn what the network gave into answers.
+
+        Args:
+            logits: (N, views, 4), one view, or two where the classifier mirrors.
+            features: (N, D) of ``take_features`` after the pass over the slices as they are.
+        """
+        values = logits.detach().float().cpu().numpy()
+        if self.trust is None:
+            return Answers(_SOFTMAX.probabilities(values))
+        calibration = self.trust.calibration(self.mirror)
+        probabilities = calibration.probabilities(values)
+        sets = {coverage: calibration.prediction_sets(probabilities, coverage) for coverage in COVERAGES}
+        return Answers(probabilities, sets, self.trust.in_distribution.unlikeness(features))
+
+    def combine(self, of_members: Sequence[Answers]) -> Answers:
+        """Return one answer of those of the ``members``: the only one."""
+        return of_members[0]
 
     @property
     def members(self) -> tuple["TumorClassifier", ...]:
@@ -207,7 +232,11 @@ class TumorClassifier:
         return (self,)
 
     def describe(self) -> dict[str, Any]:
-        """Return ``source``, ``architecture`` and ``sha256`` of the weights, an ensemble's joined by ``+``; ``mirror``.
+        """Say which model answers, and how.
+
+        Returns:
+            ``source``, ``architecture`` and ``sha256`` of the weights, an ensemble's joined by ``+``; ``mirror``,
+            ``coverage``; ``trust``, the fingerprint of ``trust.json``, None when a member has none.
 
         Raises:
             ValueError: the classifier was built from objects, not loaded.
@@ -215,11 +244,14 @@ class TumorClassifier:
         folders = [member.folder for member in self.members]
         if None in folders:
             raise ValueError("a classifier that was not loaded from a folder has no source")
+        fingerprints = [member.trust.fingerprint() if member.trust else "" for member in self.members]
         return {
             "source": " + ".join(folder.source for folder in folders),
             "architecture": " + ".join(folder.architecture for folder in folders),
             "sha256": " + ".join(folder.sha256() for folder in folders),
             "mirror": self.mirror,
+            "coverage": self.coverage,
+            "trust": " + ".join(fingerprints) if all(fingerprints) else None,
         }
 
     def predict(
@@ -275,7 +307,7 @@ class TumorClassifier:
 
     def _stream(self, sources: Iterator[ImageSource], on_error: OnError, size: int) -> Iterator[Prediction]:
         numbered = enumerate(sources, start=1)
-        waiting: deque[tuple[str, Future[Tensor]]] = deque()
+        waiting: deque[tuple[str, Future[_Reading]]] = deque()
         pool = ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="read-image")
         try:
             while True:
@@ -290,29 +322,60 @@ class TumorClassifier:
             # runs too when the caller stops early or presses Ctrl-C: nothing more is read
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, source: ImageSource, name: str) -> Tensor:
-        return self.preprocess(load_image(source, name=name))
+    def _read(self, source: ImageSource, name: str) -> "_Reading":
+        image = load_image(source, name=name)
+        return self.preprocess(image), picture_fault(image)
 
-    def _answer(self, batch: list[tuple[str, Future[Tensor]]], on_error: OnError) -> list[Prediction]:
-        pixels: list[Tensor] = []
+    def _answer(self, batch: "list[tuple[str, Future[_Reading]]]", on_error: OnError) -> list[Prediction]:
+        readings: list[_Reading] = []
         errors: dict[int, str] = {}
         for place, (_, future) in enumerate(batch):
             try:
-                pixels.append(future.result())
+                readings.append(future.result())
             except UnreadableImageError as error:
                 if on_error == "raise":
                     raise
                 errors[place] = error.reason
-        rows = iter(self.probabilities(torch.stack(pixels)).tolist() if pixels else [])
-        return [
-            Prediction(name, None, None, {}, errors[place]) if place in errors else self._prediction(name, next(rows))
-            for place, (name, _) in enumerate(batch)
-        ]
+        answers = self.answers(torch.stack([pixels for pixels, _ in readings])) if readings else None
+        rows = iter(range(len(readings)))
+        predictions = []
+        for place, (name, _) in enumerate(batch):
+            if place in errors:
+                predictions.append(Prediction(name, None, None, {}, errors[place]))
+            else:
+                row = next(rows)
+                predictions.append(self.prediction(name, answers, row, readings[row][1]))
+        return predictions
 
-    def _prediction(self, name: str, row: list[float]) -> Prediction:
-        probabilities = dict(zip(self.labels, row, strict=True))
+    def prediction(self, name: str, answers: Answers, row: int, fault: str | None) -> Prediction:
+        """Return one image's answer with its decision.
+
+        Args:
+            name: of the image.
+            answers: of its batch.
+            row: its place there.
+            fault: of ``trust.picture_fault``.
+        """
+        probabilities = dict(zip(self.labels, answers.probabilities[row].tolist(), strict=True))
         label = max(probabilities, key=probabilities.__getitem__)
-        return Prediction(name, label, probabilities[label], probabilities)
+        plain = Prediction(name, label, probabilities[label], probabilities)
+        if answers.unlikeness is None:
+            return plain
+        sets = {coverage: tuple(itertools.compress(self.labels, left[row])) for coverage, left in answers.sets.items()}
+        left, unlikeness = sets[self.coverage], float(answers.unlikeness[row])
+        decision, reason = decide(left, unlikeness, fault)
+        return replace(
+            plain,
+            decision=decision,
+            reason=reason,
+            prediction_set=left,
+            prediction_sets=sets,
+            unlikeness=unlikeness,
+        )
+
+
+_Reading = tuple[Tensor, str | None]
+"""What the reading threads hand over: the model's input, and ``picture_fault``."""
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:

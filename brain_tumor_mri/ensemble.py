@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from .classifier import TumorClassifier
 from .errors import UserError
+from .prediction import Answers
 
 
 class Ensemble(TumorClassifier):
@@ -30,6 +32,7 @@ class Ensemble(TumorClassifier):
         self._members = tuple(members)
         self.device, self.batch_size, self.mirror = first.device, first.batch_size, first.mirror
         self.labels, self.image_size, self.folder = first.labels, first.image_size, None
+        self.coverage, self.trust = first.coverage, None
 
     @property
     def members(self) -> tuple[TumorClassifier, ...]:
@@ -40,14 +43,25 @@ class Ensemble(TumorClassifier):
         """Turn an RGB image into every member's input: float32 (members, 3, H, W)."""
         return torch.stack([member.preprocess(image) for member in self.members])
 
-    def probabilities(self, pixel_values: Tensor) -> Tensor:
-        """Mean of the members' class probabilities.
+    def answers(self, pixel_values: Tensor) -> Answers:
+        """Answer a batch with all members; see ``combine``.
 
         Args:
             pixel_values: float (N, members, 3, H, W) from ``preprocess``.
-
-        Returns:
-            float32 (N, 4) on the CPU, as of ``TumorClassifier.probabilities``.
         """
-        answers = [member.probabilities(pixel_values[:, i]) for i, member in enumerate(self.members)]
-        return torch.stack(answers).mean(0)
+        return self.combine([member.answers(pixel_values[:, i]) for i, member in enumerate(self.members)])
+
+    def combine(self, of_members: Sequence[Answers]) -> Answers:
+        """Return one answer of those of the members.
+
+        Probabilities are the members' mean. A class is left when any member leaves it, so that a set covers at least
+        what each member's covers; a picture is as unlike as the member says that finds it most unlike. Without a
+        ``trust.json`` in every member there are neither sets nor unlikeness.
+        """
+        probabilities = np.mean([answers.probabilities for answers in of_members], axis=0)
+        if any(answers.unlikeness is None for answers in of_members):
+            return Answers(probabilities)
+        sets = {c: np.any([answers.sets[c] for answers in of_members], axis=0) for c in of_members[0].sets}
+        for left in sets.values():
+            left[np.arange(len(left)), probabilities.argmax(1)] = True
+        return Answers(probabilities, sets, np.max([answers.unlikeness for answers in of_members], axis=0))

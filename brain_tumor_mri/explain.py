@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-    from .classifier import Prediction, TumorClassifier
+    from .classifier import TumorClassifier
     from .imaging import ImageSource
+    from .prediction import Answers, Prediction
 
 GRAD_CAM, LAYER_CAM = "grad-cam", "layer-cam"
 METHODS = {GRAD_CAM: "GradCAM", LAYER_CAM: "LayerCAM"}
@@ -165,7 +166,7 @@ def heat_maps(
     targets: Sequence[int] | None = None,
     *,
     method: str = DEFAULT_METHOD,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, Answers]:
     """Compute the maps of a batch; see the module's head for the methods.
 
     The gradient is of the class's logit. It is taken back to the feature map only, so that a map costs little more
@@ -179,8 +180,7 @@ def heat_maps(
         method: one of ``METHODS``.
 
     Returns:
-        Maps, float32 (N, H, W) in [0, 1], each with a highest value of 1 or all 0; and probabilities, float32 (N, 4),
-        those of ``classifier.probabilities``.
+        Maps, float32 (N, H, W) in [0, 1], each with a highest value of 1 or all 0; and ``classifier.answers``.
 
     Raises:
         UserError: the model has no such feature map.
@@ -193,13 +193,16 @@ def heat_maps(
     # a caller's inference mode would forbid the gradients
     with torch.inference_mode(False), torch.enable_grad():
         views = [_views(member, x, method) for member, x in zip(classifier.members, by_member, strict=True)]
-        answers = [torch.stack([v.logits.detach().float().softmax(-1) for v in ours]).mean(0) for ours in views]
-        probabilities = torch.stack([answer.cpu() for answer in answers]).mean(0).numpy()
-        classes = probabilities.argmax(1).tolist() if targets is None else list(targets)
+        of_members = [
+            member.judge(torch.stack([view.logits for view in ours], dim=1), ours[0].features)
+            for member, ours in zip(classifier.members, views, strict=True)
+        ]
+        answers = classifier.combine(of_members)
+        classes = answers.probabilities.argmax(1).tolist() if targets is None else list(targets)
         maps = [np.mean([_view_maps(v, classes, (height, width), method) for v in ours], axis=0) for ours in views]
     mean = np.mean(maps, axis=0, dtype=np.float32)
     highest = mean.max((1, 2), keepdims=True)
-    return np.divide(mean, highest, out=np.zeros_like(mean), where=highest > 0), probabilities
+    return np.divide(mean, highest, out=np.zeros_like(mean), where=highest > 0), answers
 
 
 def colour(heat: np.ndarray) -> np.ndarray:
@@ -219,11 +222,13 @@ class _View:
     Attributes:
         feature_map: (N, C, h, w), the start of the graph that leads to ``logits``.
         logits: (N, 4).
+        features: (N, D) of ``TumorClassifier.take_features``; None without a ``trust.json``.
         mirrored: whether the batch was mirrored.
     """
 
     feature_map: Tensor
     logits: Tensor
+    features: np.ndarray | None
     mirrored: bool
 
 
@@ -234,7 +239,11 @@ def _views(member: TumorClassifier, pixel_values: Tensor, method: str) -> list[_
     network = _twin(getattr(member.model, "timm_model", member.model))
     pixel_values = pixel_values.to(member.device, memory_format=torch.channels_last)
     return [
-        _View(*_run(network, pixel_values.flip(-1) if mirrored else pixel_values, method), mirrored)
+        _View(
+            *_run(network, pixel_values.flip(-1) if mirrored else pixel_values, method),
+            features=member.take_features(),
+            mirrored=mirrored,
+        )
         for mirrored in ((False, True) if member.mirror else (False,))
     ]
 
@@ -313,38 +322,38 @@ def _explain_batch(
 ) -> list[Explanation]:
     import torch
 
-    from .classifier import Prediction
     from .imaging import UnreadableImageError, load_image
+    from .prediction import Prediction
+    from .trust import picture_fault
 
-    def read(item: tuple[str, ImageSource]) -> tuple[Tensor, tuple[int, int]] | UnreadableImageError:
+    def read(item: tuple[str, ImageSource]) -> tuple[Tensor, tuple[int, int], str | None] | UnreadableImageError:
         name, source = item
         try:
             image = load_image(source, name=name)
         except UnreadableImageError as error:
             return error
-        return classifier.preprocess(image), image.size
+        return classifier.preprocess(image), image.size, picture_fault(image)
 
     readings = list(pool.map(read, batch))
     errors = [reading for reading in readings if isinstance(reading, UnreadableImageError)]
     if errors and on_error == "raise":
         raise errors[0]
     good = [reading for reading in readings if not isinstance(reading, UnreadableImageError)]
-    found: Iterator[tuple[np.ndarray, list[float], Image.Image]] = iter(())
+    found: Iterator[tuple[int, np.ndarray, Image.Image]] = iter(())
     if good:
-        pixels = torch.stack([pixel_values for pixel_values, _ in good])
+        pixels = torch.stack([pixel_values for pixel_values, *_ in good])
         classes = None if target is None else [LABEL2ID[target]] * len(good)
-        maps, probabilities = heat_maps(classifier, pixels, classes, method=method)
-        found = zip(maps, probabilities.tolist(), _as_seen(classifier, pixels), strict=True)
+        maps, answers = heat_maps(classifier, pixels, classes, method=method)
+        found = zip(range(len(good)), maps, _as_seen(classifier, pixels), strict=True)
     explanations = []
     for (name, _), reading in zip(batch, readings, strict=True):
         if isinstance(reading, UnreadableImageError):
             explanations.append(Explanation(Prediction(name, None, None, {}, reading.reason)))
             continue
-        heat, row, seen = next(found)
-        answer = dict(zip(classifier.labels, row, strict=True))
-        label = max(answer, key=answer.__getitem__)
-        prediction = Prediction(name, label, answer[label], answer)
-        explanations.append(Explanation(prediction, target or label, heat, seen, reading[1]))
+        row, heat, seen = next(found)
+        _, size, fault = reading
+        prediction = classifier.prediction(name, answers, row, fault)
+        explanations.append(Explanation(prediction, target or prediction.label, heat, seen, size))
     return explanations
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from .decisions import COVERAGES, DEFAULT_COVERAGE
 from .weights import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, batch_size: int = 32) -> None:
-    """Define ``--model`` (once or more), ``--mirror``, ``--revision``, ``--batch_size`` and ``--device``.
+    """Define ``--model`` (once or more), ``--mirror``, ``--revision``, ``--batch_size``, ``--coverage``, ``--device``.
 
     Args:
         parser: of the command.
@@ -31,6 +32,13 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, batch_size: int = 32
     parser.add_argument(
         "--batch_size", type=int, default=batch_size, help="images per forward pass (default: %(default)s)"
     )
+    parser.add_argument(
+        "--coverage",
+        type=int,
+        choices=COVERAGES,
+        default=DEFAULT_COVERAGE,
+        help="percent of slices whose prediction set holds the true class (default: %(default)s)",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best one here)")
 
 
@@ -48,4 +56,5 @@ def load_classifier(args: argparse.Namespace) -> TumorClassifier:
         device=args.device,
         batch_size=args.batch_size,
         mirror=args.mirror,
+        coverage=args.coverage,
     )

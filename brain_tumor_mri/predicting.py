@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .decisions import DECISIONS
 from .errors import UserError
 from .labels import LABELS, RESEARCH_NOTICE, TITLES
 from .loading import add_model_arguments, load_classifier
@@ -24,9 +25,9 @@ from .loading import add_model_arguments, load_classifier
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from .classifier import Prediction
+    from .prediction import Prediction
 
-CSV_COLUMNS = ("file", "label", "confidence", *LABELS, "error")
+CSV_COLUMNS = ("file", "label", "confidence", *LABELS, "decision", "prediction_set", "unlikeness", "reason", "error")
 SHOWN_ROWS = 30
 """Rows of the table on the console."""
 SHOWN_ERRORS = 10
@@ -79,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
         done: list[Prediction] = []
         table = None
         if args.csv:
-            table = stack.enter_context(CsvOutput(args.csv, files, "{sha256} {mirror}".format(**model)))
+            table = stack.enter_context(
+                CsvOutput(args.csv, files, "{sha256} {mirror} {coverage} {trust}".format(**model))
+            )
             done = table.done
             outputs.append(table)
         progress = stack.enter_context(DelayedProgress(len(files), started))
@@ -149,11 +152,14 @@ class TableOutput:
         self.csv_file = csv_file
         self.rows: list[Prediction] = []
         self.errors: list[Prediction] = []
+        self.decisions: Counter[str] = Counter()
 
     def add(self, prediction: "Prediction") -> None:
         """Keep the answer if it will be shown."""
         if len(self.rows) < SHOWN_ROWS:
             self.rows.append(prediction)
+        if prediction.decision:
+            self.decisions[prediction.decision] += 1
         if prediction.error is not None and len(self.errors) < SHOWN_ERRORS:
             self.errors.append(prediction)
 
@@ -170,9 +176,12 @@ class TableOutput:
         table.add_column("class")
         for heading in ("confidence", *LABELS):
             table.add_column(heading, justify="right", no_wrap=True)
+        if self.decisions:
+            table.add_column("decision")
         for row in self.rows:
             cells = [f"{row.confidence:.1%}", *(f"{p:.3f}" for p in row.probabilities.values())] if row.label else []
             style = "" if row.label else "red"
+            cells += [decision_text(row)] if row.decision else []
             table.add_row(Text(printable(row.name)), Text(row.title, style), *cells)
         console.print(table)
         seen = counts.total()
@@ -187,6 +196,9 @@ class TableOutput:
         parts += [f"{counts['error']:,} not readable"] if counts["error"] else []
         console.print()
         console.print(Text(f"{seen:,} image{'' if seen == 1 else 's'}: {', '.join(parts) or 'none'}"))
+        if self.decisions:
+            decided = (f"{self.decisions[name]:,} {title}" for name, title in DECISIONS.items() if self.decisions[name])
+            console.print(Text(f"Decisions: {', '.join(decided)}"))
         if self.csv_file and seen == total:
             console.print(Text(f"Written to {printable(str(self.csv_file))}"))
         console.print(Text(RESEARCH_NOTICE))
@@ -199,9 +211,11 @@ class JsonOutput:
         head = json.dumps({"model": model, "labels": list(LABELS), "notice": RESEARCH_NOTICE})
         sys.stdout.write(head[:-1] + ', "predictions": [')
         self.separator = "\n"
+        self.decisions: Counter[str] = Counter()
 
     def add(self, prediction: "Prediction") -> None:
         """Write one element of ``predictions``."""
+        self.decisions[prediction.decision or ""] += 1
         sys.stdout.write(self.separator + json.dumps(prediction.to_dict()))
         self.separator = ",\n"
 
@@ -212,6 +226,7 @@ class JsonOutput:
             "answered": counts.total() - counts["error"],
             "errors": counts["error"],
             "per_label": {label: counts[label] for label in LABELS},
+            "per_decision": {decision: self.decisions[decision] for decision in DECISIONS},
             "complete": counts.total() == total,
         }
         sys.stdout.write('\n], "summary": ' + json.dumps(summary) + "}\n")
@@ -276,7 +291,17 @@ def csv_row(prediction: "Prediction") -> list[str]:
         [f"{p:.6f}" for p in (prediction.confidence, *prediction.probabilities.values())] if prediction.label else []
     )
     cells = [prediction.label or "", *(numbers or [""] * (1 + len(LABELS)))]
+    cells += [prediction.decision or "", " ".join(prediction.prediction_set)]
+    cells += ["" if prediction.unlikeness is None else f"{prediction.unlikeness:.6f}", prediction.reason or ""]
     return [harmless_name(prediction.name), *cells, prediction.error or ""]
+
+
+def decision_text(prediction: "Prediction") -> str:
+    """The decision as the table shows it, with what is left or the reason."""
+    title = DECISIONS[prediction.decision]
+    if prediction.reason:
+        return f"{title}: {prediction.reason}"
+    return f"{title}: {' or '.join(prediction.prediction_set)}" if len(prediction.prediction_set) > 1 else title
 
 
 def harmless_name(name: str) -> str:
@@ -327,7 +352,7 @@ def _fingerprint(files: list[Path], model: str) -> str:
 
 def _read_rows(part: Path, names: list[str]) -> "list[Prediction]":
     """The complete rows that an interrupted run left, as far as they are in the order of ``names``."""
-    from .classifier import Prediction
+    from .prediction import Prediction
 
     try:
         text = part.read_bytes().decode("utf-8", errors="surrogateescape")
@@ -341,12 +366,23 @@ def _read_rows(part: Path, names: list[str]) -> "list[Prediction]":
     for row, name in zip(rows, names, strict=False):
         if len(row) != len(CSV_COLUMNS) or row[0] != harmless_name(name):
             break
-        _, label, confidence, *probabilities, error = row
+        _, label, confidence, *probabilities, decision, left, unlikeness, reason, error = row
         if error:
             found.append(Prediction(name, None, None, {}, error))
         elif label in LABELS:
             numbers = [float(p) for p in probabilities]
-            found.append(Prediction(name, label, float(confidence), dict(zip(LABELS, numbers, strict=True))))
+            found.append(
+                Prediction(
+                    name,
+                    label,
+                    float(confidence),
+                    dict(zip(LABELS, numbers, strict=True)),
+                    decision=decision or None,
+                    reason=reason or None,
+                    prediction_set=tuple(left.split()),
+                    unlikeness=float(unlikeness) if unlikeness else None,
+                )
+            )
         else:
             break
     return found

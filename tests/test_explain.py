@@ -217,8 +217,8 @@ def test_convolutional_architectures_of_timm_are_explained(architecture: str, me
 
     network = timm.create_model(architecture, num_classes=4)
     classifier = colour_classifier(network)
-    maps, probabilities = heat_maps(classifier, torch.rand(2, 3, SIDE, SIDE), [0, 3], method=method)
-    assert maps.shape == (2, SIDE, SIDE) and probabilities.shape == (2, 4)
+    maps, answers = heat_maps(classifier, torch.rand(2, 3, SIDE, SIDE), [0, 3], method=method)
+    assert maps.shape == (2, SIDE, SIDE) and answers.probabilities.shape == (2, 4)
     assert maps.min() >= 0 and set(maps.max((1, 2)).tolist()) <= {0, 1}
 
 

@@ -1,0 +1,250 @@
+"""``brain-tumor-mri calibrate --model DIR``: writes ``trust.json`` beside the weights, and what was measured with it.
+
+The parts are those that the training used, as the folder's ``metrics.json`` says: fitted is on its validation part,
+measured on its test part and, with ``--external_dir``, on Br35H tumours that trained nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .decisions import DECISIONS, DEFAULT_COVERAGE
+from .errors import UserError
+from .labels import RESEARCH_NOTICE
+from .protocols import ProtocolArguments
+from .weights import DEFAULT_MODEL, find_model
+
+if TYPE_CHECKING:
+    import datasets
+
+    from .calibration import Outputs
+    from .classifier import TumorClassifier
+
+KNOWN_SLICES = 1500
+"""Training slices, drawn at random, that the in-distribution check is fitted to."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"folder of a trained model (default: {DEFAULT_MODEL})")
+    parser.add_argument("--data_dir", default="data/brain-tumor-mri-dataset", help="what the model was trained on")
+    parser.add_argument(
+        "--external_dir", help="the Br35H tumours (images/), where they were used or are to be measured"
+    )
+    parser.add_argument(
+        "--foreign", metavar="DIR", help="pictures that are no brain MRI, a folder a kind: measures their refusal"
+    )
+    parser.add_argument("--batch_size", type=int, default=16, help="images per forward pass (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best one here)")
+    parser.add_argument("--json", action="store_true", help="print what was measured as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fit, measure, write, and print a summary.
+
+    Raises:
+        UserError: the folder is no trained model's, or the data cannot be used.
+    """
+    import numpy as np
+
+    from . import calibration
+    from .classifier import TumorClassifier
+    from .data import load_slices
+    from .external import load_external
+    from .imaging import find_images
+    from .report import versions, write_json
+    from .trust import FILE_NAME
+
+    folder = find_model(Path(args.model))
+    protocol, seed, external_train = training_settings(folder.path, folder.sha256())
+    foreign = find_images([args.foreign]) if args.foreign else []
+    data = load_slices(args.data_dir, protocol, seed=seed, skip_unreadable=True, progress=not args.json)
+    tumours = load_external(args.external_dir) if args.external_dir else None
+    if external_train and tumours is None:
+        raise UserError(f"{args.model} was trained with external tumours; give --external_dir, their folder")
+
+    classifier = TumorClassifier.from_pretrained(
+        args.model, device=args.device, batch_size=args.batch_size, use_trust=False
+    )
+    stage = calibration.stage_of(getattr(classifier.model, "timm_model", classifier.model))
+    gather = _Gatherer(classifier, stage, progress=not args.json)
+    known = [gather(_sample(data.splits["train"], KNOWN_SLICES, seed), "training slices").features]
+    if external_train:
+        known.append(gather(tumours["train"], "external training slices").features)
+    validation = gather(data.splits["validation"], "validation slices")
+    other = gather(tumours["validation"], "external validation slices") if tumours else None
+    trust = calibration.fit_trust(
+        folder.sha256(), stage, validation=validation, known=np.concatenate(known), other_validation=other
+    )
+    parts = {"test": gather(data.splits["test"], "test slices")}
+    if tumours:
+        parts["external"] = gather(tumours["test"], "external test slices")
+    measured: dict[str, Any] = {
+        name: {
+            "single": calibration.trust_figures(trust, outputs),
+            "mirrored": calibration.trust_figures(trust, outputs, mirror=True),
+        }
+        for name, outputs in parts.items()
+    }
+    if foreign:
+        outputs, kinds, unreadable = gather.files(foreign, Path(args.foreign))
+        measured["foreign"] = calibration.foreign_figures(trust, outputs, list(parts.values()), kinds)
+        measured["foreign"]["unreadable"] = unreadable
+    record = {
+        "protocol": protocol.title,
+        "fitted_on": {
+            "data": data.fingerprint,
+            "validation": len(validation),
+            "external_validation": len(other) if other else 0,
+            "known": sum(map(len, known)),
+        },
+        "measured": measured,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+    trust = replace(trust, record=record)
+    plot_reliability(
+        measured["test"]["single"], folder.path / "reliability.png", f"{folder.architecture}, {protocol.title}"
+    )
+    write_json(folder.path / FILE_NAME, trust.to_dict())
+    if args.json:
+        json.dump(record | {"temperature": trust.single.temperature}, sys.stdout, indent=2)
+        print()
+    else:
+        print(summary(trust.single.temperature, measured))
+        print(f"Written to {folder.path / FILE_NAME}\n{RESEARCH_NOTICE}")
+    return 0
+
+
+def training_settings(folder: Path, sha256: str) -> tuple[ProtocolArguments, int, bool]:
+    """Read from ``metrics.json`` how the weights were trained: protocol, seed, whether external tumours trained.
+
+    Raises:
+        UserError: there is no such file, it is of other weights or not of a training, or nothing was held out.
+    """
+    file = folder / "metrics.json"
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        config, weights = record["config"], record["model"]["weights_sha256"]
+        protocol = ProtocolArguments(**{setting.name: config[setting.name] for setting in fields(ProtocolArguments)})
+        seed, external_train = int(config["seed"]), bool(config["external_dir"] and config["external_train"])
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{file} is missing: it says which slices validated; give the folder that train.py wrote"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} does not say how the model was trained ({error}); give what train.py wrote") from error
+    if weights != sha256:
+        raise UserError(f"{file} belongs to other weights; give the folder that train.py wrote")
+    if protocol.train_on_validation:
+        raise UserError(f"{folder} was trained on its validation part; nothing is left to calibrate on")
+    return protocol, seed, external_train
+
+
+def _sample(split: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
+    import numpy as np
+
+    chosen = np.random.default_rng(seed).permutation(len(split))[:count]
+    return split.select(np.sort(chosen))
+
+
+class _Gatherer:
+    """Runs the network over parts and folders, with a bar for people."""
+
+    def __init__(self, classifier: TumorClassifier, stage: str, *, progress: bool) -> None:
+        self.classifier, self.stage, self.progress = classifier, stage, progress
+
+    def __call__(self, split: datasets.Dataset, title: str) -> Outputs:
+        """Run over a part, its images in order."""
+        import datasets
+
+        images = split.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+        sources = (row["image"]["bytes"] or row["image"]["path"] for row in images)
+        return self._run(sources, split["label"][:], split["group"][:], title)
+
+    def files(self, files: Sequence[Path], base: Path) -> tuple[Outputs, list[str], list[str]]:
+        """Run over foreign pictures; also return the kind of each (its folder's name) and the unreadable files."""
+        from .imaging import UnreadableImageError, load_image
+
+        images, unreadable = [], []
+        for file in files:
+            try:
+                load_image(file)
+                images.append(file)
+            except UnreadableImageError as error:
+                unreadable.append(f"{file.relative_to(base)}: {error.reason}")
+        if not images:
+            raise UserError(f"--foreign {base}: no picture there can be read")
+        names = [str(image.relative_to(base)) for image in images]
+        outputs = self._run(images, [-1] * len(images), names, "foreign pictures", names)
+        return outputs, [image.parent.name for image in images], unreadable
+
+    def _run(self, sources: Any, labels: Any, groups: Any, title: str, names: Sequence[str] = ()) -> Outputs:
+        from rich.console import Console
+        from rich.progress import track
+
+        from .calibration import network_outputs
+
+        console = Console(stderr=True)
+        shown = track(
+            sources,
+            title.capitalize(),
+            total=len(labels),
+            disable=not self.progress,
+            console=console,
+            transient=True,
+        )
+        return network_outputs(self.classifier, shown, labels, groups, stage=self.stage, names=names)
+
+
+def summary(temperature: float, measured: dict[str, Any]) -> str:
+    """A few lines for people on what was measured."""
+    from .report import percent
+
+    lines = [f"temperature {temperature:.2f}"]
+    for part, both in measured.items():
+        if part == "foreign":
+            refused, auroc = both["refused"], both["auroc"]
+            lines.append(f"foreign: {refused:.1%} of {both['n']} pictures refused, AUROC {auroc:.2%}")
+            continue
+        figures = both["single"]
+        sets = figures["coverage"][str(DEFAULT_COVERAGE)]
+        lines.append(f"{part}: {figures['n']} slices")
+        if "after" in figures:
+            before, after = (percent(figures[when]["ece"]) for when in ("before", "after"))
+            lines.append(f"  calibration error {before} before, {after} after")
+        covered, size = percent(sets["covered"]), sets["size"]["value"]
+        lines.append(f"  {DEFAULT_COVERAGE} % prediction sets cover {covered}, {size:.2f} classes")
+        shares = ", ".join(f"{title} {percent(figures['decisions'][name])}" for name, title in DECISIONS.items())
+        lines.append(f"  {shares}; right when answered {percent(figures['correct']['answer'])}")
+    return "\n".join(lines)
+
+
+def plot_reliability(figures: dict[str, Any], path: Path, title: str) -> None:
+    """Draw the reliability diagram before and after: accuracy against mean confidence of the 15 bins."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 4.2), dpi=120, layout="constrained")
+    for place, (when, words) in enumerate((("before", "softmax"), ("after", "calibrated")), start=1):
+        axes = figure.add_subplot(1, 2, place)
+        bins = figures[when]["reliability"]
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
+        axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], color="#0072B2", linewidth=1)
+        sizes = [12 + 160 * b["n"] / figures["n"] for b in bins]
+        axes.scatter(
+            [b["confidence"] for b in bins], [b["accuracy"] for b in bins], s=sizes, color="#0072B2", alpha=0.7
+        )
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.04), xlabel="mean confidence", ylabel="accuracy" if place == 1 else "")
+        axes.set_title(f"{words}: ECE {100 * figures[when]['ece']['value']:.1f} %", fontsize=10)
+        axes.set_aspect("equal")
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+    figure.suptitle(f"{title}, test: {figures['n']} slices; area of a point: share of the slices", fontsize=10)
+    figure.savefig(path)
