@@ -80,10 +80,11 @@ class Plan:
 
     Attributes:
         repo_id: ``owner/name``.
-        files: all files of this version, in the root of the repository.
+        files: all files of this version.
         message: first line of the commit.
         description: its further lines.
-        stale: patterns of files in the root that are removed when this version does not have them.
+        stale: patterns of paths that are removed when this version does not have them; files in folders are looked at
+            only where ``files`` has folders, too.
         repo_type: ``model`` or ``space``.
         space_sdk: what a Space is made with; None for a model.
     """
@@ -137,14 +138,14 @@ def push(
     """
     from huggingface_hub import HfApi
 
-    token = _token(token)
+    token = require_token(token)
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token, library_name="brain-tumor-mri")
     outcome = Outcome()
 
     def attempt() -> None:
         _push_once(api, plan, revision, tag, private, outcome)
 
-    with _quiet_client():
+    with quiet_client():
         _repeat(attempt, f"{plan.repo_id} on {api.endpoint}", token)
     return outcome
 
@@ -178,8 +179,9 @@ def _push_once(api: HfApi, plan: Plan, revision: str, tag: str | None, private: 
         api.create_branch(**repo, branch=revision, exist_ok=True)
         heads[revision] = str(api.repo_info(**repo, revision=revision).sha)
 
-    there = {f.path: f for f in api.list_repo_tree(**repo, revision=heads[revision]) if isinstance(f, RepoFile)}
     wanted = {file.path for file in plan.files}
+    tree = api.list_repo_tree(**repo, revision=heads[revision], recursive=any("/" in path for path in wanted))
+    there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     changed = [file for file in plan.files if not file.is_at(there.get(file.path))]
     stale = [path for path in there if path not in wanted and any(fnmatch(path, p) for p in plan.stale)]
     outcome.commit = heads[revision]
@@ -207,7 +209,12 @@ def _tag_taken(repo_id: str, tag: str | None, commit: str) -> str:
     return f"{repo_id} has a tag {tag} already, on another version ({commit[:8]}); give this version another --tag"
 
 
-def _token(given: str | None) -> str:
+def require_token(given: str | None = None) -> str:
+    """Return the token to publish with: the given one, ``HF_TOKEN``'s or the login's.
+
+    Raises:
+        UserError: there is none, or it cannot be one; the text does not quote it.
+    """
     from huggingface_hub import get_token
 
     try:
@@ -222,7 +229,7 @@ def _token(given: str | None) -> str:
 
 
 @contextmanager
-def _quiet_client() -> Iterator[None]:
+def quiet_client() -> Iterator[None]:
     """Keep the client's log lines and, where nobody watches, its bars off stderr: this module tells what happens."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from huggingface_hub.utils import logging as client_logging

@@ -1,6 +1,7 @@
-"""``brain-tumor-mri publish model``: a model folder becomes a version on the Hub: its card, one commit, a tag.
+"""``brain-tumor-mri publish``: a model folder, or the app as a Space, becomes a version on the Hub, in one commit.
 
-``plan_model`` checks the folder and lists what would be sent; ``hub.push`` compares it with the Hub and sends it.
+``plan_model`` checks the folder and lists what would be sent (``space.plan_space`` and ``space.check_space`` for a
+Space); ``hub.push`` compares it with the Hub and sends it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from . import __version__
 from .card import render_card
 from .errors import UserError
-from .hub import Outcome, Plan, PublishError, Upload, one_line, push
+from .hub import Outcome, Plan, PublishError, Upload, one_line, push, require_token
 from .report import model_title, percent
 from .weights import DEFAULT_MODEL, find_model
 
@@ -45,10 +46,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--model", default=DEFAULT_MODEL, help="model folder with its metrics.json (default: model)")
     model.add_argument("--revision", default="main", metavar="BRANCH", help="branch to push to (default: main)")
     model.add_argument("--tag", help="name of the version, such as v1.2.0; set on the commit")
-    model.add_argument("--private", action="store_true", help="make a new repository private")
     model.add_argument("--dry_run", action="store_true", help="check, and list files and sizes; ask and send nothing")
-    model.add_argument("--json", action="store_true", help="one JSON object on stdout")
     model.set_defaults(publish=_run_model)
+    summary = "push the app, pinned and with its model written down, as a Space, after asking it for a prediction"
+    space = kinds.add_parser("space", help=summary, description=summary[0].upper() + summary[1:] + ".")
+    space.add_argument("--repo_id", required=True, metavar="USER/SPACE", help="the Space; made if it is missing")
+    space.add_argument(
+        "--model_id", required=True, metavar="USER/NAME[@REVISION]", help="what the Space answers with, from the Hub"
+    )
+    space.add_argument(
+        "--check",
+        choices=("fresh", "here", "none"),
+        help="where the app is started and asked first: in a fresh environment of its requirements.txt, with this "
+        "interpreter, or nowhere (default: fresh; with --dry_run: none)",
+    )
+    space.add_argument("--model", metavar="DIR", help="a model folder for the check, in place of --model_id's weights")
+    space.add_argument("--dry_run", action="store_true", help="list files and sizes, check if asked to; send nothing")
+    space.set_defaults(publish=_run_space)
+    for kind in (model, space):
+        kind.add_argument("--private", action="store_true", help="make a new repository private")
+        kind.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,17 +87,38 @@ def _run_model(args: argparse.Namespace) -> int:
     outcome = None
     if not args.dry_run:
         outcome = push(plan, revision=args.revision, tag=args.tag, private=args.private)
-    if args.json:
+    _tell(plan, outcome, args.json, {"revision": args.revision, "tag": args.tag})
+    return 0
+
+
+def _run_space(args: argparse.Namespace) -> int:
+    from .space import ModelVersion, check_space, plan_space
+
+    model = ModelVersion.parse(args.model_id)
+    plan = plan_space(args.repo_id, model)
+    if not args.dry_run:
+        require_token()  # minutes before push asks for it
+    check = args.check or ("none" if args.dry_run else "fresh")
+    if check != "none":
+        check_space(plan, model, folder=args.model, fresh=check == "fresh")
+    outcome = None if args.dry_run else push(plan, private=args.private)
+    asked = {"model_id": model.id, "model_revision": model.revision, "check": check}
+    _tell(plan, outcome, args.json, {"revision": "main", "tag": None, **asked})
+    return 0
+
+
+def _tell(plan: Plan, outcome: Outcome | None, as_json: bool, asked: dict[str, Any]) -> None:
+    """Print what was done; ``outcome`` is None for a dry run."""
+    if as_json:
         files = [{"path": file.path, "size": file.size} for file in plan.files]
-        asked = {"repo_id": plan.repo_id, "revision": args.revision, "tag": args.tag, "dry_run": args.dry_run}
         done = asdict(outcome) if outcome else dict.fromkeys(Outcome.__dataclass_fields__)
-        print(json.dumps(asked | {"message": plan.message, "files": files} | done))
+        told = {"repo_id": plan.repo_id, **asked, "dry_run": outcome is None, "message": plan.message, "files": files}
+        print(json.dumps(told | done))
     elif outcome is None:
         _print_files(plan)
-        print(f"{plan.repo_id}, {args.revision}: {plan.message}\nDry run: nothing was sent.")
+        print(f"{plan.repo_id}, {asked['revision']}: {plan.message}\nDry run: nothing was sent.")
     else:
-        print(_sentence(outcome, args.revision, args.tag))
-    return 0
+        print(_sentence(outcome, asked["revision"], asked["tag"]))
 
 
 def _print_files(plan: Plan) -> None:
@@ -99,13 +137,17 @@ def _print_files(plan: Plan) -> None:
 
 def _sentence(outcome: Outcome, revision: str, tag: str | None) -> str:
     if outcome.uploaded or outcome.removed:
-        parts = [f"pushed {', '.join(outcome.uploaded)}"] if outcome.uploaded else []
-        parts += [f"removed {', '.join(outcome.removed)}"] if outcome.removed else []
+        parts = [f"pushed {_listed(outcome.uploaded)}"] if outcome.uploaded else []
+        parts += [f"removed {_listed(outcome.removed)}"] if outcome.removed else []
     else:
         parts = ["nothing changed, nothing pushed"]
     if tag:
         parts.append(f"tag {tag} {'set' if outcome.tagged else 'was set already'}")
     return f"{outcome.url}: {'; '.join(parts)} ({revision} at {outcome.commit[:8]})"
+
+
+def _listed(paths: list[str]) -> str:
+    return ", ".join(paths) if len(paths) <= 10 else f"{len(paths)} files"
 
 
 def plan_model(folder: str | Path, repo_id: str, *, tag: str | None = None) -> Plan:
