@@ -93,6 +93,7 @@ class Peer:
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
             "versions": about["versions"],
         }
+        self.title = f"{NAME} {VERSION}, {self.model['architecture']}"
         self.kept = kept
         self.answers: dict[str, dict[str, float]] = {}
         if kept and kept.is_file():
@@ -184,6 +185,21 @@ def ask_split(peer: Peer, root: Path, split: datasets.Dataset, limit: int | None
     return Asked(np.asarray(probabilities), np.asarray(labels), list(groups), unanswered)
 
 
+def add_peer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define ``--peer_python`` and ``--cache_dir``."""
+    parser.add_argument("--peer_python", help=f"interpreter that has {NAME}=={VERSION} (default: made in --cache_dir)")
+    parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/brain-tumor-mri/peers"))
+
+
+def start_peer(args: argparse.Namespace, kept: Path | None = None) -> Peer:
+    """Start the peer in the environment that the flags of :func:`add_peer_arguments` mean.
+
+    Raises:
+        UserError: as of :class:`Peer` and :func:`make_environment`.
+    """
+    return Peer(args.peer_python or make_environment(args.cache_dir), kept)
+
+
 def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return the record of each protocol.
 
@@ -192,7 +208,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """
     tumours = load_external(args.external_dir)["test"]
     records = {}
-    with Peer(args.peer_python or make_environment(args.cache_dir), args.answers) as peer:
+    with start_peer(args, args.answers) as peer:
         for protocol in (ProtocolArguments(OFFICIAL), ProtocolArguments(PATIENT_DISJOINT, 1)):
             data = load_slices(args.data_dir, protocol, progress=True)
             asked = [ask_split(peer, args.data_dir, data.splits["test"], args.limit)]
@@ -218,7 +234,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 splits={"test": classification_figures(test.probabilities, test.labels, groups=test.groups)},
                 config={"limit": args.limit},
                 external=external,
-                title=f"{NAME} {VERSION}, {peer.model['architecture']}",
+                title=peer.title,
             )
             record["protocol_note"] += f"; {TRAINING_DATA_NOTE}"
             record["training_data_note"] = TRAINING_DATA_NOTE
@@ -231,8 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", type=Path, required=True, help="the Kaggle set: holds Training/ and Testing/")
     parser.add_argument("--external_dir", type=Path, required=True, help="the Br35H tumours (images/)")
-    parser.add_argument("--peer_python", help=f"interpreter that has {NAME}=={VERSION} (default: made in --cache_dir)")
-    parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/brain-tumor-mri/peers"))
+    add_peer_arguments(parser)
     parser.add_argument("--output_dir", type=Path, default=Path(f"results/peers/{NAME}-{VERSION}"))
     parser.add_argument("--answers", type=Path, help="keep the answers in this JSON file, and take up what it holds")
     parser.add_argument("--limit", type=int, help="images of each part, for a trial")

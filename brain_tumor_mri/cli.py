@@ -16,10 +16,12 @@ from .errors import UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("predicting", "classify images, folders or patterns; as a table, CSV or JSON"),
     "evaluate": ("evaluation", "measure a model on a labelled data set"),
+    "stress": ("stress", "measure what disturbed images (motion, noise, JPEG, ...) cost a model"),
     "explain": ("explaining", "show where the model looked, as heat maps (Grad-CAM)"),
+    "calibrate": ("calibrating", "fit calibration, prediction sets and the check for foreign pictures to a model"),
     "audit": ("audit", "look for leaks between a data set's parts"),
     "card": ("card", "write the model card from the recorded figures, or check that it agrees with them"),
-    "publish": ("publish", "push a version of the model to the Hugging Face Hub"),
+    "publish": ("publish", "push a version of the model, or the Space that shows it, to the Hugging Face Hub"),
     "info": ("info", "say which model and versions are here, without loading them"),
 }
 """Name -> module of this package, and one line of help."""

@@ -139,6 +139,38 @@ def bootstrap_weights(n: int, groups: Sequence[Any] | None, n_resamples: int, se
     return draws[:, members].astype(np.float64)
 
 
+def mean_figure(
+    values: np.ndarray,
+    groups: Sequence[Any],
+    *,
+    among: np.ndarray | None = None,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Figure | None:
+    """Return a mean (of hits: a share) with its percentile bootstrap interval over groups.
+
+    Args:
+        values: (N,) numbers or bools.
+        groups: (N,) group of each image.
+        among: (N,) bool, the images that count; None means all.
+        n_resamples: bootstrap resamples.
+        confidence: of the interval.
+        seed: of the bootstrap.
+
+    Returns:
+        ``{"value", "low", "high"}``; None when no image counts.
+    """
+    counts = np.ones(len(values)) if among is None else np.asarray(among, dtype=np.float64)
+    if not counts.any():
+        return None
+    draws = np.vstack([np.ones(len(values)), bootstrap_weights(len(values), groups, n_resamples, seed)])
+    with np.errstate(invalid="ignore"):
+        means = draws @ (counts * np.asarray(values, dtype=np.float64)) / (draws @ counts)
+    low, high = np.nanpercentile(means[1:], (50 * (1 - confidence), 50 * (1 + confidence)))
+    return {"value": float(means[0]), "low": float(low), "high": float(high)}
+
+
 def _weighted_figures(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Return every figure for each row of ``weights`` (R, N): arrays (R,), per-class ones (R, 4)."""
     predicted = probabilities.argmax(1)

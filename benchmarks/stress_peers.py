@@ -1,0 +1,96 @@
+"""What disturbed images cost the published peer of peers.py: ``brain-tumor-mri stress`` for detect-tumor 0.1.1.
+
+    python benchmarks/stress_peers.py --data_dir ../shared/data/brain-tumor-mri-dataset --protocol patient-disjoint \
+        --beside results/release-lite/stress.json --output results/peers/detect-tumor-0.1.1/stress.json
+
+The images are made by the same code from the same seeds and handed over one PNG file at a time, without loss. --beside
+names the record of a model of this project, which then stands next to the peer in table and plot; it is refused where
+its pixels were others. With --output the same command takes an interrupted run up again.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.peers import TRAINING_DATA_NOTE, Peer, add_peer_arguments, start_peer
+from brain_tumor_mri.classifier import Prediction
+from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.labels import LABELS
+from brain_tumor_mri.stress import add_stress_arguments, check_targets, show, stress_record
+
+
+def answers(peer: Peer, images: Iterator[Image.Image]) -> Iterator[Prediction]:
+    """Ask the peer about images; one that it does not take gives a ``Prediction`` with its error."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "slice.png"
+        for image in images:
+            image.save(file, compress_level=1)
+            answer = peer.ask(file)
+            if isinstance(answer, str):
+                yield Prediction(file.name, None, None, error=answer.replace(str(file.resolve()), file.name))
+            else:
+                label = max(LABELS, key=answer.__getitem__)
+                yield Prediction(file.name, label, answer[label], {name: answer[name] for name in LABELS})
+
+
+def read_beside(path: Path) -> dict[str, Any]:
+    """Read a record that ``brain-tumor-mri stress`` wrote.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        _ = record["stress"]["pixels_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--beside {path}: no record of brain-tumor-mri stress ({type(error).__name__})") from error
+    return record
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Measure the peer, write its record and print the tables.
+
+    Raises:
+        UserError: the data, the peer or the record beside it cannot be used.
+    """
+    check_targets(args)
+    beside = [read_beside(path) for path in args.beside]
+    with start_peer(args) as peer:
+        args.title = args.title or peer.title
+        record = stress_record(
+            args, peer.model, peer.model, lambda images: answers(peer, images), note=TRAINING_DATA_NOTE
+        )
+    for path, other in zip(args.beside, beside, strict=True):
+        if other["stress"]["pixels_sha256"] != record["stress"]["pixels_sha256"]:
+            raise UserError(f"--beside {path}: was measured on other pixels than {peer.title}; run both on one sample")
+    show(args, record, beside)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_stress_arguments(parser)
+    add_peer_arguments(parser)
+    parser.add_argument(
+        "--beside", type=Path, action="append", default=[], metavar="FILE", help="record of a model to compare with"
+    )
+    try:
+        measure(parser.parse_args(argv))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
