@@ -229,7 +229,8 @@ def _texts(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         "results": _results(record),
         "twins": [(f"{twin['protocol']}: {TWIN}", _results(twin, " (twin)")) for twin in twins],
         "plot": "confusion_matrix.png" if (folder / "confusion_matrix.png").is_file() else None,
-        "trust": _trust_note(folder),
+        "trust": _trust_texts(folder),
+        "reliability_plot": "reliability.png" if (folder / "reliability.png").is_file() else None,
     }
 
 
@@ -276,6 +277,14 @@ def _results(record: dict[str, Any], word: str = "") -> str:
     return "\n".join(texts)
 
 
-def _trust_note(folder: Path) -> str:
-    """Say what ``trust.json`` beside the weights does to the probabilities; "" while nothing reads such a file."""
-    return ""
+def _trust_texts(folder: Path) -> str:
+    """Return the tables of the ``trust.json`` beside the weights; "" where there is none, or nothing measured in it.
+
+    Raises:
+        UserError: the file is no JSON object.
+    """
+    from .trust import FILE_NAME, read_trust_file
+    from .trust_report import trust_tables
+
+    record = read_trust_file(folder / FILE_NAME)
+    return trust_tables(record) if record and "test" in record.get("measured", {}) else ""

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from brain_tumor_mri.decisions import NOT_A_BRAIN_MRI, UNCERTAIN
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.imaging import load_image
 from brain_tumor_mri.labels import CLASSES, RESEARCH_NOTICE, TITLES
 
 if TYPE_CHECKING:
-    from brain_tumor_mri.classifier import Prediction, TumorClassifier
+    from brain_tumor_mri.classifier import TumorClassifier
+    from brain_tumor_mri.prediction import Prediction
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +129,10 @@ SHOW_PREVIEW = "() => document.querySelector('#preview').scrollIntoView({ block:
 API_DESCRIPTION = (
     "Classify one MRI slice. Input: file, an image (JPEG, PNG, BMP, TIFF or WebP, up to 20 MB). Output: JSON with "
     "label (glioma, meningioma, notumor or pituitary), title (the same for people), confidence (the label's "
-    "probability, 0 to 1), probabilities (label to 0..1; together 1), model (the weights that answered), notice "
-    "(research use only). A file that cannot be read gives an error of one line that names it."
+    "probability, 0 to 1), probabilities (label to 0..1; together 1), decision (answer, uncertain or "
+    "not-a-brain-mri; null where the weights have no trust.json), reason (of a refusal), prediction_set (the labels "
+    "left), model (the weights that answered), notice (research use only). A file that cannot be read gives an error "
+    "of one line that names it."
 )
 
 LAUNCH_OPTIONS: dict[str, Any] = {
@@ -224,18 +228,29 @@ def _waiting_panel(model_name: str) -> str:
     )
 
 
-def _answer_panel(prediction: "Prediction", file_name: str, model_name: str) -> str:
+def _answer_panel(prediction: "Prediction", file_name: str, model_name: str, coverage: int) -> str:
     probabilities = prediction.probabilities
     second = sorted(probabilities, key=probabilities.__getitem__)[-2]
-    words = (
-        f"The model gives this answer {_percent(prediction.confidence)} of its probability, and "
-        f"{TITLES[second].lower()} {_percent(probabilities[second])}. It always chooses one of the four, even for a "
-        "picture that is no brain MRI."
+    shares = (
+        f"The model gives {prediction.title.lower()} {_percent(prediction.confidence)} of its probability, and "
+        f"{TITLES[second].lower()} {_percent(probabilities[second])}."
     )
+    heading, finding, meaning = "Most probable of the four", prediction.title, DESCRIPTIONS[prediction.label]
+    if prediction.decision == NOT_A_BRAIN_MRI:
+        heading, finding = "No answer", "Not a brain MRI"
+        meaning = f"The model refuses this picture: {prediction.reason}."
+    elif prediction.decision == UNCERTAIN:
+        heading, finding = "Uncertain", " or ".join(TITLES[name] for name in prediction.prediction_set)
+        meaning = "The model cannot tell these apart here."
+    words = {
+        None: f"{shares} It always chooses one of the four, even for a picture that is no brain MRI.",
+        NOT_A_BRAIN_MRI: f"{shares} These figures mean nothing for a picture that is no brain MRI.",
+        UNCERTAIN: f"{shares} It leaves in what it needs to be right for {coverage} % of slices like its own.",
+    }.get(prediction.decision, f"{shares} It leaves no other class in at {coverage} % coverage.")
     return (
-        '<section class="panel" aria-live="polite"><h2>Most probable of the four</h2>'
-        f'<p class="finding">{html.escape(prediction.title)}</p>'
-        f'<p class="words">{html.escape(DESCRIPTIONS[prediction.label])}</p>'
+        f'<section class="panel" aria-live="polite"><h2>{heading}</h2>'
+        f'<p class="finding">{html.escape(finding)}</p>'
+        f'<p class="words">{html.escape(meaning)}</p>'
         f"{_bars(probabilities)}"
         f'<p class="words subdued">{html.escape(words)}</p>'
         f'<p class="source">File: {html.escape(file_name)} · Model: {html.escape(model_name)}</p></section>'
@@ -271,7 +286,8 @@ def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
         preview = image.copy()
         preview.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS))
         try:
-            panel = _answer_panel(model.get().predict(image), Path(path).name, model.name)
+            classifier = model.get()
+            panel = _answer_panel(classifier.predict(image), Path(path).name, model.name, classifier.coverage)
         except UserError as error:
             panel = _problem_panel("No answer", str(error))
         return gr.update(value=preview), panel, None
@@ -298,6 +314,9 @@ def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
             "title": prediction.title,
             "confidence": float(prediction.confidence),
             "probabilities": {name: float(value) for name, value in prediction.probabilities.items()},
+            "decision": prediction.decision,
+            "reason": prediction.reason,
+            "prediction_set": list(prediction.prediction_set),
             "model": model.name,
             "notice": RESEARCH_NOTICE,
         }

@@ -31,7 +31,7 @@ _MODEL_FILES = (
     "trust.json",
     "*.png",
 )
-_MODEL_STALE = (*_MODEL_FILES[1:5], "confusion_matrix.png", "training_curves.png")
+_MODEL_STALE = (*_MODEL_FILES[1:5], "confusion_matrix.png", "training_curves.png", "reliability.png")
 """What of an earlier version goes when this one does not have it: it would be taken for this one's."""
 _REF = re.compile(r"[\w](?:[\w./-]*[\w-])?")
 

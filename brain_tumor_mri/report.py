@@ -2,7 +2,7 @@
 
 Every figure people read comes from such a file. ``python -m brain_tumor_mri.report README.md`` renders the results
 tables of a Markdown file anew, between its ``<!-- results: FILE ... -->`` and ``<!-- /results -->`` marks;
-``protocols``, ``external`` and ``speed`` (benchmarks) in place of ``results`` give their tables.
+``protocols``, ``external``, ``trust`` (trust.json) and ``speed`` (benchmarks) in place of ``results`` give theirs.
 """
 
 from __future__ import annotations
@@ -292,8 +292,14 @@ def render_results(text: str, base: Path) -> str:
         note = external_note(records[0]) if len(records) == 1 else f"{_EXTERNAL_TERMS}. Intervals over groups.\n"
         return f"{external_table(records)}\n{note}"
 
+    def trusts(records: Sequence[dict[str, Any]]) -> str:
+        from .trust_report import trust_tables  # which takes its tables from here
+
+        return "\n".join(trust_tables(record) for record in records)
+
     for kind, render in (
         ("results", results),
+        ("trust", trusts),
         ("speed", speed_table),
         ("protocols", protocol_table),
         ("external", externals),

@@ -1,0 +1,118 @@
+"""Tables of what ``trust.json`` records, for card and README: calibration, sets, decisions, foreign pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .decisions import COVERAGES, DECISIONS, DEFAULT_COVERAGE
+from .labels import LABELS, TITLES
+from .report import markdown_table, percent
+
+PARTS = {"test": "{protocol}, test", "external": "external (Br35H tumours, test)"}
+"""Key under ``measured`` -> what stands in a table."""
+FOREIGN = "foreign"
+
+
+def trust_tables(record: Mapping[str, Any]) -> str:
+    """Return every table and note of one ``trust.json``, as Markdown."""
+    return "\n".join(
+        [calibration_table([record]), coverage_table(record), decision_table([record]), trust_note(record)]
+    )
+
+
+def calibration_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return one row a model: calibration error and Brier score before and after temperature scaling."""
+    rows = []
+    for record in records:
+        figures = record["measured"]["test"]["single"]
+        rows.append(
+            [
+                f"{record['protocol']}, test",
+                f"{record['calibration']['single']['temperature']:.2f}",
+                *(percent(figures[when]["ece"]) for when in ("before", "after")),
+                *(_number(figures[when]["brier"]) for when in ("before", "after")),
+            ]
+        )
+    header = ["calibration", "temperature", "ECE before", "ECE after", "Brier before", "Brier after"]
+    return markdown_table(header, rows)
+
+
+def coverage_table(record: Mapping[str, Any]) -> str:
+    """Return one row a part, and a class of the test part: how often the sets hold the true class, and their size."""
+    rows = []
+    for part, title in _measured_parts(record):
+        coverage = record["measured"][part]["single"]["coverage"]
+        rows.append([title, *_coverage_cells(coverage, lambda entry: entry)])
+        if "per_class" in coverage[str(COVERAGES[0])]:
+            for name in LABELS:
+                cells = _coverage_cells(coverage, lambda entry, name=name: entry["per_class"][name])
+                rows.append([f"- {TITLES[name]}", *cells])
+    header = ["prediction sets"]
+    for coverage in COVERAGES:
+        header += [f"{coverage} % sets: true class in", "mean size"]
+    return markdown_table(header, rows)
+
+
+def decision_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return one row a model and part: share of each decision, and of right answers among those that are given."""
+    rows = []
+    for record in records:
+        for part, title in _measured_parts(record):
+            figures = record["measured"][part]["single"]
+            shares = [percent(figures["decisions"][name]) for name in DECISIONS]
+            right = [percent(figures["correct"][which]) for which in ("answer", "uncertain", "all")]
+            rows.append([title, str(figures["n"]), *shares, *right])
+    header = ["decisions", "slices", *DECISIONS.values(), "right when answered", "right when uncertain", "right of all"]
+    return markdown_table(header, rows)
+
+
+def trust_note(record: Mapping[str, Any]) -> str:
+    """Say what was fitted on what, what foreign pictures get, and where coverage is broken."""
+    fitted, measured = record["fitted_on"], record["measured"]
+    lines = [
+        f"Fitted on the {fitted['validation']:,} validation slices of `{record['protocol']}`, which chose the epoch "
+        f"too; decisions at {DEFAULT_COVERAGE} % coverage. 95 % intervals: percentile bootstrap over groups."
+    ]
+    if "external" in measured:
+        covered = measured["external"]["single"]["coverage"][str(DEFAULT_COVERAGE)]["covered"]
+        promise = DEFAULT_COVERAGE / 100
+        verdict = "below what they promise" if covered["value"] < promise else "as often as they promise"
+        lines.append(
+            f"For `external` a set is right when it holds any tumour class; {DEFAULT_COVERAGE} % sets are so "
+            f"{percent(covered)} of the time, {verdict}. Sets promise nothing for slices unlike the validation slices."
+        )
+    if FOREIGN in measured:
+        lines.append(foreign_note(measured[FOREIGN]))
+    return "\n".join(lines) + "\n"
+
+
+def foreign_note(figures: Mapping[str, Any]) -> str:
+    """Say how well pictures that are no brain MRI are told from held-out slices, and name those that pass."""
+    passed = [f"`{row['name']}` ({row['unlikeness']:.2f})" for row in figures["let_through"]]
+    near = f" Let through: {', '.join(passed[:6])}{', ...' if len(passed) > 6 else ''}." if passed else ""
+    return (
+        f"Of {figures['n']} pictures that are no brain MRI (photographs, pages, textures, microscopy, other DICOM, "
+        f"noise) {100 * figures['refused']:.1f} % are refused; AUROC against held-out slices "
+        f"{100 * figures['auroc']:.2f} %, {100 * figures['auroc_without_faults']:.2f} % without those that are blank, "
+        f"tiny or in colour.{near}"
+    )
+
+
+def _measured_parts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (part, title.format(protocol=record["protocol"])) for part, title in PARTS.items() if part in record["measured"]
+    ]
+
+
+def _coverage_cells(coverage: Mapping[str, Any], pick: Callable[[Any], Any]) -> list[str]:
+    cells = []
+    for percentage in COVERAGES:
+        entry = pick(coverage[str(percentage)])
+        size = entry["size"]
+        cells += [percent(entry["covered"]), f"{size['value']:.2f}" if size else "-"]
+    return cells
+
+
+def _number(figure: Mapping[str, float] | None) -> str:
+    return "-" if figure is None else "{value:.3f} ({low:.3f}-{high:.3f})".format(**figure)

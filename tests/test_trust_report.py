@@ -1,0 +1,63 @@
+"""The tables that card and README show of trust.json."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brain_tumor_mri import calibration
+from brain_tumor_mri.calibration import Outputs
+from brain_tumor_mri.labels import ANY_TUMOR, TITLES
+from brain_tumor_mri.report import render_results
+from brain_tumor_mri.trust_report import trust_tables
+
+
+@pytest.fixture(scope="module")
+def record() -> dict:
+    """A trust.json as the command writes it, of simulated answers."""
+    rng = np.random.default_rng(0)
+
+    def part(labels: np.ndarray) -> Outputs:
+        n = len(labels)
+        logits = rng.normal(0, 1, (n, 2, 4)) + 3 * np.eye(4)[np.maximum(labels, 0)][:, None]
+        return Outputs(logits, rng.normal(size=(n, 6)), [None] * n, labels, [str(i // 3) for i in range(n)], "x" * n)
+
+    validation, test, external = part(np.arange(300) % 4), part(np.arange(200) % 4), part(np.full(60, ANY_TUMOR))
+    trust = calibration.fit_trust("f" * 64, "layer3", validation=validation, known=rng.normal(size=(200, 6)))
+    measured = {
+        name: {"single": calibration.trust_figures(trust, outputs)}
+        for name, outputs in (("test", test), ("external", external))
+    }
+    measured["foreign"] = calibration.foreign_figures(trust, part(np.zeros(9, int)), [test], ["page"] * 9)
+    more = {"protocol": "patient-disjoint fold 1", "fitted_on": {"validation": 300}, "measured": measured}
+    return json.loads(json.dumps(trust.to_dict() | more))
+
+
+def test_the_tables_show_the_recorded_figures(record: dict):
+    text = trust_tables(record)
+    figures = record["measured"]["test"]["single"]
+    for figure in (figures["after"]["ece"], figures["coverage"]["95"]["covered"], figures["decisions"]["uncertain"]):
+        assert f"{100 * figure['value']:.1f} % ({100 * figure['low']:.1f}-{100 * figure['high']:.1f})" in text
+    assert f"{record['calibration']['single']['temperature']:.2f}" in text
+    for title in TITLES.values():
+        assert f"| - {title} |" in text
+
+
+def test_the_note_says_whether_coverage_holds_for_the_other_collection(record: dict):
+    entry = record["measured"]["external"]["single"]["coverage"]["95"]["covered"]
+    assert "as often as they promise" in trust_tables(record) or entry["value"] < 0.95
+    entry["value"] = 0.81
+    assert "81.0 %" in trust_tables(record) and "below what they promise" in trust_tables(record)
+
+
+def test_foreign_pictures_that_pass_are_named(record: dict):
+    passed = record["measured"]["foreign"]["let_through"]
+    assert passed and f"`x` ({passed[0]['unlikeness']:.2f})" in trust_tables(record)
+
+
+def test_a_block_of_a_markdown_file_is_rendered(record: dict, tmp_path: Path):
+    (tmp_path / "trust.json").write_text(json.dumps(record))
+    text = render_results("# A\n<!-- trust: trust.json -->\nstale text\n<!-- /trust -->\nend\n", tmp_path)
+    assert "stale text" not in text and trust_tables(record) in text and text.endswith("<!-- /trust -->\nend\n")
+    assert render_results(text, tmp_path) == text
