@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from .disturbances import motion
 from .errors import UserError
 
 HEAD_LEVEL = 0.08
@@ -143,12 +144,16 @@ class RandomArtefact(torch.nn.Module):
                 torchio.RandomBlur(std=(0.3, 1.5)),
                 torchio.RandomGhosting(num_ghosts=(2, 6), axes=(0, 1), intensity=(0.2, 0.6)),
                 torchio.RandomSpike(intensity=(0.1, 0.5)),
-                torchio.RandomMotion(degrees=5, translation=4, num_transforms=2),
             ]
         )
 
     def forward(self, image: Image.Image) -> Image.Image:
         """Return the image with an artefact; values that leave 0..255 are clipped."""
+        if torch.rand(()) < 1 / (1 + len(self.one_of.transforms_dict)):
+            size = float(torch.empty(()).uniform_(0.5, 5))
+            # TorchIO's RandomMotion only shifts a single slice; see there
+            moved = motion(np.asarray(image.convert("L")), size, np.random.default_rng(int(torch.randint(1 << 31, ()))))
+            return Image.fromarray(moved.clip(0, 255).round().astype(np.uint8)).convert(image.mode)
         grey = torch.from_numpy(np.array(image.convert("L"))).float()[None, :, :, None] / 255
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of single-slice volumes

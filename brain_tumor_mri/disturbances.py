@@ -103,8 +103,16 @@ def _volume(grey: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(grey.astype(np.float32) / 255)[None, :, :, None]
 
 
-def _motion(grey: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarray:
+def motion(grey: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarray:
     """Two movements while the slice is taken: k-space is put together from three positions, its middle from the first.
+
+    Args:
+        grey: (H, W) uint8.
+        size: of each movement: degrees, and pixels of a slice of 256 pixels.
+        rng: draws directions and times.
+
+    Returns:
+        (H, W) float, 0..255 but for overshoot.
 
     TorchIO fills k-space along the last axis, which must therefore be in the plane: on (1, H, W, 1) that axis has one
     element, and the whole slice is merely moved, with no artefact. And it turns about the origin of the coordinates,
@@ -206,7 +214,7 @@ def _either(factor: float, rng: np.random.Generator) -> float:
 
 
 _APPLY: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]] = {
-    "motion": _motion, "ghosting": _ghosting, "spike": _spike, "bias-field": _bias_field, "noise": _noise,
+    "motion": motion, "ghosting": _ghosting, "spike": _spike, "bias-field": _bias_field, "noise": _noise,
     "blur": _blur, "contrast": _contrast, "brightness": _brightness, "jpeg": _jpeg, "rotation": _rotation,
     "downsampling": _downsampling,
 }  # fmt: skip

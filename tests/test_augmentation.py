@@ -84,3 +84,15 @@ def test_defaults_draw_nothing_new(head):
 def test_impossible_settings_are_told(setting):
     with pytest.raises(UserError, match=f"--{next(iter(setting))}"):
         AugmentationArguments(**setting)
+
+
+def test_the_artefacts_include_motion_that_ripples_and_does_not_merely_shift(head):
+    """The best shift of the slice leaves much that is not it, as only a mixed k-space does."""
+    from brain_tumor_mri.disturbances import motion
+
+    grey = np.asarray(head.convert("L"))
+    moved = motion(grey, 5.0, np.random.default_rng(0))
+    shifts = [np.roll(grey, (dy, dx), (0, 1)) for dy in range(-4, 5) for dx in range(-4, 5)]
+    assert min(np.abs(moved - shifted).mean() for shifted in shifts) > 1
+    outside = grey == 0
+    assert np.abs(moved[outside]).mean() > 0.5
