@@ -15,7 +15,18 @@ from pathlib import Path
 from transformers import set_seed
 from transformers.utils import logging
 
-from brain_tumor_mri import arguments, data, evaluation, external, modeling, publish, report, training, transforms
+from brain_tumor_mri import (
+    arguments,
+    data,
+    evaluation,
+    external,
+    modeling,
+    outlines,
+    publish,
+    report,
+    training,
+    transforms,
+)
 from brain_tumor_mri.classifier import TumorClassifier
 from brain_tumor_mri.errors import UserError
 
@@ -48,6 +59,8 @@ def main(argv: list[str]) -> None:
     if tumours and args.external.external_train:
         train_part = external.with_external(train_part, tumours["train"], args.external.external_repeats)
         validation_part = external.with_external(validation_part, tumours["validation"])
+    guide = args.guidance.outlines_dir
+    drawn = outlines.load_outlines(guide, args.external.external_dir) if guide else None
 
     # Model and transforms.
     set_seed(args.training.seed)
@@ -58,7 +71,7 @@ def main(argv: list[str]) -> None:
         image_size=args.model.image_size,
     )
     checkpoint = training.prepare_output_dir(args, parameters=model.num_parameters())
-    augment = transforms.train_transform(model.config, args.augmentation)
+    augment = transforms.TrainTransform(model.config, args.augmentation)
     preprocess = transforms.eval_transform(model.config)
     teacher = None
     if args.model.teacher:
@@ -68,7 +81,7 @@ def main(argv: list[str]) -> None:
     trainer = training.WeightedLossTrainer(
         model=model,
         args=args.training,
-        train_dataset=transforms.SliceDataset(train_part, augment, seed=args.training.seed),
+        train_dataset=transforms.SliceDataset(train_part, augment, seed=args.training.seed, outlines=drawn),
         eval_dataset=transforms.SliceDataset(validation_part, preprocess),
         compute_metrics=training.validation_figures,
         class_weights=class_weights,
@@ -78,6 +91,7 @@ def main(argv: list[str]) -> None:
         teacher=teacher,
         teacher_weight=args.model.teacher_weight,
         mixup=args.model.mixup,
+        guidance=args.guidance.guidance if guide else 0.0,
         optimizer_cls_and_kwargs=arguments.optimizer_class(args),
         callbacks=[training.EpochTable(output_dir)],
     )

@@ -11,9 +11,7 @@ the weights tells nothing of the model (Adebayo et al. 2018, arXiv:1810.03292). 
 
 import argparse
 import copy
-import csv
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
@@ -43,11 +41,18 @@ from brain_tumor_mri.external import external_rows
 from brain_tumor_mri.imaging import load_image
 from brain_tumor_mri.labels import LABEL2ID, LABELS, NO_TUMOR
 from brain_tumor_mri.metrics import bootstrap_weights
-from brain_tumor_mri.protocols import OFFICIAL, PATIENT_DISJOINT, SPLITS_FILE, ProtocolArguments
+from brain_tumor_mri.outlines import (
+    FILE_NAME,
+    PROVENANCE,
+    Outlines,
+    external_outlines,
+    load_outlines,
+    outline_mask,
+    read_provenance,
+)
+from brain_tumor_mri.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
 from brain_tumor_mri.report import markdown_table, percent, run_record, write_json
 
-PROVENANCE = SPLITS_FILE.with_name("provenance.csv")
-FIGSHARE_SIDE = 512  # pixels: the Figshare slices, in whose pixels their outlines are
 TOLERANCE = 15  # pixels of the model's input: the pointing game's (Zhang et al. 2018), there of photographs
 GAUSSIAN_SIGMA = 0.25  # of the side
 GRID = 32  # pixels a cell of the random map: the usual stride of a network's last feature map
@@ -55,7 +60,6 @@ RANK_STRIDE = 4  # pixels: rank correlation is taken on every fourth row and col
 BATCH = 16
 GAUSSIAN, RANDOM = "centred gaussian", "random map"
 RANDOMISED = {"head": "head randomised", "all": "all weights randomised"}
-Outlines = list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -75,43 +79,6 @@ class Tumour:
     group: str
     label: str | None
     outlines: Outlines
-
-
-def read_outlines(file: Path, key: str) -> dict[str, dict[str, Any]]:
-    """Return the lines of a borders.jsonl by their ``key``, as text.
-
-    Raises:
-        UserError: the file is missing or is not one.
-    """
-    try:
-        return {str(row[key]): row for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: no tumour outlines ({error}); give another folder") from error
-
-
-def shares(border: Sequence[Sequence[float]], width: int, height: int, mirrored: bool = False) -> np.ndarray:
-    """Return an outline as shares of the image's width and height, (P, 2) in 0..1.
-
-    Args:
-        border: x and y in pixels, the centre of the first pixel being 0.
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        mirrored: the image in question is the mirror image, left for right, of the one that was outlined.
-    """
-    points = (np.asarray(border, dtype=np.float64) + 0.5) / (width, height)
-    if mirrored:
-        points[:, 0] = 1 - points[:, 0]
-    return points
-
-
-def outline_mask(outlines: Outlines, size: tuple[int, int]) -> np.ndarray:
-    """Return which pixels of an image of ``size`` (height, width) the outlines hold: (height, width) bool."""
-    height, width = size
-    canvas = Image.new("1", (width, height))
-    for outline in outlines:
-        points = outline * (width, height) - 0.5
-        ImageDraw.Draw(canvas).polygon([tuple(point) for point in points.tolist()], fill=1, outline=1)
-    return np.asarray(canvas)
 
 
 def highest_point(heat: np.ndarray) -> tuple[int, int]:
@@ -317,18 +284,14 @@ def kaggle_tumours(
     Raises:
         UserError: outlines are missing, or no file of the split has one.
     """
-    borders = read_outlines(figshare / "borders.jsonl", "image_id")
-    with provenance.open(newline="", encoding="utf-8") as file:
-        known = {row["path"]: (row["figshare_id"], row["mirrored"] == "true") for row in csv.DictReader(file)}
-    tumours = []
-    for name, label, group in zip(split["path"][:], split["label"][:], split["group"][:], strict=True):
-        slice_, mirrored = known.get(name, ("", False))
-        if not slice_ or label == LABEL2ID[NO_TUMOR]:
-            continue
-        if slice_ not in borders:
-            raise UserError(f"{figshare / 'borders.jsonl'}: has no outline of slice {slice_}; download it again")
-        outline = shares(borders[slice_]["border"], FIGSHARE_SIDE, FIGSHARE_SIDE, mirrored)
-        tumours.append(Tumour(root / name, name, group, LABELS[label], [outline]))
+    known = load_outlines(figshare, provenance=provenance)
+    traced = read_provenance(provenance)
+    rows = zip(split["path"][:], split["label"][:], split["group"][:], strict=True)
+    tumours = [
+        Tumour(root / name, name, group, LABELS[label], known[name])
+        for name, label, group in rows
+        if name in traced and label != LABEL2ID[NO_TUMOR]
+    ]
     if not tumours:
         raise UserError(f"{root}: no test image is listed in {provenance.name} with a Figshare slice")
     return tumours
@@ -340,17 +303,15 @@ def external_tumours(root: Path) -> list[Tumour]:
     Raises:
         UserError: images or their outlines are missing.
     """
-    borders = read_outlines(root / "borders.jsonl", "file")
+    known = external_outlines(root)
     tumours = []
     for name, row in external_rows().items():
         path = root / name
         if row.part != "test" or not path.is_file():
             continue
-        if path.name not in borders:
-            raise UserError(f"{root / 'borders.jsonl'}: has no outline of {path.name}; give another folder")
-        border = borders[path.name]
-        outlines = [shares(points, border["width"], border["height"]) for points in border["borders"]]
-        tumours.append(Tumour(path, name, row.group, None, outlines))
+        if name not in known:
+            raise UserError(f"{root / FILE_NAME}: has no outline of {path.name}; give another folder")
+        tumours.append(Tumour(path, name, row.group, None, known[name]))
     if not tumours:
         raise UserError(f"{root}: holds no test image of Br35H; give --external_dir the folder above images/")
     return tumours
@@ -391,7 +352,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     ):
         chosen = at_even_distances(tumours, args.limit)
         sets[name] = measure_set(classifier, chosen, method=args.method, seed=args.seed, n_resamples=args.n_resamples)
-        sets[name]["fingerprint"] = fingerprint(chosen, folder / "borders.jsonl")
+        sets[name]["fingerprint"] = fingerprint(chosen, folder / FILE_NAME)
     sets[protocol.title]["tumours_without_outline"] = of_tumours - len(traced)
     met = {Path(name).name: images_met(name, args.data_dir, [t.name for t in traced]) for name in models}
     record = run_record(

@@ -20,6 +20,7 @@ from .augmentation import AugmentationArguments
 from .data import DataArguments
 from .errors import UserError
 from .external import ExternalArguments
+from .guidance import GuidanceArguments
 from .modeling import DEFAULT_BACKBONE
 from .protocols import EXTERNAL, ProtocolArguments
 
@@ -72,6 +73,7 @@ class RunArguments:
     data: DataArguments
     protocol: ProtocolArguments
     external: ExternalArguments
+    guidance: GuidanceArguments
     augmentation: AugmentationArguments
     training: TrainingArguments
 
@@ -93,7 +95,8 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
         UserError: an unknown key or flag, a value of the wrong kind, a missing file.
     """
     classes = (
-        ModelArguments, DataArguments, ProtocolArguments, ExternalArguments, AugmentationArguments, TrainingArguments
+        ModelArguments, DataArguments, ProtocolArguments, ExternalArguments, GuidanceArguments, AugmentationArguments,
+        TrainingArguments,
     )  # fmt: skip
     parser = _OneLineParser(classes, allow_abbrev=False)
     # Without an accelerator, bf16 needs use_cpu said; and a half-trained model has no business on the Hub.
@@ -117,6 +120,10 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
         raise UserError(f"--teacher_weight {args.model.teacher_weight}: give a share from 0 to 1")
     if args.model.mixup < 0:
         raise UserError(f"--mixup {args.model.mixup}: give 0 or more")
+    if args.guidance.outlines_dir:
+        if args.model.mixup:
+            raise UserError("--mixup and --outlines_dir: a mixed slice has no outline; use one of them")
+        args.training.remove_unused_columns = False  # the masks are the loss's, not the model's
     return args
 
 
@@ -166,9 +173,9 @@ def run_settings(args: RunArguments) -> dict[str, Any]:
 
     Of ``TrainingArguments``, those that differ from their defaults, without folders, tokens and reporting.
     """
-    topics = (args.model, args.data, args.protocol, args.external, args.augmentation)
+    topics = (args.model, args.data, args.protocol, args.external, args.guidance, args.augmentation)
     plain = {key: value for topic in topics for key, value in asdict(topic).items()}
-    for key in ("data_dir", "external_dir", "teacher", "model_name_or_path"):
+    for key in ("data_dir", "external_dir", "outlines_dir", "teacher", "model_name_or_path"):
         if plain[key] and (key == "data_dir" or os.path.isdir(plain[key])):
             plain[key] = Path(plain[key]).name  # the rest of the path belongs to the machine
     default = TrainingArguments(output_dir="default", report_to=[], use_cpu=True).to_dict()

@@ -52,10 +52,15 @@ class AugmentationArguments:
 
     def build(self) -> v2.Transform:
         """Return the augmentation of PIL images as one torchvision transform."""
-        steps: list[Any] = []
+        return v2.Compose([*self.geometry(), *self.light()])
+
+    def geometry(self) -> list[v2.Transform]:
+        """What moves pixels; takes masks (``tv_tensors.Mask``) along."""
+        steps: list[v2.Transform] = []
         if self.framing:
             steps.append(v2.RandomApply([RandomFraming()], self.framing))
-        steps += [
+        return [
+            *steps,
             v2.RandomHorizontalFlip(self.horizontal_flip),
             v2.RandomAffine(
                 degrees=self.rotation,
@@ -63,18 +68,21 @@ class AugmentationArguments:
                 scale=(1 - self.scaling, 1 + self.scaling) if self.scaling else None,
                 interpolation=v2.InterpolationMode.BILINEAR,
             ),
-            v2.ColorJitter(brightness=self.brightness, contrast=self.contrast),
         ]
+
+    def light(self) -> list[torch.nn.Module]:
+        """What changes grey values; for images only."""
+        steps: list[torch.nn.Module] = [v2.ColorJitter(brightness=self.brightness, contrast=self.contrast)]
         if self.gamma:
             steps.append(RandomGamma(self.gamma))
         if self.artefacts:
             steps.append(v2.RandomApply([RandomArtefact()], self.artefacts))
         if self.jpeg:
             steps.append(v2.RandomApply([RandomJpeg()], self.jpeg))
-        return v2.Compose(steps)
+        return steps
 
 
-class RandomFraming(torch.nn.Module):
+class RandomFraming(v2.Transform):
     """Cut the head out and put a black border of random width on each side: PIL image in, same size and mode out.
 
     The collections differ in how tightly they frame the head, which tells them apart; after this nothing does. The
@@ -88,9 +96,9 @@ class RandomFraming(torch.nn.Module):
         super().__init__()
         self.widest = widest
 
-    def forward(self, image: Image.Image) -> Image.Image:
-        """Return the slice framed anew; one without a head (black, or bright throughout) keeps what it shows."""
-        left, top, right, bottom = head_box(image)
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the new frame; a picture without a head (black, or bright throughout) is all head."""
+        left, top, right, bottom = head_box(next(item for item in flat_inputs if isinstance(item, Image.Image)))
         borders = (torch.rand(4) * self.widest).tolist()
         width, height = right - left, bottom - top
         box = (
@@ -99,7 +107,15 @@ class RandomFraming(torch.nn.Module):
             round(right + borders[2] * width),
             round(bottom + borders[3] * height),
         )
-        return image.crop(box).resize(image.size, Image.Resampling.BILINEAR)  # outside the image crop() gives black
+        return {"box": box}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Return an image, or a mask (1, H, W), framed anew; beyond its edges an image is black, a mask 0."""
+        left, top, right, bottom = params["box"]
+        if isinstance(inpt, Image.Image):
+            return inpt.crop(params["box"]).resize(inpt.size, Image.Resampling.BILINEAR)
+        cut = v2.functional.crop(inpt, top, left, bottom - top, right - left)
+        return v2.functional.resize(cut, list(inpt.shape[-2:]), v2.InterpolationMode.NEAREST)
 
 
 def head_box(image: Image.Image) -> tuple[int, int, int, int]:

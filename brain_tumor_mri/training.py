@@ -25,6 +25,7 @@ from transformers.trainer_utils import TrainOutput
 
 from .arguments import RunArguments, run_settings
 from .errors import UserError
+from .guidance import EvidenceGuide
 from .labels import ANY_TUMOR, LABEL2ID, NO_TUMOR
 from .losses import ALLOWED_CLASSES, Teacher, weighted_cross_entropy_sum, with_any_tumor_weight
 from .metrics import TumorClassificationMetric
@@ -52,6 +53,8 @@ class WeightedLossTrainer(Trainer):
         teacher_weight: a in 0..1, the share of the loss that the teacher gives.
         mixup: parameter of mixup's Beta distribution (Zhang et al. 2018); each training batch is mixed with itself in
             another order, slices and losses alike, so that the sum of the w is that of the batch. 0 for none.
+        guidance: times w_i, what a slice costs whose evidence lies all outside its outline (``guidance.py``); its
+            batches have ``masks``. 0 for none.
         **kwargs: as for ``Trainer``.
     """
 
@@ -65,6 +68,7 @@ class WeightedLossTrainer(Trainer):
         teacher: Teacher | None = None,
         teacher_weight: float = 0.5,
         mixup: float = 0.0,
+        guidance: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self.half_weights = half_weights
@@ -74,6 +78,8 @@ class WeightedLossTrainer(Trainer):
         self.teacher = teacher.to(self.args.device) if teacher is not None else None
         self.teacher_weight = teacher_weight
         self.mixup = mixup
+        self.guidance = guidance
+        self.guide = EvidenceGuide(self.model) if guidance else None
         self.loss_is_scaled_for_ga = True
         self.size_schedule = list(size_schedule or [])
         self.model.to(memory_format=torch.channels_last)
@@ -125,6 +131,9 @@ class WeightedLossTrainer(Trainer):
         total = num_items_in_batch if num_items_in_batch is not None else self.label_weights[labels].sum()
         if model.training:
             self._count(outputs.logits, labels, loss_sum)
+            if self.guide is not None:
+                misplaced = self.guide.misplaced_sum(outputs.logits, labels, inputs["masks"], self.label_weights)
+                loss_sum = loss_sum + self.guidance * misplaced
             if self.teacher is not None:
                 with self.accelerator.autocast():
                     divergence = self.teacher.divergence_sum(outputs.logits, pixel_values)

@@ -1,22 +1,26 @@
 """From PIL slices to ``pixel_values``: one preprocessing, read from the model's own config, and training augmentation.
 
 ``eval_transform(config)`` is what the classifier, the exports and plain ``pipeline`` apply;
-``train_transform(config, ...)`` is the same steps with the augmentation put between resizing and normalisation.
+``TrainTransform(config, ...)`` is the same steps with the augmentation put between resizing and normalisation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import timm.data
 import torch
 from torch.utils.data import Dataset
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .augmentation import AugmentationArguments
+from .guidance import UNKNOWN
 from .imaging import load_image
+from .labels import LABEL2ID, NO_TUMOR
+from .outlines import Outlines, outline_mask
 
 if TYPE_CHECKING:
     import datasets
@@ -40,19 +44,42 @@ def eval_transform(config: PretrainedConfig) -> Transform:
     return timm.data.create_transform(**data_config, is_training=False)
 
 
-def train_transform(config: PretrainedConfig, augmentation: AugmentationArguments) -> Transform:
-    """Return :func:`eval_transform` with the augmentation applied after resizing and before normalising.
+class TrainTransform:
+    """The preprocessing with the augmentation applied after resizing and before normalisation.
 
     Args:
         config: as in :func:`eval_transform`.
         augmentation: what is varied, and how much.
 
-    Returns:
-        A function of an RGB PIL image to a float32 tensor (3, H, W); it draws from torch's global generator.
+    It draws from torch's global generator.
     """
-    steps: list[Any] = list(eval_transform(config).transforms)
-    to_tensor = next(i for i, step in enumerate(steps) if type(step).__name__ in ("ToTensor", "MaybeToTensor"))
-    return v2.Compose([*steps[:to_tensor], augmentation.build(), *steps[to_tensor:]])
+
+    def __init__(self, config: PretrainedConfig, augmentation: AugmentationArguments) -> None:
+        steps: list[Any] = list(eval_transform(config).transforms)
+        to_tensor = next(i for i, step in enumerate(steps) if type(step).__name__ in ("ToTensor", "MaybeToTensor"))
+        self.resize = v2.Compose(steps[:to_tensor])
+        self.geometry = v2.Compose(augmentation.geometry())
+        self.light = v2.Compose([*augmentation.light(), *steps[to_tensor:]])
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Return an RGB PIL image as float32 (3, H, W)."""
+        return self.light(self.geometry(self.resize(image)))
+
+    def with_mask(self, image: Image.Image, outlines: Outlines | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the image as from a call, and which of its pixels the outlines hold after the same changes.
+
+        Args:
+            image: RGB; the resizing takes the whole of it (``crop_mode: squash``).
+            outlines: of the tumours in it, none or more; None where they are not known.
+
+        Returns:
+            float32 (3, H, W), and uint8 (1, H, W): 1 inside, 0 outside, ``guidance.UNKNOWN`` where not known.
+        """
+        resized = self.resize(image)
+        mask = outline_mask(outlines or [], (resized.height, resized.width)).astype(np.uint8)
+        moved, mask = self.geometry(resized, tv_tensors.Mask(mask[None]))
+        plain = torch.full_like(mask, UNKNOWN) if outlines is None else mask
+        return self.light(moved), plain.as_subclass(torch.Tensor)
 
 
 class SliceDataset(Dataset):
@@ -62,15 +89,26 @@ class SliceDataset(Dataset):
     uninterrupted one sees. Images are read from disk when asked for, never kept.
 
     Args:
-        split: a ``datasets.Dataset`` with columns ``image`` and ``label``.
-        transform: PIL image (RGB) to tensor (3, H, W).
+        split: a ``datasets.Dataset`` with columns ``image`` and ``label``, and with outlines ``path``.
+        transform: PIL image (RGB) to tensor (3, H, W); with outlines a ``TrainTransform``.
         seed: of the augmentation.
+        outlines: of ``outlines.load_outlines``; None gives items without masks.
 
-    Items are ``{"pixel_values": float32 (3, H, W), "labels": int}``. Raises ``UnreadableImageError`` for a bad file.
+    Items are ``{"pixel_values": float32 (3, H, W), "labels": int}``, with outlines also ``"masks"``, uint8 (1, H, W) of
+    ``TrainTransform.with_mask``. Raises ``UnreadableImageError`` for a bad file.
     """
 
-    def __init__(self, split: datasets.Dataset, transform: Transform, seed: int = 0) -> None:
+    def __init__(
+        self,
+        split: datasets.Dataset,
+        transform: Transform,
+        seed: int = 0,
+        outlines: Mapping[str, Outlines] | None = None,
+    ) -> None:
         import datasets
+
+        self.outlines = outlines
+        self.paths: Sequence[str] = split["path"][:] if outlines is not None else ()
 
         self.split = split.select_columns(["image", "label"]).cast_column("image", datasets.Image(decode=False))
         self.labels: Sequence[int] = split["label"][:]
@@ -91,4 +129,10 @@ class SliceDataset(Dataset):
         draw = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(draw))
-            return {"pixel_values": self.transform(image), "labels": row["label"]}
+            if self.outlines is None:
+                return {"pixel_values": self.transform(image), "labels": row["label"]}
+            # a slice without a tumour has an outline: none
+            healthy = row["label"] == LABEL2ID[NO_TUMOR]
+            known = [] if healthy else self.outlines.get(self.paths[index])
+            pixel_values, mask = self.transform.with_mask(image, known)
+            return {"pixel_values": pixel_values, "labels": row["label"], "masks": mask}

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks import explain_accuracy
-from brain_tumor_mri import cli
+from brain_tumor_mri import cli, outlines
 from brain_tumor_mri.classifier import TumorClassifier
 from brain_tumor_mri.ensemble import Ensemble
 from brain_tumor_mri.errors import UserError
@@ -391,20 +391,19 @@ def square_mask(left: int, top: int, right: int, bottom: int) -> np.ndarray:
 
 def test_an_outline_in_pixels_becomes_the_mask_of_another_size():
     border = [[20, 8], [39, 8], [39, 23], [20, 23]]  # corner pixels of a square in an image 256 wide, 32 high
-    outline = explain_accuracy.shares(border, 256, 32)
-    same_size = explain_accuracy.outline_mask([outline], (32, 256))
+    outline = outlines.shares(border, 256, 32)
+    same_size = outlines.outline_mask([outline], (32, 256))
     expected = np.zeros((32, 256), bool)
     expected[8:24, 20:40] = True
     np.testing.assert_array_equal(same_size, expected)
-    rows, columns = np.nonzero(explain_accuracy.outline_mask([outline], SIZE))
+    rows, columns = np.nonzero(outlines.outline_mask([outline], SIZE))
     assert abs(rows.mean() - 31.5) <= 1 and abs(columns.mean() - 14.5) <= 1
 
 
 def test_the_outline_of_a_mirrored_slice_runs_from_the_right():
     border = [[20, 8], [39, 8], [39, 23], [25, 30]]
     plain, mirrored = (
-        explain_accuracy.outline_mask([explain_accuracy.shares(border, 128, 64, mirrored=flag)], SIZE)
-        for flag in (False, True)
+        outlines.outline_mask([outlines.shares(border, 128, 64, mirrored=flag)], SIZE) for flag in (False, True)
     )
     assert (plain != mirrored).any()
     np.testing.assert_array_equal(mirrored, plain[:, ::-1])
@@ -412,7 +411,7 @@ def test_the_outline_of_a_mirrored_slice_runs_from_the_right():
 
 def test_several_outlines_make_one_mask():
     borders = ([[0, 0], [9, 0], [9, 9], [0, 9]], [[50, 50], [59, 50], [59, 59], [50, 59]])
-    mask = explain_accuracy.outline_mask([explain_accuracy.shares(border, 128, 64) for border in borders], SIZE)
+    mask = outlines.outline_mask([outlines.shares(border, 128, 64) for border in borders], SIZE)
     np.testing.assert_array_equal(mask, square_mask(0, 0, 10, 10) | square_mask(50, 50, 60, 60))
 
 

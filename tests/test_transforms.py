@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from brain_tumor_mri.classifier import TumorClassifier
 from brain_tumor_mri.data import load_slices
-from brain_tumor_mri.transforms import AugmentationArguments, SliceDataset, eval_transform, train_transform
+from brain_tumor_mri.transforms import AugmentationArguments, SliceDataset, TrainTransform, eval_transform
 
 NO_CHANGE = AugmentationArguments(rotation=0, horizontal_flip=0, brightness=0, contrast=0)
 
@@ -29,7 +29,7 @@ def test_eval_transform_processor_and_classifier_agree_pixel_for_pixel(tiny_mode
 def test_training_without_augmentation_is_the_eval_transform(tiny_model_dir):
     config = AutoConfig.from_pretrained(tiny_model_dir)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 70, 3), dtype=np.uint8))
-    assert torch.equal(train_transform(config, NO_CHANGE)(image), eval_transform(config)(image))
+    assert torch.equal(TrainTransform(config, NO_CHANGE)(image), eval_transform(config)(image))
 
 
 def test_each_augmentation_changes_the_image(tiny_model_dir):
@@ -46,16 +46,16 @@ def test_each_augmentation_changes_the_image(tiny_model_dir):
         "scaling": 0.2,
     }.items():
         torch.manual_seed(0)
-        changed = train_transform(config, AugmentationArguments(**(none | {name: value})))(image)
+        changed = TrainTransform(config, AugmentationArguments(**(none | {name: value})))(image)
         assert not torch.equal(changed, plain), name
-    mirrored = train_transform(config, AugmentationArguments(**(none | {"horizontal_flip": 1})))(image)
+    mirrored = TrainTransform(config, AugmentationArguments(**(none | {"horizontal_flip": 1})))(image)
     assert torch.equal(mirrored, plain.flip(-1))
 
 
 def test_an_item_depends_on_seed_epoch_and_index_alone(tiny_model_dir, phantom_dir):
     config = AutoConfig.from_pretrained(tiny_model_dir)
     split = load_slices(phantom_dir).splits["train"]
-    transform = train_transform(config, AugmentationArguments())
+    transform = TrainTransform(config, AugmentationArguments())
 
     def item(seed: int, epoch: int, index: int, global_seed: int) -> torch.Tensor:
         torch.manual_seed(global_seed)
