@@ -230,6 +230,9 @@ def _texts(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         "twins": [(f"{twin['protocol']}: {TWIN}", _results(twin, " (twin)")) for twin in twins],
         "plot": "confusion_matrix.png" if (folder / "confusion_matrix.png").is_file() else None,
         "trust": _trust_texts(folder),
+        "stress": _stress_texts(folder),
+        "stress_plot": "stress.png" if (folder / "stress.png").is_file() else None,
+        "explanations": _explain_texts(folder),
         "reliability_plot": "reliability.png" if (folder / "reliability.png").is_file() else None,
     }
 
@@ -288,3 +291,36 @@ def _trust_texts(folder: Path) -> str:
 
     record = read_trust_file(folder / FILE_NAME)
     return trust_tables(record) if record and "test" in record.get("measured", {}) else ""
+
+
+def _stress_texts(folder: Path) -> str:
+    """Return the tables of the ``stress.json`` beside the weights; "" where there is none."""
+    from .stress import stress_summary, stress_table
+
+    record = _read_beside(folder / "stress.json")
+    return f"{stress_summary([record])}\n{stress_table(record)}" if record else ""
+
+
+def _explain_texts(folder: Path) -> str:
+    """Return the table of the ``explain.json`` beside the weights; "" where there is none."""
+    from .explain_report import explain_note, explain_table
+
+    record = _read_beside(folder / "explain.json")
+    return f"{explain_table([record])}\n{explain_note(record)}" if record else ""
+
+
+def _read_beside(file: Path) -> dict[str, Any] | None:
+    """Read a record beside the weights; None where there is none.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is not a metrics file ({error}); measure anew, or remove it") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{file} is not a metrics file; measure anew, or remove it")
+    return record

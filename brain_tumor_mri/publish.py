@@ -29,9 +29,13 @@ _MODEL_FILES = (
     "model.safetensors.index.json",
     "metrics.json",
     "trust.json",
+    "stress.json",
+    "explain.json",
     "*.png",
 )
-_MODEL_STALE = (*_MODEL_FILES[1:5], "confusion_matrix.png", "training_curves.png", "reliability.png")
+_MODEL_STALE = (
+    *_MODEL_FILES[1:7], "confusion_matrix.png", "training_curves.png", "reliability.png", "stress.png",
+)  # fmt: skip
 """What of an earlier version goes when this one does not have it: it would be taken for this one's."""
 _REF = re.compile(r"[\w](?:[\w./-]*[\w-])?")
 
@@ -173,6 +177,10 @@ def plan_model(folder: str | Path, repo_id: str, *, tag: str | None = None) -> P
     trust = model.path / "trust.json"
     if trust.is_file():
         _require_same_weights(trust, "weights_sha256", _read_json(trust).get("weights_sha256"), weights)
+    for measured_file in (model.path / "stress.json", model.path / "explain.json"):
+        if measured_file.is_file():
+            of = (_read_json(measured_file).get("model") or {}).get("weights_sha256")
+            _require_same_weights(measured_file, "model.weights_sha256", of, weights)
     require_metadata(card)
     names = sorted({file.name for pattern in _MODEL_FILES for file in model.path.glob(pattern)})
     files = [Upload("LICENSE", _licence(model.path)), Upload("README.md", card.encode())]

@@ -2,7 +2,7 @@
 
 Every figure people read comes from such a file. ``python -m brain_tumor_mri.report README.md`` renders the results
 tables of a Markdown file anew, between its ``<!-- results: FILE ... -->`` and ``<!-- /results -->`` marks;
-``protocols``, ``external``, ``trust`` (trust.json) and ``speed`` (benchmarks) in place of ``results`` give theirs.
+``protocols``, ``external``, ``trust``, ``stress``, ``explain`` and ``speed`` in place of ``results`` give theirs.
 """
 
 from __future__ import annotations
@@ -297,9 +297,21 @@ def render_results(text: str, base: Path) -> str:
 
         return "\n".join(trust_tables(record) for record in records)
 
+    def stresses(records: Sequence[dict[str, Any]]) -> str:
+        from .stress import stress_summary, stress_table
+
+        return stress_summary(records) + "".join("\n" + stress_table(record) for record in records[:1])
+
+    def explanations(records: Sequence[dict[str, Any]]) -> str:
+        from .explain_report import explain_note, explain_table
+
+        return f"{explain_table(records)}\n{explain_note(records[0])}"
+
     for kind, render in (
         ("results", results),
         ("trust", trusts),
+        ("stress", stresses),
+        ("explain", explanations),
         ("speed", speed_table),
         ("protocols", protocol_table),
         ("external", externals),
