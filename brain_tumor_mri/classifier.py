@@ -9,7 +9,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForImageClassification
-from transformers.utils import logging as transformers_logging
 
+from .backends import Network, TorchNetwork, choose_device, load_network, load_processor, require_features
 from .decisions import COVERAGES, DEFAULT_COVERAGE, decide
-from .errors import UserError
-from .features import StageFeatures
 from .imaging import ImageSource, UnreadableImageError, load_image
 from .labels import LABELS
 from .prediction import Answers, Prediction
@@ -43,11 +39,11 @@ class TumorClassifier:
     """A model of this project, ready to answer.
 
     Attributes:
-        model: the transformers model, in eval mode, fp32, on ``device``.
+        network: what gives logits and features of a batch: PyTorch, or an export's runtime.
         processor: the model's own image processor; the only preprocessing there is.
         labels: class names in output order.
         image_size: (height, width) in pixels of the model's input.
-        device: where the model runs.
+        device: where the model's input goes.
         batch_size: images per forward pass unless a call says otherwise.
         mirror: whether each answer is the mean of the slice's and of its mirror image's, at twice the cost.
         coverage: percent, of the prediction sets that decide; one of ``decisions.COVERAGES``.
@@ -58,7 +54,7 @@ class TumorClassifier:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: torch.nn.Module | Network,
         processor: Any,
         *,
         device: str | torch.device | None = None,
@@ -70,9 +66,9 @@ class TumorClassifier:
         """Wrap a model and an image processor that are loaded already; ``from_pretrained`` is the usual way in.
 
         Args:
-            model: takes pixel_values (N, 3, H, W), returns an object with ``logits`` (N, 4).
+            model: takes pixel_values (N, 3, H, W), returns an object with ``logits`` (N, 4); or a ``Network``.
             processor: what ``AutoImageProcessor.from_pretrained`` gave for the same model.
-            device: None chooses cuda, then mps, then cpu.
+            device: None chooses cuda, then mps, then cpu; a ``Network`` has its own.
             batch_size: images per forward pass, at least 1.
             mirror: average each answer with that for the mirror image.
             coverage: percent of slices whose prediction set is to hold the true class; one of ``decisions.COVERAGES``.
@@ -84,18 +80,17 @@ class TumorClassifier:
         """
         if coverage not in COVERAGES:
             raise ValueError(f"coverage must be one of {', '.join(map(str, COVERAGES))}, not {coverage!r}")
-        self.device = choose_device(device)
         self.batch_size = _checked_batch_size(batch_size)
-        # convolutions of oneDNN and cuDNN run faster on channels-last weights; the answers are equal within 1e-5
-        self.model = model.float().eval().to(self.device, memory_format=torch.channels_last)
+        if isinstance(model, torch.nn.Module):
+            stage = trust.in_distribution.stage if trust else None
+            model = TorchNetwork(model, choose_device(device), stage)
+        self.network: Network = model
+        self.device = self.network.device
         self.processor = processor
         self.labels: tuple[str, ...] = LABELS
         self.mirror = mirror
         self.coverage = coverage
         self.trust = trust
-        self._features: StageFeatures | None = None
-        if trust is not None:
-            self._features = StageFeatures(getattr(self.model, "timm_model", self.model), trust.in_distribution.stage)
         self.folder = None
         height, width = self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
         self.image_size: tuple[int, int] = (int(height), int(width))
@@ -111,8 +106,9 @@ class TumorClassifier:
         mirror: bool = False,
         coverage: int = DEFAULT_COVERAGE,
         use_trust: bool = True,
+        backend: str | None = None,
     ) -> "TumorClassifier":
-        """Load a folder or Hub id through the standard transformers classes; safetensors only, no remote code.
+        """Load a folder or Hub id: safetensors through the standard transformers classes, or an export; no remote code.
 
         Args:
             model: a folder in the Hub's layout, or a Hub id ``owner/name``; a list of them makes an ensemble, whose
@@ -123,43 +119,29 @@ class TumorClassifier:
             mirror: average each answer with that for the mirror image.
             coverage: percent of slices whose prediction set is to hold the true class; one of ``decisions.COVERAGES``.
             use_trust: False leaves the folder's ``trust.json`` out: plain softmax, no decisions.
+            backend: one of ``weights.BACKENDS``; None takes the first whose file the folder has.
 
         Raises:
             UserError: the model is not found, is damaged, lacks weights, or has other classes; its ``trust.json`` is
-                damaged or belongs to other weights; no such device.
-            ValueError: ``batch_size`` or ``coverage`` is not allowed.
+                damaged or belongs to other weights; no such device; what runs the backend is not installed.
+            ValueError: ``batch_size``, ``coverage`` or ``backend`` is not allowed.
         """
-        device = choose_device(device)  # a wrong flag is told before a download
+        choose_device(device)  # a wrong flag is told before a download
         if not isinstance(model, str | os.PathLike):
             from .ensemble import Ensemble  # which is a classifier, so its module imports this one
 
             options = {"revision": revision, "device": device, "batch_size": batch_size, "mirror": mirror}
-            options |= {"coverage": coverage, "use_trust": use_trust}
+            options |= {"coverage": coverage, "use_trust": use_trust, "backend": backend}
             members = [cls.from_pretrained(member, **options) for member in model]
             return members[0] if len(members) == 1 else Ensemble(members)
-        folder = find_model(model, revision)
+        folder = find_model(model, revision, backend)
         folder.require_project_labels()
-        _ = folder.tensors  # reads the headers: a cut-off file is told by its name, not by a loader's traceback
+        network = load_network(folder, device)
         trust = load_trust(folder) if use_trust else None
-        try:
-            with _quiet_transformers():
-                loaded, report = AutoModelForImageClassification.from_pretrained(
-                    folder.path,
-                    use_safetensors=True,
-                    dtype=torch.float32,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-                processor = AutoImageProcessor.from_pretrained(folder.path, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"{folder.source} cannot be loaded ({reason}); download or train it again") from error
-        # transformers fills a missing layer with random numbers and only logs it: the answers would be noise
-        lacking = [*report["missing_keys"], *report["mismatched_keys"]]
-        if lacking:
-            raise UserError(f"{folder.source} lacks {len(lacking)} of the model's weights, such as {lacking[0]}")
+        if trust is not None:
+            require_features(folder, trust.in_distribution.stage)
         options = {"batch_size": batch_size, "mirror": mirror, "coverage": coverage, "trust": trust}
-        classifier = cls(loaded, processor, device=device, **options)
+        classifier = cls(network, load_processor(folder), device=device, **options)
         classifier.folder = folder
         return classifier
 
@@ -197,15 +179,28 @@ class TumorClassifier:
         return Answers.joined([self._answer_part(part) for part in parts])
 
     def _answer_part(self, pixel_values: Tensor) -> Answers:
-        logits = [self.model(pixel_values=pixel_values).logits]
-        features = self.take_features()
+        logits, features = self.network(pixel_values)
+        views = [logits]
         if self.mirror:
-            logits.append(self.model(pixel_values=pixel_values.flip(-1)).logits)
-        return self.judge(torch.stack(logits, dim=1), features)
+            views.append(self.network(pixel_values.flip(-1))[0])
+        return self.judge(torch.stack(views, dim=1), features)
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The transformers model, in eval mode, fp32, on ``device``.
+
+        Raises:
+            UserError: an export answers, which has none.
+        """
+        return self.network.module
 
     def take_features(self) -> np.ndarray | None:
-        """What the in-distribution check reads, of this thread's latest forward pass: (N, D); None without trust."""
-        return self._features.take() if self._features else None
+        """What the in-distribution check reads, of this thread's latest pass of ``model``: (N, D); None without trust.
+
+        Raises:
+            UserError: an export answers.
+        """
+        return self.network.take_features()
 
     def judge(self, logits: Tensor, features: np.ndarray | None) -> Answers:
         """Turn what the network gave into answers.
@@ -235,8 +230,9 @@ class TumorClassifier:
         """Say which model answers, and how.
 
         Returns:
-            ``source``, ``architecture`` and ``sha256`` of the weights, an ensemble's joined by ``+``; ``mirror``,
-            ``coverage``; ``trust``, the fingerprint of ``trust.json``, None when a member has none.
+            ``source``, ``architecture``, ``backend`` and ``sha256`` of the weights (of an export: of its file), an
+            ensemble's joined by ``+``; ``mirror``, ``coverage``; ``trust``, the fingerprint of ``trust.json``, None
+            when a member has none.
 
         Raises:
             ValueError: the classifier was built from objects, not loaded.
@@ -248,7 +244,8 @@ class TumorClassifier:
         return {
             "source": " + ".join(folder.source for folder in folders),
             "architecture": " + ".join(folder.architecture for folder in folders),
-            "sha256": " + ".join(folder.sha256() for folder in folders),
+            "backend": " + ".join(folder.backend for folder in folders),
+            "sha256": " + ".join(folder.run_sha256() for folder in folders),
             "mirror": self.mirror,
             "coverage": self.coverage,
             "trust": " + ".join(fingerprints) if all(fingerprints) else None,
@@ -376,38 +373,6 @@ class TumorClassifier:
 
 _Reading = tuple[Tensor, str | None]
 """What the reading threads hand over: the model's input, and ``picture_fault``."""
-
-
-def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, or the best one here: cuda, then mps, then cpu.
-
-    Raises:
-        UserError: the name means nothing, or there is no such device here.
-    """
-    if device is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {device} is not available here; leave it out to have one chosen") from error
-    return chosen
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Load without transformers' progress bar and notes, which mean nothing to the person who asked for an answer."""
-    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bar:
-            transformers_logging.enable_progress_bar()
 
 
 def is_single(images: object) -> bool:

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stress": ("stress", "measure what disturbed images (motion, noise, JPEG, ...) cost a model"),
     "explain": ("explaining", "show where the model looked, as heat maps (Grad-CAM)"),
     "calibrate": ("calibrating", "fit calibration, prediction sets and the check for foreign pictures to a model"),
+    "export": ("export", "write a model as ONNX, in float32 or int8, checked against PyTorch"),
     "audit": ("audit", "look for leaks between a data set's parts"),
     "card": ("card", "write the model card from the recorded figures, or check that it agrees with them"),
     "publish": ("publish", "push a version of the model, or the Space that shows it, to the Hugging Face Hub"),

@@ -112,10 +112,10 @@ def describe_model(folder_or_id: str | Sequence[str], classifier: TumorClassifie
     members = classifier.members
     return {
         "name": " + ".join(Path(name).resolve().name if Path(name).is_dir() else name for name in names),
-        "architecture": " + ".join(member.model.config.architecture for member in members),
+        "architecture": " + ".join(member.folder.architecture for member in members),
         "image_size": classifier.image_size[0],
         "mirror": classifier.mirror,
-        "parameters": sum(p.numel() for member in members for p in member.model.parameters()),
+        "parameters": sum(member.folder.parameters for member in members),
         "weights_sha256": classifier.describe()["sha256"],
     }
 

@@ -5,7 +5,6 @@
 
 import argparse
 import json
-import math
 import platform
 import re
 from importlib import metadata
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: the model that was asked for is not found or damaged; a missing default is only reported.
     """
     try:
-        described, problem = describe_model(find_model(args.model or DEFAULT_MODEL, args.revision)), None
+        described, problem = describe_model(find_model(args.model or DEFAULT_MODEL, args.revision, None)), None
     except UserError as error:
         if args.model:
             raise
@@ -67,15 +66,13 @@ def describe_model(folder: ModelFolder) -> dict[str, Any]:
         "source": folder.source,
         "architecture": folder.architecture,
         "labels": list(folder.labels),
-        "parameters": sum(
-            math.prod(entry["shape"])
-            for name, entry in folder.tensors.items()
-            if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-        ),
-        "stored_as": sorted({entry["dtype"] for entry in folder.tensors.values() if entry["dtype"] != "I64"}),
+        "parameters": folder.parameters,
+        "stored_as": folder.stored_as,
+        "backend": folder.backend,
         "runs_as": folder.config.get("dtype") or folder.config.get("torch_dtype"),
         "size_bytes": folder.size_bytes,
         "sha256": folder.sha256(),
+        "exported_sha256": folder.run_sha256() if folder.export else None,
         "preprocessing": {
             key: cfg.get(key) for key in ("input_size", "crop_mode", "crop_pct", "interpolation", "mean", "std")
         },
@@ -152,6 +149,8 @@ def _add_model_rows(table: Any, model: dict[str, Any]) -> None:
     table.add_row("model", Text(f"{model['source']}: {model['architecture']}, {millions:.1f} M weights"))
     table.add_row("weights", Text(f"{model['size_bytes'] / 1e6:.1f} MB as {stored}, run as {model['runs_as']}"))
     table.add_row("sha256", Text(model["sha256"]))
+    if model["exported_sha256"]:
+        table.add_row("exported as", Text(f"{model['backend']}, sha256 {model['exported_sha256']}"))
     size = " x ".join(str(side) for side in (how["input_size"] or [])[1:])
     table.add_row("input", Text(f"{size} pixels, {how['crop_mode']}, {how['interpolation']}"))
     for split, figures in ((model["metrics"] or {}).get("splits") or {}).items():

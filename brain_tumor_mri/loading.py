@@ -6,14 +6,14 @@ import argparse
 from typing import TYPE_CHECKING
 
 from .decisions import COVERAGES, DEFAULT_COVERAGE
-from .weights import DEFAULT_MODEL
+from .weights import BACKENDS, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from .classifier import TumorClassifier
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, batch_size: int = 32) -> None:
-    """Define ``--model`` (once or more), ``--mirror``, ``--revision``, ``--batch_size``, ``--coverage``, ``--device``.
+    """Define the flags that choose a model (``--model``, once or more, ``--backend``, ...) and how it answers.
 
     Args:
         parser: of the command.
@@ -40,6 +40,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, batch_size: int = 32
         help="percent of slices whose prediction set holds the true class (default: %(default)s)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best one here)")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, help="what runs the model (default: the first of these whose file is there)"
+    )
 
 
 def load_classifier(args: argparse.Namespace) -> TumorClassifier:
@@ -57,4 +60,5 @@ def load_classifier(args: argparse.Namespace) -> TumorClassifier:
         batch_size=args.batch_size,
         mirror=args.mirror,
         coverage=args.coverage,
+        backend=args.backend,
     )

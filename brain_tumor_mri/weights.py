@@ -1,11 +1,13 @@
 """Model folders without torch: a folder or Hub id becomes a local folder, checked for what would fail or mislead later.
 
 ``find_model("model")`` -> ``ModelFolder``; ``.labels``, ``.sha256()`` and ``.pretrained_cfg`` read JSON and bytes only,
-so that ``brain-tumor-mri info`` stays fast and nothing is ever unpickled.
+so that ``brain-tumor-mri info`` stays fast and nothing is ever unpickled. A folder that ``brain-tumor-mri export`` made
+has ``onnx/`` in place of the safetensors, and ``export.json``, which says whose weights these are.
 """
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,26 +19,38 @@ from .labels import LABELS
 
 DEFAULT_MODEL = "model"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_HUB_FILES = ["*.json", "*.safetensors"]
+TORCH = "torch"
+ONNX_FILES = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_int8.onnx"}
+"""Backend -> its file. The names are transformers.js's: ``dtype: "fp32"`` asks for ``model.onnx``, ``"int8"`` for
+``model_int8.onnx`` (and ``"q8"`` for ``model_quantized.onnx``, by custom the dynamically quantized one)."""
+BACKENDS = (TORCH, *ONNX_FILES)
+"""What can run a model, in the order in which a folder's files choose."""
+EXPORT_FILE = "export.json"
+EXPORT_SCHEMA = 1
+_ALL_EXPORTS = "onnx/*.onnx"
 _LFS_POINTER = b"version https://git-lfs"
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder in the Hub's layout: ``config.json`` and safetensors.
+    """A folder in the Hub's layout: ``config.json``, and safetensors or an export of them.
 
     Attributes:
         source: the folder or Hub id as it was asked for.
         path: the local folder.
         config: the content of ``config.json``.
-        weights: the safetensors files, sorted by name; at least one.
+        weights: the safetensors files, sorted by name, at least one; or the one file of the export.
+        backend: one of ``BACKENDS``; what runs ``weights``.
+        export: the content of ``export.json``; None for ``torch``.
     """
 
     source: str
     path: Path
     config: dict[str, Any]
     weights: tuple[Path, ...]
+    backend: str = TORCH
+    export: dict[str, Any] | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -65,7 +79,14 @@ class ModelFolder:
         return sum(file.stat().st_size for file in self.weights)
 
     def sha256(self) -> str:
-        """SHA-256 of the weights' bytes (of all files one after the other, by name), as 64 hex digits."""
+        """Say which trained weights these are, as ``metrics.json`` and ``trust.json`` do.
+
+        Returns:
+            SHA-256 of the safetensors' bytes (of all files one after the other, by name), as 64 hex digits; of an
+            export, that of the weights it was made from.
+        """
+        if self.export:
+            return str(self.export["source"]["weights_sha256"])
         digest = hashlib.sha256()
         for file in self.weights:
             with file.open("rb") as stream:
@@ -73,9 +94,39 @@ class ModelFolder:
                     digest.update(block)
         return digest.hexdigest()
 
+    def run_sha256(self) -> str:
+        """SHA-256 of what answers: the weights', or that which ``export.json`` gives of the exported file."""
+        return str(self.export["files"][self.backend]["sha256"]) if self.export else self.sha256()
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers were trained.
+
+        Raises:
+            UserError: a file is no safetensors file, or is cut off.
+        """
+        if self.export:
+            return int(self.export["source"]["parameters"])
+        return sum(
+            math.prod(entry["shape"])
+            for name, entry in self.tensors.items()
+            if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        )
+
+    @property
+    def stored_as(self) -> list[str]:
+        """The number formats of the stored weights, such as ``F16``.
+
+        Raises:
+            UserError: a file is no safetensors file, or is cut off.
+        """
+        if self.export:
+            return [str(self.export["files"][self.backend]["stored_as"])]
+        return sorted({entry["dtype"] for entry in self.tensors.values() if entry["dtype"] != "I64"})
+
     @cached_property
     def tensors(self) -> dict[str, dict[str, Any]]:
-        """Name -> ``{"dtype": "F16", "shape": [...], ...}`` of every stored tensor, from the files' headers.
+        """Name -> ``{"dtype": "F16", "shape": [...], ...}`` of every stored tensor, from the safetensors' headers.
 
         Raises:
             UserError: a file is no safetensors file, or is cut off.
@@ -112,7 +163,7 @@ class ModelFolder:
             )
 
 
-def find_model(model: str | Path, revision: str | None = None) -> ModelFolder:
+def find_model(model: str | Path, revision: str | None = None, backend: str | None = TORCH) -> ModelFolder:
     """Find a model folder, downloading it from the Hub when ``model`` is no folder here but looks like a Hub id.
 
     All files come from one commit, so weights and preprocessing cannot be of two different versions.
@@ -120,51 +171,101 @@ def find_model(model: str | Path, revision: str | None = None) -> ModelFolder:
     Args:
         model: a local folder, or a Hub id ``owner/name``. A folder that exists wins.
         revision: branch, tag or commit on the Hub; not used with a local folder.
+        backend: one of ``BACKENDS``, whose weights are needed; None takes the first that the folder has.
 
     Returns:
         The folder, with its ``config.json`` read and its weights listed (not loaded).
 
     Raises:
-        UserError: no such folder, repository or revision; no network; no config; no safetensors; a git-lfs pointer.
+        UserError: no such folder, repository or revision; no network; no config; no such weights; a git-lfs pointer;
+            an export without its ``export.json``.
+        ValueError: ``backend`` is not one of ``BACKENDS``.
     """
+    if backend not in (None, *BACKENDS):
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
     source = str(model)
     path = Path(model).expanduser()
     if path.is_dir():
-        return _read_folder(source, path)
+        return _read_folder(source, path, backend)
     if isinstance(model, Path) or not _HUB_ID.fullmatch(source):
         what = "is a file, not a model folder" if path.exists() else "is not a model folder here"
         raise UserError(f"{source} {what}; give a folder with config.json and model.safetensors, or owner/name")
-    return _read_folder(source, _download(source, revision))
+    path = _download(source, revision, ONNX_FILES.get(backend or TORCH, "*.safetensors"))
+    if backend is None and not _weights_of(path, TORCH):
+        path = _download(source, revision, _ALL_EXPORTS)
+    return _read_folder(source, path, backend)
 
 
-def _read_folder(source: str, path: Path) -> ModelFolder:
+def _read_folder(source: str, path: Path, backend: str | None) -> ModelFolder:
     config_file = path / "config.json"
     if not config_file.is_file():
         raise UserError(f"{source} has no config.json; give the folder that a training saved, or a Hub id owner/name")
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{config_file} cannot be read ({_one_line(error)}); copy or download it again") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{config_file} is not a model's configuration; copy or download it again")
-    weights = tuple(sorted(path.glob("model*.safetensors")))
-    if not weights:
-        raise UserError(f"{source} has no model.safetensors; other weight formats are not loaded, for safety")
+    config = _read_object(config_file, "a model's configuration")
+    there = [name for name in BACKENDS if _weights_of(path, name)]
+    chosen = backend or next(iter(there), TORCH)
+    if chosen not in there:
+        raise UserError(_lacking(source, chosen, there))
+    weights = _weights_of(path, chosen)
     for file in weights:
         with file.open("rb") as stream:
             if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
                 raise UserError(f"{file} is only a git-lfs pointer; run `git lfs pull` there to get the weights")
-    return ModelFolder(source, path, config, weights)
+    return ModelFolder(source, path, config, weights, chosen, None if chosen == TORCH else _read_export(path, chosen))
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _weights_of(path: Path, backend: str) -> tuple[Path, ...]:
+    if backend == TORCH:
+        return tuple(sorted(path.glob("model*.safetensors")))
+    file = path / ONNX_FILES[backend]
+    return (file,) if file.is_file() else ()
+
+
+def _lacking(source: str, backend: str, there: list[str]) -> str:
+    """Say what the folder lacks, and what is there in its place."""
+    if backend != TORCH:
+        made = f"make it with `brain-tumor-mri export --format {backend}`"
+        return f"{source} has no {ONNX_FILES[backend]}; {made}" + (f", or use --backend {there[0]}" if there else "")
+    if there:
+        return f"{source} is an ONNX export without model.safetensors; this needs the model that it was made from"
+    return f"{source} has no model.safetensors; other weight formats are not loaded, for safety"
+
+
+def _read_export(path: Path, backend: str) -> dict[str, Any]:
+    """Read ``export.json``, as far as what runs here depends on it."""
+    file = path / EXPORT_FILE
+    if not file.is_file():
+        raise UserError(f"{path} has no {EXPORT_FILE}, so whose weights these are is unknown; export the model again")
+    record = _read_object(file, "what an export wrote")
+    try:
+        entry, source = record["files"][backend], record["source"]
+        digests = [entry["sha256"], source["weights_sha256"]]
+        sound = all(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+        sound = sound and record["schema"] == EXPORT_SCHEMA and int(source["parameters"]) and entry["stored_as"]
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise UserError(f"{file} does not describe {ONNX_FILES[backend]}; export the model again")
+    return record
+
+
+def _read_object(file: Path, what: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({_one_line(error)}); copy or download it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not {what}; copy or download it again")
+    return content
+
+
+def _download(repo: str, revision: str | None, weights: str) -> Path:
     """The Hub's files of one commit in the local cache; every way this fails becomes one line."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub import errors as hub
 
     at = f" at revision {revision}" if revision else ""
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=["*.json", weights]))
     except hub.GatedRepoError as error:
         raise UserError(f"{repo} needs permission; accept its terms on its page, then run `hf auth login`") from error
     except hub.RevisionNotFoundError as error:

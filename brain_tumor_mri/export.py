@@ -1,0 +1,326 @@
+"""``brain-tumor-mri export --format onnx|onnx-int8 --model DIR --output DIR``: a model that runs without PyTorch.
+
+The folder is laid out as the Hub's ONNX models are: ``onnx/model.onnx`` or ``onnx/model_int8.onnx`` (transformers.js
+asks for the first by ``dtype: "fp32"``, for the second by ``dtype: "int8"``; its ``"q8"`` is ``model_quantized.onnx``)
+beside ``config.json``, ``trust.json`` and ``metrics.json``, and ``export.json``, which binds the file to the weights it
+was made from and holds what the check against PyTorch measured. Nothing is left behind unless that check passed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+from .export_slices import SEED, CalibrationSlices, calibration_slices, check_slices
+from .labels import RESEARCH_NOTICE
+from .weights import DEFAULT_MODEL, EXPORT_FILE, EXPORT_SCHEMA, ONNX_FILES, ModelFolder, find_model
+
+if TYPE_CHECKING:
+    from .classifier import TumorClassifier
+    from .onnx_writing import Quantization
+    from .parity import Parity
+
+INT8 = "onnx-int8"
+CHECKED_SLICES = 64
+CALIBRATION_SLICES = 300
+_CALIBRATIONS = ("minmax", "entropy", "percentile")  # onnx_writing.METHODS, ACTIVATIONS and parity.MIN_AGREEMENT,
+_ACTIVATIONS = ("uint8", "int8")  # spelled here so that --help need not load torch; a test compares them
+_MIN_AGREEMENT = 0.95
+_CARRIED = ("config.json", "preprocessor_config.json", "trust.json", "metrics.json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command's arguments."""
+    parser.add_argument("--format", required=True, choices=tuple(ONNX_FILES), help="what is written")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"folder of a trained model (default: {DEFAULT_MODEL})")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="new folder, or an export of the same weights"
+    )
+    parser.add_argument(
+        "--data_dir",
+        default="data/brain-tumor-mri-dataset",
+        help=f"what the model was trained on: {CHECKED_SLICES} of its test slices check the export, training slices "
+        "calibrate int8",
+    )
+    parser.add_argument(
+        "--check_images", nargs="+", metavar="PATH", help="check on these files, folders or patterns instead"
+    )
+    parser.add_argument(
+        "--calibration",
+        choices=_CALIBRATIONS,
+        default=_CALIBRATIONS[0],
+        help="int8: how activation ranges are taken from the training slices (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--calibration_slices",
+        type=int,
+        default=CALIBRATION_SLICES,
+        help="int8: at most so many training slices (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--activations",
+        choices=_ACTIVATIONS,
+        default=_ACTIVATIONS[0],
+        help="int8: type of the activations; int8 suits Arm (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--min_agreement",
+        type=float,
+        default=_MIN_AGREEMENT,
+        help="int8: least share of slices with PyTorch's class and decision (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print what export.json holds as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, check and write.
+
+    Raises:
+        UserError: a package is missing, the model, the data or the output cannot be used, or the check failed.
+    """
+    if args.calibration_slices < 1:
+        raise UserError(f"--calibration_slices must be at least 1, not {args.calibration_slices}")
+    if not 0 <= args.min_agreement <= 1:
+        raise UserError(f"--min_agreement must be between 0 and 1, not {args.min_agreement}")
+    folder = find_model(args.model)
+    kept = kept_files(args.output, folder)
+    named = _named_images(args.check_images) if args.check_images else None
+    images = named or check_slices(args.data_dir, folder, CHECKED_SLICES)
+    training = calibration_slices(args.data_dir, folder, args.calibration_slices) if args.format == INT8 else None
+
+    from .onnx_writing import Quantization, require_onnx  # torch: seconds, so after everything told without it
+
+    require_onnx()
+    with _status() as tell:
+        record = export_model(
+            folder,
+            args.output,
+            args.format,
+            check_images=images,
+            calibration=training,
+            quantization=Quantization(args.calibration, args.activations),
+            min_agreement=args.min_agreement,
+            kept=kept,
+            tell=tell,
+        )
+    if args.json:
+        json.dump(record, sys.stdout, indent=2)
+        print()
+    else:
+        print(summary(record, args.output, args.format))
+    return 0
+
+
+def export_model(
+    folder: ModelFolder,
+    output: Path,
+    form: str,
+    *,
+    check_images: Sequence[Path],
+    calibration: CalibrationSlices | None = None,
+    quantization: Quantization | None = None,
+    min_agreement: float = _MIN_AGREEMENT,
+    kept: dict[str, Any] | None = None,
+    tell: Callable[[str], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Write an export in a folder beside, compare it with PyTorch, and rename it when it passed.
+
+    Args:
+        folder: the trained model.
+        output: the folder to be.
+        form: a key of ``ONNX_FILES``.
+        check_images: slices on which both are asked.
+        calibration: for int8.
+        quantization: for int8.
+        min_agreement: for int8; see ``parity.require_close``.
+        kept: of ``kept_files``.
+        tell: told each step.
+
+    Returns:
+        The content of ``export.json``.
+
+    Raises:
+        UserError: the network cannot be expressed, the check failed, or the folder cannot be written.
+        UnreadableImageError: a check image cannot be read.
+    """
+    from .classifier import TumorClassifier
+    from .parity import compare, require_close, require_same
+    from .report import write_json
+
+    tell(f"loading {folder.source}")
+    reference = TumorClassifier.from_pretrained(folder.path, device="cpu")
+    with _beside(output) as part:
+        for name in _CARRIED:
+            if (folder.path / name).is_file():
+                shutil.copy2(folder.path / name, part / name)
+        (part / "onnx").mkdir()
+        record = {"schema": EXPORT_SCHEMA, "source": _source(folder), "files": dict(kept or {})}
+        for other in record["files"]:
+            shutil.copy2(output / ONNX_FILES[other], part / ONNX_FILES[other])
+        entry, stage = _write(reference, part, form, calibration, quantization, tell)
+        record["files"][form] = entry
+        write_json(part / EXPORT_FILE, record)
+
+        tell(f"comparing with PyTorch on {len(check_images)} images")
+        exported = TumorClassifier.from_pretrained(part, device="cpu", backend=form)
+        parity = compare(reference, exported, check_images, stage)
+        if form == INT8:
+            require_close(parity, min_agreement)
+        else:
+            require_same(parity)
+        entry["check"] = parity.to_dict() | ({"min_agreement": min_agreement} if form == INT8 else {})
+        write_json(part / EXPORT_FILE, record)
+    return record
+
+
+def kept_files(output: Path, folder: ModelFolder) -> dict[str, Any]:
+    """Return what an earlier export of the same weights has in the folder, as its ``export.json`` says.
+
+    Raises:
+        UserError: the folder holds anything else, which would be lost.
+    """
+    if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
+        return {}
+    try:
+        record = json.loads((output / EXPORT_FILE).read_text(encoding="utf-8"))
+        same = record["source"]["weights_sha256"] == folder.sha256() and not list(output.glob("*.safetensors"))
+        files = {form: record["files"][form] for form in ONNX_FILES if form in record["files"]}
+        whole = all((output / ONNX_FILES[form]).is_file() for form in files)
+    except (OSError, ValueError, KeyError, TypeError):
+        same = whole = False
+        files = {}
+    if not (same and whole):
+        raise UserError(f"{output} exists and is no export of these weights; give another --output, or remove it")
+    return files
+
+
+def summary(record: dict[str, Any], output: Path, form: str) -> str:
+    """Say in three lines what was written and what the check found."""
+    from .parity import Parity
+
+    entry = record["files"][form]
+    parity: Parity = Parity(**{field.name: entry["check"][field.name] for field in fields(Parity)})
+    return (
+        f"{record['source']['architecture']} as {form}: {output / entry['file']}, {entry['size_bytes'] / 1e6:.1f} MB\n"
+        f"Against PyTorch: {parity}\n{RESEARCH_NOTICE}"
+    )
+
+
+def _named_images(paths: Sequence[str]) -> list[Path]:
+    """The images that a person named, read once: a wrong name is told before minutes of work."""
+    from .imaging import find_images, load_image
+
+    files = find_images(paths)
+    for file in files:
+        load_image(file)
+    return files
+
+
+def _write(
+    reference: TumorClassifier,
+    part: Path,
+    form: str,
+    calibration: CalibrationSlices | None,
+    quantization: Quantization | None,
+    tell: Callable[[str], None],
+) -> tuple[dict[str, Any], str | None]:
+    """Write the file; return its entry in export.json, and the stage of its features."""
+    from .onnx_writing import OPSET, Quantization, batched, feature_stage, write_int8, write_onnx
+
+    size = reference.image_size
+    wanted = reference.trust.in_distribution.stage if reference.trust else None
+    stage = feature_stage(reference.model, wanted, size)
+    file = part / ONNX_FILES[form]
+    tell("writing ONNX")
+    full = file if form != INT8 else part / "full.onnx"
+    write_onnx(reference.model, full, stage=stage, size=size)
+    settings = None
+    if form == INT8:
+        if calibration is None:
+            raise ValueError("int8 needs calibration slices")
+        how = quantization or Quantization()
+        tell(f"reading {calibration.count} training slices")
+        slices = calibration.pixels(reference)
+        tell(f"calibrating on {len(slices)} training slices")
+        write_int8(full, file, batched(slices), how)
+        full.unlink()
+        settings = how.to_dict() | {
+            "slices": len(slices),
+            "data": calibration.data,
+            "protocol": calibration.protocol,
+            "seed": SEED,
+        }
+    return {
+        "file": ONNX_FILES[form],
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "size_bytes": file.stat().st_size,
+        "opset": OPSET,
+        "stored_as": "I8" if form == INT8 else "F32",
+        "input": [None, 3, *size],
+        "features": {"stage": stage} if stage else None,
+        "calibration": settings,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": _versions(),
+    }, stage
+
+
+def _source(folder: ModelFolder) -> dict[str, Any]:
+    name = folder.path.resolve().name if Path(folder.source).is_dir() else folder.source
+    return {
+        "name": name,
+        "architecture": folder.architecture,
+        "weights_sha256": folder.sha256(),
+        "parameters": folder.parameters,
+    }
+
+
+def _versions() -> dict[str, str]:
+    from .report import versions
+
+    return versions() | {name: metadata.version(name) for name in ("onnx", "onnxruntime", "onnxscript")}
+
+
+@contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """Give a folder to fill, which takes the place of ``output`` unless anything is raised, Ctrl-C included."""
+    output = Path(os.path.abspath(output))
+    part, old = (output.with_name(f".{output.name}.{kind}") for kind in ("part", "old"))
+    try:
+        for stale in (part, old):
+            shutil.rmtree(stale, ignore_errors=True)
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be made: {error.strerror}") from error
+    try:
+        yield part
+        if output.exists():
+            output.rename(old)
+        part.rename(output)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror or error}") from error
+    finally:
+        if old.exists() and not output.exists():  # stopped between the two renames
+            old.rename(output)
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _status() -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says which step is under way, where that is a terminal."""
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield lambda step: status.update(step)
