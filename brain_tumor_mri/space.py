@@ -40,6 +40,8 @@ ANSWER_SECONDS = 600.0  # the first answer waits for the weights
 _PACKAGE_SUFFIXES = {".py", ".md", ".css", ".js", ".html", ".svg", ".json", ".csv"}
 _IMPORTED_BY_NAME = {"timm", "torchvision"}
 """What transformers imports to build the model and its preprocessing, and no module here does for the app."""
+_NOT_NEEDED = {"onnxruntime"}
+"""What the package imports for exports only, which a Space does not run."""
 _HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 _STALE = (f"{PACKAGE}/*", "examples/*")
 
@@ -139,7 +141,7 @@ def requirements(source: Path = SOURCE) -> dict[str, str]:
     """
     providers = metadata.packages_distributions()
     pinned = {}
-    for module in imported_modules(source) | _IMPORTED_BY_NAME:
+    for module in imported_modules(source) - _NOT_NEEDED | _IMPORTED_BY_NAME:
         if not (names := providers.get(module)):
             raise UserError(f"the app imports {module}, which no installed package has; `pip install` it first")
         name = min(names)
@@ -221,8 +223,8 @@ def _readme(model: ModelVersion) -> str:
 
 One brain MRI slice in, four probabilities out: glioma, meningioma, pituitary tumour, or none of them. The answers are
 those of the model `{model.id}`{version}. Its card says on which images it was measured, how often it is wrong, and for
-what it must not be used. It chooses one of the four for any picture, even one that is no brain MRI. The examples are
-synthetic drawings, no patients. Do not upload images of patients.
+what it must not be used, and what it makes of a picture that is no brain MRI. The examples are synthetic drawings, no
+patients. Do not upload images of patients.
 
 A CPU is enough. `pip install -r requirements.txt && python app.py` serves the same page elsewhere. `space.json` names
 the model; the variables `MODEL_ID` and `MODEL_REVISION` win over it.
