@@ -30,7 +30,7 @@ MAX_PIXELS = 100_000_000
 """Largest image that is decoded, in pixels (width x height); the header is asked before any pixel is."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
-_ACCEPTED_FORMATS = "JPEG, PNG, BMP, TIFF or WebP"
+_ACCEPTED_FORMATS = "JPEG, PNG, BMP, TIFF, WebP or DICOM"
 _ACCEPTED_ARRAYS = (
     "accepted are shapes (H, W), (H, W, 1), (H, W, 3), (H, W, 4) of bool, uint8, uint16 or float (0..1 or 0..255)"
 )
@@ -40,7 +40,6 @@ _BIT_DEPTHS = (8, 10, 12, 16)
 
 # First bytes of files that people try by mistake; (offset, magic, what to say).
 _FOREIGN = (
-    (128, b"DICM", "a DICOM file; export the slice as PNG or JPEG first"),
     (344, b"n+1\0", "a NIfTI volume; export its slices as PNG first"),
     (0, b"\x1f\x8b", "a gzip archive, not an image"),
     (0, b"PK\x03\x04", "a zip archive, not an image"),
@@ -48,6 +47,8 @@ _FOREIGN = (
     (0, b"GIF8", f"a GIF image; accepted are {_ACCEPTED_FORMATS}"),
 )
 _SNIFF_BYTES = 512
+_DICOM_MAGIC = (128, b"DICM")
+"""Offset and bytes by which a DICOM file (PS3.10, 7.1) is known; its suffix may be any."""
 
 # What Pillow has to say about odd metadata is of no use to the person who runs a command. A filter for Pillow's own
 # modules, set once, is used because warnings.catch_warnings() around each load is not safe with several threads.
@@ -86,6 +87,7 @@ def load_image(source: ImageSource, name: str | None = None) -> PIL.Image.Image:
     Every kind of file gives the pixels of its plain 8-bit RGB twin: EXIF orientation is applied, grey is repeated in
     three channels, transparent parts become black (the background of an MRI slice), of several frames or pages the
     first is taken, and deeper pixels are brought to 8 bits by :func:`to_8bit`. Embedded colour profiles are ignored.
+    A DICOM slice comes as its own window and photometric interpretation show it (:mod:`.dicom`).
 
     Args:
         source: a path; the bytes of a file; a PIL image (left unchanged); or an array of shape (H, W), (H, W, 1),
@@ -97,7 +99,7 @@ def load_image(source: ImageSource, name: str | None = None) -> PIL.Image.Image:
 
     Raises:
         UnreadableImageError: the file is missing, empty, truncated, damaged, larger than ``MAX_PIXELS``, not one of
-            JPEG, PNG, BMP, TIFF and WebP, or the array is of another kind.
+            JPEG, PNG, BMP, TIFF, WebP and DICOM of a single slice, or the array is of another kind.
     """
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
@@ -224,6 +226,9 @@ def _open_regular_file(path: str, label: str) -> BinaryIO:
 
 def _decode(file: BinaryIO, label: str) -> Image.Image:
     """Decode an open file; the allow-list keeps Pillow's rarely tested decoders away from untrusted bytes."""
+    if file.read(_DICOM_MAGIC[0] + len(_DICOM_MAGIC[1]))[_DICOM_MAGIC[0] :] == _DICOM_MAGIC[1]:
+        return _decode_dicom(file, label)
+    file.seek(0)
     try:
         image = Image.open(file, formats=_FORMATS)
     except PIL.UnidentifiedImageError as error:
@@ -234,6 +239,16 @@ def _decode(file: BinaryIO, label: str) -> Image.Image:
         raise UnreadableImageError(label, _damage(error)) from error
     with image:
         return _to_rgb(image, label)
+
+
+def _decode_dicom(file: BinaryIO, label: str) -> Image.Image:
+    """Decode a DICOM file's single slice; ``from None`` keeps pydicom's messages, which quote headers, out of logs."""
+    from .dicom import DicomError, read_slice  # pydicom: 0.2 s that other files do not need
+
+    try:
+        return Image.fromarray(read_slice(file)).convert("RGB")
+    except DicomError as error:
+        raise UnreadableImageError(label, str(error)) from None
 
 
 def _to_rgb(image: Image.Image, label: str) -> Image.Image:

@@ -33,11 +33,11 @@ def take_screenshot(url: str, label: str, width: int, scheme: str, chromium: str
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(CHROMIUM_ARGS))
-        page = browser.new_page(viewport={"width": width, "height": 860}, color_scheme=scheme)
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.goto(url)
         page.get_by_role("button", name=f"Synthetic: {TITLES[label].lower()}").click()
         page.wait_for_selector("#answer .finding", timeout=120_000)
-        page.wait_for_function("document.querySelector('#preview img')?.naturalWidth > 0")
+        page.wait_for_selector(".viewer input[type=range]", timeout=120_000)  # comes with the heat maps
         page.mouse.move(0, 0)
         page.evaluate("document.activeElement.blur()")
         page.wait_for_timeout(1_000)  # hover, progress and scrolling come to rest

@@ -1,22 +1,29 @@
 """The page's server and its API, over HTTP as a program uses them."""
 
+import base64
+import io
 import json
+import re
+import shutil
+import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from app_server import EXAMPLES, NO_MODEL, running_app
+from app_server import EXAMPLES, NO_MODEL, REPOSITORY, log_of, running_app, uploads_of
 from gradio.route_utils import delete_files_created_by_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 from brain_tumor_mri import TumorClassifier
+from brain_tumor_mri.explain import explain
 from brain_tumor_mri.labels import LABELS, RESEARCH_NOTICE, TITLES
-from brain_tumor_mri.page import ModelHandle, ModelUnavailableError, build_page
+from brain_tumor_mri.page import LAUNCH_OPTIONS, ModelHandle, ModelUnavailableError, build_page
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +44,14 @@ def slice_png(pixels: np.ndarray, tmp_path: Path) -> Path:
     return path
 
 
+FIELDS = {"label", "title", "confidence", "probabilities", "decision", "reason", "prediction_set", "prediction_sets"}
+FIELDS |= {"model", "notice"}
+
+
+def picture(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+
+
 def ask(client: Client, path: Path) -> dict:
     return client.predict(handle_file(str(path)), api_name="/predict")
 
@@ -44,7 +59,8 @@ def ask(client: Client, path: Path) -> dict:
 def test_predict_endpoint_answers_as_the_classifier_does(client: Client, slice_png: Path, tiny_model_dir: Path) -> None:
     answer = ask(client, slice_png)
     expected = TumorClassifier.from_pretrained(tiny_model_dir).predict(slice_png)
-    assert set(answer) == {"label", "title", "confidence", "probabilities", "model", "notice"}
+    assert set(answer) == FIELDS
+    assert answer["decision"] is None and answer["prediction_sets"] == {}  # the tiny model has no trust.json
     assert list(answer["probabilities"]) == list(LABELS)
     assert answer["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
     assert (answer["label"], answer["title"]) == (expected.label, TITLES[expected.label])
@@ -53,11 +69,111 @@ def test_predict_endpoint_answers_as_the_classifier_does(client: Client, slice_p
     assert answer["notice"] == RESEARCH_NOTICE
 
 
-def test_predict_is_the_only_public_endpoint_and_is_documented(client: Client) -> None:
+def test_three_endpoints_are_public_and_name_every_field_of_their_answers(client: Client, slice_png: Path) -> None:
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert list(endpoints) == ["/predict"]
-    for word in ("label", "probabilities", "confidence", "notice"):
-        assert word in endpoints["/predict"]["description"]
+    assert list(endpoints) == ["/predict", "/explain", "/batch"]
+    upload = handle_file(str(slice_png))
+    answers = {
+        "/predict": client.predict(upload, api_name="/predict"),
+        "/explain": client.predict(upload, api_name="/explain"),
+        "/batch": client.predict([upload], api_name="/batch"),
+    }
+    for name, answer in answers.items():
+        inner = [*answer.get("predictions", [{}])[0], *answer.get("summary", {})]
+        for field in (*answer, *inner):
+            assert field in endpoints[name]["description"], f"{name} does not say what {field} is"
+
+
+def test_explain_endpoint_gives_the_map_of_the_class_that_was_asked_for(
+    client: Client, slice_png: Path, tiny_model_dir: Path
+) -> None:
+    expected = explain(TumorClassifier.from_pretrained(tiny_model_dir), slice_png, "pituitary")[0]
+    answer = client.predict(handle_file(str(slice_png)), target="pituitary", api_name="/explain")
+    assert answer["target"] == "pituitary" and answer["size"] == [150, 180]
+    assert answer["probabilities"] == pytest.approx(expected.prediction.probabilities, abs=1e-5)
+    heat = np.asarray(picture(answer["heat_map"]))
+    np.testing.assert_allclose(heat, 255 * expected.heat_map, atol=1.5)
+    np.testing.assert_allclose(np.asarray(picture(answer["overlay"])), np.asarray(expected.overlay()), atol=2)
+    answered = client.predict(handle_file(str(slice_png)), api_name="/explain")
+    assert answered["target"] == answered["label"]
+
+
+def test_batch_endpoint_answers_files_and_archives_in_order_and_goes_on_after_a_bad_one(
+    client: Client, slice_png: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.write(slice_png, "../../out/first.png")
+        archive.writestr("second.png", b"nor this")
+    paths = [slice_png, tmp_path / "bad.png", tmp_path / "more.zip"]
+    answer = client.predict([handle_file(str(path)) for path in paths], api_name="/batch")
+    alone = ask(client, slice_png)
+    good, bad, packed, packed_bad = answer["predictions"]
+    assert [p["name"] for p in (good, bad, packed)] == ["slice.png", "bad.png", "more.zip/../../out/first.png"]
+    for prediction in (good, packed):
+        assert prediction["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
+        assert prediction["error"] is None
+    for prediction in (bad, packed_bad):
+        assert prediction["label"] is None and prediction["error"] and "\n" not in prediction["error"]
+    assert answer["summary"]["errors"] == 2 and answer["summary"]["complete"] is True
+    assert answer["notice"] == RESEARCH_NOTICE
+
+
+def test_dicom_slice_is_answered_and_one_without_an_image_is_refused_by_name(client: Client, tmp_path: Path) -> None:
+    from pydicom.data import get_testdata_file
+
+    assert ask(client, Path(get_testdata_file("MR_small.dcm")))["label"] in LABELS
+    report = Path(shutil.copy(get_testdata_file("reportsi.dcm"), tmp_path / "report.dcm"))
+    with pytest.raises(AppError, match=r"^report.dcm: a DICOM file without an image"):
+        ask(client, report)
+
+
+def test_uploads_are_all_that_is_written_and_no_name_of_one_is_logged(
+    client: Client, slice_png: Path, tmp_path: Path
+) -> None:
+    good = Path(shutil.copy(slice_png, tmp_path / "surname-firstname.png"))
+    (tmp_path / "surname-bad.png").write_bytes(b"no image")
+    with zipfile.ZipFile(tmp_path / "surname.zip", "w") as archive:
+        archive.write(slice_png, "surname-in-a-zip.png")
+    url = client.src.rstrip("/")
+    before = set(uploads_of(url))
+    ask(client, good)
+    client.predict(handle_file(str(good)), api_name="/explain")
+    with pytest.raises(AppError):
+        ask(client, tmp_path / "surname-bad.png")
+    client.predict([handle_file(str(good)), handle_file(str(tmp_path / "surname.zip"))], api_name="/batch")
+    written = {path.name for path in set(uploads_of(url)) - before}
+    assert written == {"surname-firstname.png", "surname-bad.png", "surname.zip"}
+    assert "surname" not in log_of(url)
+
+
+def test_uploads_are_removed_when_their_time_is_up(slice_png: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    page = build_page(ModelHandle(NO_MODEL), EXAMPLES)
+    assert page.delete_cache is not None and page.delete_cache[1] <= 600
+    page.delete_cache = (1, 1)
+    _, url, _ = page.launch(**LAUNCH_OPTIONS, prevent_thread_lock=True, quiet=True)
+    try:
+        with pytest.raises(AppError):
+            ask(Client(url, verbose=False), slice_png)
+        deadline = time.monotonic() + 20
+        while (left := list((tmp_path / "uploads").rglob("slice.png"))) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert left == []
+    finally:
+        page.close(verbose=False)
+
+
+def test_the_example_in_the_readme_runs(client: Client, monkeypatch, capsys) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    examples = [block for block in blocks if "gradio_client" in block]
+    if not examples:
+        pytest.skip("README.md has no gradio_client example")
+    monkeypatch.chdir(REPOSITORY)
+    for example in examples:
+        assert "http://127.0.0.1:7860" in example
+        exec(compile(example.replace("http://127.0.0.1:7860", client.src), "README.md", "exec"), {})
+    assert any(label in capsys.readouterr().out for label in LABELS)
 
 
 @pytest.mark.parametrize("name", ["slice16.png", "slice16.tif", "slice8.tif", "slice.webp", "slice.bmp"])
