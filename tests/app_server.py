@@ -4,13 +4,14 @@ import atexit
 import functools
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from pathlib import Path
+
+from ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXAMPLES = REPOSITORY / "examples"
@@ -33,9 +34,7 @@ def uploads_of(url: str) -> list[Path]:
 @functools.cache
 def running_app(model: str) -> str:
     """Start the app with MODEL_ID=model, wait until its page answers, and return its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     folder = Path(tempfile.mkdtemp(prefix="page-test-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     url = f"http://127.0.0.1:{port}"

@@ -1,7 +1,6 @@
 """What people do with the Hub, in processes of their own against the local Hub, and again from the cache without it."""
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from gradio_client import Client, handle_file
 from hub.server import TOKEN, LocalHub
 from huggingface_hub import HfApi
 from PIL import Image
+from ports import free_port
 from safetensors.torch import load_file, save_file
 
 from brain_tumor_mri import TumorClassifier
@@ -62,9 +62,7 @@ def python(environment: dict[str, str], *arguments: object) -> str:
 
 @contextmanager
 def running_app(environment: dict[str, str], log: Path) -> Iterator[Client]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with log.open("wb") as stream:
         settings = {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
         process = subprocess.Popen(

@@ -37,7 +37,7 @@ def parts(panel: str) -> dict[str, str]:
 
 def test_each_coverage_has_its_own_decision_and_the_classifiers_is_shown():
     said = parts(answer_panel(UNSURE, "x.png", "model", 95))
-    assert "Uncertain Glioma or Meningioma" in said["95"] and not said["95"].startswith("hidden")
+    assert "Uncertain Glioma or meningioma" in said["95"] and not said["95"].startswith("hidden")
     assert said["90"].startswith("hidden") and "Answer Glioma" in said["90"]
     narrow = parts(answer_panel(replace(UNSURE, decision=ANSWER, prediction_set=SETS[90]), "x.png", "model", 90))
     assert not narrow["90"].startswith("hidden") and narrow["95"].startswith("hidden")
@@ -115,4 +115,4 @@ def test_no_probability_is_shown_as_certain(value: float, text: str):
 
 def test_classes_are_listed_as_people_say_it():
     assert classes_in_words(["glioma"]) == "Glioma"
-    assert classes_in_words(["glioma", "notumor", "pituitary"]) == "Glioma, No tumour or Pituitary tumour"
+    assert classes_in_words(["glioma", "notumor", "pituitary"]) == "Glioma, no tumour or pituitary tumour"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ports import free_port
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -126,7 +127,8 @@ def test_a_run_killed_in_an_epoch_resumes_and_ends_where_an_uninterrupted_one_do
 
 
 def test_two_processes_train_under_accelerate(phantom_dir, tmp_path):
-    train(phantom_dir, tmp_path / "two", "--num_train_epochs", "1", launch=("--cpu", "--num_processes", "2"))
+    launch = ("--cpu", "--num_processes", "2", "--main_process_port", str(free_port()))
+    train(phantom_dir, tmp_path / "two", "--num_train_epochs", "1", launch=launch)
     record = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert record["training"]["processes"] == 2
     assert record["splits"]["test"]["n"] == 16

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ports import free_port
 from safetensors.torch import load_file
 from transformers import EvalPrediction, TrainingArguments
 
@@ -193,6 +194,7 @@ def run_probe(
     command = [sys.executable, script, str(folder), str(batch_size), str(steps), str(images)]
     if processes > 1:
         launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        launch += ["--main_process_port", str(free_port())]
         command[1:1] = [*launch, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
