@@ -360,6 +360,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         model=describe_model(models, classifier),
         data=describe_data(str(args.data_dir), data),
         splits={},
+        title=args.title,
         config={
             "method": args.method,
             "seed": args.seed,
@@ -407,6 +408,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--fold", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of random maps, randomised weights and the bootstrap")
     parser.add_argument("--n_resamples", type=int, default=2000, help="of the bootstrap over groups")
+    parser.add_argument("--title", help="what stands in tables for the model (default: architecture and input size)")
     parser.add_argument("--limit", type=int, help="images of each set, for a trial")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best one here)")
     parser.add_argument("--provenance", type=Path, default=PROVENANCE, help="which file is which Figshare slice")

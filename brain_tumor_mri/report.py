@@ -271,6 +271,8 @@ def model_title(record: dict[str, Any]) -> str:
         parts.append("from random weights" if config.get("from_scratch") else "fine-tuned")
         if config.get("external_dir") and config.get("external_train"):
             parts.append("some Br35H tumours in training")
+        if config.get("outlines_dir"):
+            parts.append("guided by outlines")
     if model.get("mirror"):
         parts.append("mirrored average")
     return record.get("title") or ", ".join(parts)

@@ -74,6 +74,18 @@ def trust_note(record: Mapping[str, Any]) -> str:
         f"Fitted on the {fitted['validation']:,} validation slices of `{record['protocol']}`, which chose the epoch "
         f"too; decisions at {DEFAULT_COVERAGE} % coverage. 95 % intervals: percentile bootstrap over groups."
     ]
+    by_class = measured["test"]["single"]["coverage"][str(DEFAULT_COVERAGE)]["per_class"]
+    short = [
+        f"{TITLES[name].lower()} ({percent({'value': entry['covered']['value']})})"
+        for name, entry in by_class.items()
+        if entry["covered"] and entry["covered"]["value"] < DEFAULT_COVERAGE / 100
+    ]
+    if short:
+        lines.append(
+            f"On the test part {DEFAULT_COVERAGE} % sets hold the true class less often than that for "
+            f"{', '.join(short)}: "
+            "test patients differ from those that validated."
+        )
     if "external" in measured:
         covered = measured["external"]["single"]["coverage"][str(DEFAULT_COVERAGE)]["covered"]
         promise = DEFAULT_COVERAGE / 100

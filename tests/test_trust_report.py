@@ -13,7 +13,7 @@ from brain_tumor_mri.report import render_results
 from brain_tumor_mri.trust_report import trust_tables
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def record() -> dict:
     """A trust.json as the command writes it, of simulated answers."""
     rng = np.random.default_rng(0)
@@ -49,6 +49,15 @@ def test_the_note_says_whether_coverage_holds_for_the_other_collection(record: d
     assert "as often as they promise" in trust_tables(record) or entry["value"] < 0.95
     entry["value"] = 0.81
     assert "81.0 %" in trust_tables(record) and "below what they promise" in trust_tables(record)
+
+
+def test_classes_that_are_covered_too_rarely_are_named(record: dict):
+    by_class = record["measured"]["test"]["single"]["coverage"]["95"]["per_class"]
+    for entry in by_class.values():
+        entry["covered"]["value"] = 0.96
+    assert "less often than that" not in trust_tables(record)
+    by_class["notumor"]["covered"]["value"] = 0.911
+    assert "less often than that for no tumour (91.1 %)" in trust_tables(record)
 
 
 def test_foreign_pictures_that_pass_are_named(record: dict):
