@@ -20,7 +20,7 @@ app: $(VENV)/.ready
 	$(BIN)/python app.py
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
