@@ -28,9 +28,9 @@ SCHEMA = 1
 MIN_SIDE = 32
 """Pixels; a smaller picture shows no brain that anyone could read."""
 MIN_CONTRAST = 4.0
-"""Standard deviation of grey values, 0..255; validation slices have at least 21."""
+"""Standard deviation of grey values, 0..255; 700 validation slices had at least 21."""
 MAX_COLOUR = 8.0
-"""Mean difference of a pixel's red, green and blue from their mean, 0..255; validation slices have at most 2."""
+"""Mean difference of a pixel's red, green and blue from their mean, 0..255; 700 validation slices had at most 2."""
 
 
 @dataclass(frozen=True)
