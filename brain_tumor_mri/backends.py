@@ -1,7 +1,8 @@
-"""What runs a network: PyTorch, or onnxruntime on an exported folder; to the classifier both are a ``Network``.
+"""What runs a network: PyTorch, or a runtime on an exported file; to the classifier all of them are a ``Network``.
 
 ``load_network(folder, device)`` -> ``network(pixel_values)`` -> logits (N, 4) and the features that trust.json's check
-reads. onnxruntime is imported only where a folder needs it.
+reads. onnxruntime is run here, LiteRT in litert_running.py, TensorRT in tensorrt_running.py; each is imported only
+where a folder needs it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from .errors import UserError
 from .features import StageFeatures
-from .weights import EXPORT_FILE, TORCH, ModelFolder
+from .weights import EXPORT_FILE, TENSORRT, TORCH, ModelFolder, runtime_of
 
 INPUT, LOGITS, FEATURES = "pixel_values", "logits", "features"
 """Names of an exported file's input (N, 3, H, W), and of its outputs (N, 4) and (N, D)."""
@@ -80,8 +81,50 @@ class TorchNetwork:
         return self._features.take() if self._features else None
 
 
-class OnnxNetwork:
+class ExportedNetwork:
+    """What the networks of exported files share: there is no PyTorch module behind them.
+
+    Attributes:
+        title: of the kind of file, with its article, for messages.
+        name: of the file, for messages.
+        device: where ``pixel_values`` are to be.
+    """
+
+    title: str
+    name: str
+    device: torch.device
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """There is none.
+
+        Raises:
+            UserError: always.
+        """
+        raise self._no_module()
+
+    def take_features(self) -> np.ndarray | None:
+        """There is no PyTorch network whose pass could have left any.
+
+        Raises:
+            UserError: always.
+        """
+        raise self._no_module()
+
+    def _require_names(self, inputs: list[str], outputs: list[str]) -> None:
+        """Refuse a file that takes or gives something else than an export of this project does."""
+        if inputs != [INPUT] or LOGITS not in outputs:
+            raise UserError(f"{self.name} is no export of this project (inputs {inputs}, outputs {outputs})")
+
+    def _no_module(self) -> UserError:
+        kind = f"{self.name} is {self.title} export"
+        return UserError(f"{kind}: this needs the PyTorch weights, the model it was made from")
+
+
+class OnnxNetwork(ExportedNetwork):
     """An exported file, run by onnxruntime; a session may be run by several threads at once and keeps no state."""
+
+    title = "an ONNX"
 
     def __init__(
         self,
@@ -114,37 +157,16 @@ class OnnxNetwork:
         try:
             self.session = runtime.InferenceSession(content, options, providers=providers)
         except Exception as error:  # onnxruntime's own classes share no base but this
-            raise UserError(f"{name} cannot be run ({_reason(error)}); export the model again") from error
+            raise UserError(f"{name} cannot be run ({reason(error)}); export the model again") from error
         inputs, self.outputs = ([v.name for v in of()] for of in (self.session.get_inputs, self.session.get_outputs))
-        if inputs != [INPUT] or LOGITS not in self.outputs:
-            raise UserError(f"{name} is no export of this project (inputs {inputs}, outputs {self.outputs})")
         self.name = name
+        self._require_names(inputs, self.outputs)
         self.device = torch.device("cpu")  # numpy arrays go in; onnxruntime itself carries them to a GPU
 
     def __call__(self, pixel_values: Tensor) -> tuple[Tensor, np.ndarray | None]:
         """Run the network; see :class:`Network`."""
-        found = dict(zip(self.outputs, self.session.run(None, {INPUT: _contiguous(pixel_values)}), strict=True))
+        found = dict(zip(self.outputs, self.session.run(None, {INPUT: as_array(pixel_values)}), strict=True))
         return torch.from_numpy(found[LOGITS]), found.get(FEATURES)
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """There is none.
-
-        Raises:
-            UserError: always.
-        """
-        raise self._no_module()
-
-    def take_features(self) -> np.ndarray | None:
-        """There is no PyTorch network whose pass could have left any.
-
-        Raises:
-            UserError: always.
-        """
-        raise self._no_module()
-
-    def _no_module(self) -> UserError:
-        return UserError(f"{self.name} is an ONNX export: this needs the PyTorch weights, the model it was made from")
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
@@ -165,7 +187,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     return chosen
 
 
-def load_network(folder: ModelFolder, device: str | torch.device | None) -> torch.nn.Module | OnnxNetwork:
+def load_network(folder: ModelFolder, device: str | torch.device | None) -> torch.nn.Module | Network:
     """Load what the folder's backend runs.
 
     Args:
@@ -183,7 +205,16 @@ def load_network(folder: ModelFolder, device: str | torch.device | None) -> torc
         raise UserError(
             f"{file} is not the file that {EXPORT_FILE} describes; copy it again, or export the model again"
         )
-    return OnnxNetwork(content, str(file), device)
+    runtime = runtime_of(folder.backend)
+    if runtime == "onnx":
+        return OnnxNetwork(content, str(file), device)
+    if runtime == TENSORRT:
+        from .tensorrt_running import TensorRtNetwork
+
+        return TensorRtNetwork(content, str(file), device)
+    from .litert_running import LiteRtNetwork
+
+    return LiteRtNetwork(content, str(file), device)
 
 
 def require_features(folder: ModelFolder, stage: str) -> None:
@@ -219,7 +250,7 @@ def require_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError(f"an ONNX model needs onnxruntime ({_reason(error)}): pip install onnxruntime") from error
+        raise UserError(f"an ONNX model needs onnxruntime ({reason(error)}): pip install onnxruntime") from error
     return onnxruntime
 
 
@@ -240,7 +271,8 @@ def _providers(runtime: Any, device: str | torch.device | None) -> list[Any]:
     return [("CUDAExecutionProvider", {"device_id": wanted.index or 0}), "CPUExecutionProvider"]
 
 
-def _contiguous(pixel_values: Tensor) -> np.ndarray:
+def as_array(pixel_values: Tensor) -> np.ndarray:
+    """Return a batch as runtimes take it: float32 (N, 3, H, W) in C order."""
     return np.ascontiguousarray(pixel_values.detach().cpu().float().numpy())
 
 
@@ -270,12 +302,13 @@ def _told_in_one_line(folder: ModelFolder) -> Iterator[None]:
     try:
         yield
     except _LOADING_ERRORS as error:
-        raise UserError(f"{folder.source} cannot be loaded ({_reason(error)}); download or train it again") from error
+        raise UserError(f"{folder.source} cannot be loaded ({reason(error)}); download or train it again") from error
     finally:
         transformers_logging.set_verbosity(level)
         if bar:
             transformers_logging.enable_progress_bar()
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """The start of an exception's text on one line, for use inside a message."""
     return " ".join(str(error).split())[:160]

@@ -1,9 +1,12 @@
-"""``brain-tumor-mri export --format onnx|onnx-int8 --model DIR --output DIR``: a model that runs without PyTorch.
+"""``brain-tumor-mri export --format FORMAT --model DIR --output DIR``: a model that runs without PyTorch.
 
-The folder is laid out as the Hub's ONNX models are: ``onnx/model.onnx`` or ``onnx/model_int8.onnx`` (transformers.js
-asks for the first by ``dtype: "fp32"``, for the second by ``dtype: "int8"``; its ``"q8"`` is ``model_quantized.onnx``)
-beside ``config.json``, ``trust.json`` and ``metrics.json``, and ``export.json``, which binds the file to the weights it
-was made from and holds what the check against PyTorch measured. Nothing is left behind unless that check passed.
+``onnx`` and ``onnx-int8`` lie as the Hub's ONNX models do: ``onnx/model.onnx`` or ``onnx/model_int8.onnx``
+(transformers.js asks for the first by ``dtype: "fp32"``, for the second by ``dtype: "int8"``; its ``"q8"`` is
+``model_quantized.onnx``). ``litert`` and ``litert-int8``, for phones and small boards, are ``litert/model.tflite`` and
+``litert/model_int8.tflite``. ``tensorrt``, for one NVIDIA GPU, is ``tensorrt/model.engine``; it was never run so far.
+Beside them lie ``config.json``, ``trust.json`` and ``metrics.json``, and ``export.json``, which binds the file to the
+weights it was made from and holds what the check against PyTorch measured. Nothing is left behind unless that check
+passed.
 """
 
 from __future__ import annotations
@@ -17,22 +20,20 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
-from .export_slices import SEED, CalibrationSlices, calibration_slices, check_slices
+from .export_slices import CalibrationSlices, calibration_slices, check_slices
+from .export_writing import INT8, quantization_for, require_writer, write_file
 from .labels import RESEARCH_NOTICE
-from .weights import DEFAULT_MODEL, EXPORT_FILE, EXPORT_SCHEMA, ONNX_FILES, ModelFolder, find_model
+from .weights import DEFAULT_MODEL, EXPORT_FILE, EXPORT_FILES, EXPORT_SCHEMA, TENSORRT, ModelFolder, find_model
 
 if TYPE_CHECKING:
     from .classifier import TumorClassifier
     from .onnx_writing import Quantization
     from .parity import Parity
 
-INT8 = "onnx-int8"
 CHECKED_SLICES = 64
 CALIBRATION_SLICES = 300
 _CALIBRATIONS = ("minmax", "entropy", "percentile")  # onnx_writing.METHODS, ACTIVATIONS and parity.MIN_AGREEMENT,
@@ -43,7 +44,7 @@ _CARRIED = ("config.json", "preprocessor_config.json", "trust.json", "metrics.js
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
-    parser.add_argument("--format", required=True, choices=tuple(ONNX_FILES), help="what is written")
+    parser.add_argument("--format", required=True, choices=tuple(EXPORT_FILES), help="what is written")
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"folder of a trained model (default: {DEFAULT_MODEL})")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="new folder, or an export of the same weights"
@@ -60,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration",
         choices=_CALIBRATIONS,
-        default=_CALIBRATIONS[0],
-        help="int8: how activation ranges are taken from the training slices (default: %(default)s)",
+        help="onnx-int8: how activation ranges are taken from the training slices "
+        f"(default: {_CALIBRATIONS[0]}, LiteRT's only one)",
     )
     parser.add_argument(
         "--calibration_slices",
@@ -72,14 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--activations",
         choices=_ACTIVATIONS,
-        default=_ACTIVATIONS[0],
-        help="int8: type of the activations; int8 suits Arm (default: %(default)s)",
+        help=f"onnx-int8: type of the activations; int8 suits Arm and is LiteRT's (default: {_ACTIVATIONS[0]})",
     )
     parser.add_argument(
         "--min_agreement",
         type=float,
         default=_MIN_AGREEMENT,
-        help="int8: least share of slices with PyTorch's class and decision (default: %(default)s)",
+        help="int8, tensorrt: least share of slices with PyTorch's class and decision (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print what export.json holds as one JSON object")
 
@@ -98,11 +98,9 @@ def run(args: argparse.Namespace) -> int:
     kept = kept_files(args.output, folder)
     named = _named_images(args.check_images) if args.check_images else None
     images = named or check_slices(args.data_dir, folder, CHECKED_SLICES)
-    training = calibration_slices(args.data_dir, folder, args.calibration_slices) if args.format == INT8 else None
-
-    from .onnx_writing import Quantization, require_onnx  # torch: seconds, so after everything told without it
-
-    require_onnx()
+    training = calibration_slices(args.data_dir, folder, args.calibration_slices) if args.format in INT8 else None
+    how = quantization_for(args.format, args.calibration, args.activations)
+    require_writer(args.format)  # imports torch, seconds, so after everything told without it
     with _status() as tell:
         record = export_model(
             folder,
@@ -110,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
             args.format,
             check_images=images,
             calibration=training,
-            quantization=Quantization(args.calibration, args.activations),
+            quantization=how,
             min_agreement=args.min_agreement,
             kept=kept,
             tell=tell,
@@ -140,11 +138,11 @@ def export_model(
     Args:
         folder: the trained model.
         output: the folder to be.
-        form: a key of ``ONNX_FILES``.
+        form: a key of ``EXPORT_FILES``.
         check_images: slices on which both are asked.
         calibration: for int8.
-        quantization: for int8.
-        min_agreement: for int8; see ``parity.require_close``.
+        quantization: for ``onnx-int8``.
+        min_agreement: for int8 and TensorRT; see ``parity.require_close``.
         kept: of ``kept_files``.
         tell: told each step.
 
@@ -156,7 +154,7 @@ def export_model(
         UnreadableImageError: a check image cannot be read.
     """
     from .classifier import TumorClassifier
-    from .parity import compare, require_close, require_same
+    from .parity import MAX_HALF_DIFFERENCE, compare, require_close, require_same
     from .report import write_json
 
     tell(f"loading {folder.source}")
@@ -165,24 +163,44 @@ def export_model(
         for name in _CARRIED:
             if (folder.path / name).is_file():
                 shutil.copy2(folder.path / name, part / name)
-        (part / "onnx").mkdir()
         record = {"schema": EXPORT_SCHEMA, "source": _source(folder), "files": dict(kept or {})}
+        for name in (form, *record["files"]):
+            (part / EXPORT_FILES[name]).parent.mkdir(exist_ok=True)
         for other in record["files"]:
-            shutil.copy2(output / ONNX_FILES[other], part / ONNX_FILES[other])
-        entry, stage = _write(reference, part, form, calibration, quantization, tell)
+            shutil.copy2(output / EXPORT_FILES[other], part / EXPORT_FILES[other])
+        entry, stage = write_file(
+            reference,
+            form,
+            part / EXPORT_FILES[form],
+            calibration=calibration,
+            quantization=quantization,
+            full=part / EXPORT_FILES["litert"] if _has_litert(record, reference) else None,
+            tell=tell,
+        )
         record["files"][form] = entry
         write_json(part / EXPORT_FILE, record)
 
         tell(f"comparing with PyTorch on {len(check_images)} images")
-        exported = TumorClassifier.from_pretrained(part, device="cpu", backend=form)
-        parity = compare(reference, exported, check_images, stage)
-        if form == INT8:
-            require_close(parity, min_agreement)
-        else:
+        device = "cuda" if form == TENSORRT else "cpu"
+        parity = compare(
+            reference, TumorClassifier.from_pretrained(part, device=device, backend=form), check_images, stage
+        )
+        exact = form not in (*INT8, TENSORRT)
+        if exact:
             require_same(parity)
-        entry["check"] = parity.to_dict() | ({"min_agreement": min_agreement} if form == INT8 else {})
+        else:
+            require_close(parity, min_agreement, MAX_HALF_DIFFERENCE if form == TENSORRT else 1.0)
+        entry["check"] = parity.to_dict() | ({} if exact else {"min_agreement": min_agreement})
         write_json(part / EXPORT_FILE, record)
     return record
+
+
+def _has_litert(record: dict[str, Any], reference: TumorClassifier) -> bool:
+    """Whether the folder has a float32 LiteRT file that gives the features that trust.json asks for."""
+    if "litert" not in record["files"]:
+        return False
+    there = (record["files"]["litert"].get("features") or {}).get("stage")
+    return reference.trust is None or there == reference.trust.in_distribution.stage
 
 
 def kept_files(output: Path, folder: ModelFolder) -> dict[str, Any]:
@@ -196,8 +214,8 @@ def kept_files(output: Path, folder: ModelFolder) -> dict[str, Any]:
     try:
         record = json.loads((output / EXPORT_FILE).read_text(encoding="utf-8"))
         same = record["source"]["weights_sha256"] == folder.sha256() and not list(output.glob("*.safetensors"))
-        files = {form: record["files"][form] for form in ONNX_FILES if form in record["files"]}
-        whole = all((output / ONNX_FILES[form]).is_file() for form in files)
+        files = {form: record["files"][form] for form in EXPORT_FILES if form in record["files"]}
+        whole = all(_digest(output / EXPORT_FILES[form]) == entry["sha256"] for form, entry in files.items())
     except (OSError, ValueError, KeyError, TypeError):
         same = whole = False
         files = {}
@@ -228,52 +246,8 @@ def _named_images(paths: Sequence[str]) -> list[Path]:
     return files
 
 
-def _write(
-    reference: TumorClassifier,
-    part: Path,
-    form: str,
-    calibration: CalibrationSlices | None,
-    quantization: Quantization | None,
-    tell: Callable[[str], None],
-) -> tuple[dict[str, Any], str | None]:
-    """Write the file; return its entry in export.json, and the stage of its features."""
-    from .onnx_writing import OPSET, Quantization, batched, feature_stage, write_int8, write_onnx
-
-    size = reference.image_size
-    wanted = reference.trust.in_distribution.stage if reference.trust else None
-    stage = feature_stage(reference.model, wanted, size)
-    file = part / ONNX_FILES[form]
-    tell("writing ONNX")
-    full = file if form != INT8 else part / "full.onnx"
-    write_onnx(reference.model, full, stage=stage, size=size)
-    settings = None
-    if form == INT8:
-        if calibration is None:
-            raise ValueError("int8 needs calibration slices")
-        how = quantization or Quantization()
-        tell(f"reading {calibration.count} training slices")
-        slices = calibration.pixels(reference)
-        tell(f"calibrating on {len(slices)} training slices")
-        write_int8(full, file, batched(slices), how)
-        full.unlink()
-        settings = how.to_dict() | {
-            "slices": len(slices),
-            "data": calibration.data,
-            "protocol": calibration.protocol,
-            "seed": SEED,
-        }
-    return {
-        "file": ONNX_FILES[form],
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-        "size_bytes": file.stat().st_size,
-        "opset": OPSET,
-        "stored_as": "I8" if form == INT8 else "F32",
-        "input": [None, 3, *size],
-        "features": {"stage": stage} if stage else None,
-        "calibration": settings,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": _versions(),
-    }, stage
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _source(folder: ModelFolder) -> dict[str, Any]:
@@ -284,12 +258,6 @@ def _source(folder: ModelFolder) -> dict[str, Any]:
         "weights_sha256": folder.sha256(),
         "parameters": folder.parameters,
     }
-
-
-def _versions() -> dict[str, str]:
-    from .report import versions
-
-    return versions() | {name: metadata.version(name) for name in ("onnx", "onnxruntime", "onnxscript")}
 
 
 @contextmanager

@@ -41,7 +41,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, batch_size: int = 32
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best one here)")
     parser.add_argument(
-        "--backend", choices=BACKENDS, help="what runs the model (default: the first of these whose file is there)"
+        "--backend",
+        choices=BACKENDS,
+        help="what runs the model (default: the first of these whose file is there; tensorrt only when named)",
     )
 
 

@@ -24,7 +24,9 @@ MAX_DIFFERENCE = 1e-4
 MAX_FEATURE_DIFFERENCE = 1e-3
 """Of a feature, between a float32 export and PyTorch, as a share of the largest."""
 MIN_AGREEMENT = 0.95
-"""Share of slices on which an int8 export gives PyTorch's class, and of those on which it gives its decision."""
+"""Share of slices on which an int8 or float16 export gives PyTorch's class, and on which it gives its decision."""
+MAX_HALF_DIFFERENCE = 2e-2
+"""Of a probability, between a float16 export and PyTorch."""
 _BATCH = 7  # no power of two, so that a file with a fixed batch is noticed
 
 
@@ -130,15 +132,16 @@ def require_same(parity: Parity) -> None:
     # "not <=": a NaN agrees with nothing
     if not parity.max_difference <= MAX_DIFFERENCE or not features_agree or not same:
         features = "" if features_agree else f", features by {parity.feature_difference:.2g} of the largest"
-        raise UserError(f"the ONNX file does not answer as PyTorch does, so it was not kept: {parity}{features}")
+        raise UserError(f"the file does not answer as PyTorch does, so it was not kept: {parity}{features}")
 
 
-def require_close(parity: Parity, agreement: float) -> None:
-    """Refuse an int8 export that answers differently too often.
+def require_close(parity: Parity, agreement: float, difference: float = 1.0) -> None:
+    """Refuse an int8 or float16 export that answers differently too often, or too differently.
 
     Args:
         parity: of ``compare``.
         agreement: the least share of equal classes, and of equal decisions.
+        difference: the most by which a probability may differ.
 
     Raises:
         UserError: how often it differs.
@@ -146,6 +149,8 @@ def require_close(parity: Parity, agreement: float) -> None:
     shares = [share for share in (parity.same_label, parity.same_decision) if share is not None]
     if not min(shares) >= agreement:
         raise UserError(
-            f"the int8 file answers differently too often, so it was not kept: {parity}; at least {agreement:.0%} is "
-            "asked for; try another --calibration or more --calibration_slices"
+            f"the file answers differently too often, so it was not kept: {parity}; at least {agreement:.0%} is "
+            "asked for; for int8, try more --calibration_slices or, where there is one, another --calibration"
         )
+    if not parity.max_difference <= difference:  # "not <=": a NaN agrees with nothing
+        raise UserError(f"the file's probabilities differ by more than {difference:.2g}, so it was not kept: {parity}")

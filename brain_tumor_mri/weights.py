@@ -2,7 +2,8 @@
 
 ``find_model("model")`` -> ``ModelFolder``; ``.labels``, ``.sha256()`` and ``.pretrained_cfg`` read JSON and bytes only,
 so that ``brain-tumor-mri info`` stays fast and nothing is ever unpickled. A folder that ``brain-tumor-mri export`` made
-has ``onnx/`` in place of the safetensors, and ``export.json``, which says whose weights these are.
+has ``onnx/``, ``litert/`` or ``tensorrt/`` in place of the safetensors, and ``export.json``, which says whose weights
+these are.
 """
 
 import hashlib
@@ -19,15 +20,22 @@ from .labels import LABELS
 
 DEFAULT_MODEL = "model"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-TORCH = "torch"
-ONNX_FILES = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_int8.onnx"}
-"""Backend -> its file. The names are transformers.js's: ``dtype: "fp32"`` asks for ``model.onnx``, ``"int8"`` for
+TORCH, TENSORRT = "torch", "tensorrt"
+EXPORT_FILES = {
+    "onnx": "onnx/model.onnx",
+    "onnx-int8": "onnx/model_int8.onnx",
+    "litert": "litert/model.tflite",
+    "litert-int8": "litert/model_int8.tflite",
+    TENSORRT: "tensorrt/model.engine",
+}
+"""Backend -> its file. The ONNX names are transformers.js's: ``dtype: "fp32"`` asks for ``model.onnx``, ``"int8"`` for
 ``model_int8.onnx`` (and ``"q8"`` for ``model_quantized.onnx``, by custom the dynamically quantized one)."""
-BACKENDS = (TORCH, *ONNX_FILES)
-"""What can run a model, in the order in which a folder's files choose."""
+BACKENDS = (TORCH, *EXPORT_FILES)
+"""What can run a model, in the order in which a folder's files choose. A TensorRT engine is run only when it is asked
+for: it holds machine code, so it is to be one's own."""
+_TITLES = {"onnx": "an ONNX", "litert": "a LiteRT", TENSORRT: "a TensorRT"}
 EXPORT_FILE = "export.json"
 EXPORT_SCHEMA = 1
-_ALL_EXPORTS = "onnx/*.onnx"
 _LFS_POINTER = b"version https://git-lfs"
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
 
@@ -171,7 +179,8 @@ def find_model(model: str | Path, revision: str | None = None, backend: str | No
     Args:
         model: a local folder, or a Hub id ``owner/name``. A folder that exists wins.
         revision: branch, tag or commit on the Hub; not used with a local folder.
-        backend: one of ``BACKENDS``, whose weights are needed; None takes the first that the folder has.
+        backend: one of ``BACKENDS``, whose weights are needed; None takes the first that the folder has, TensorRT
+            left out.
 
     Returns:
         The folder, with its ``config.json`` read and its weights listed (not loaded).
@@ -190,10 +199,19 @@ def find_model(model: str | Path, revision: str | None = None, backend: str | No
     if isinstance(model, Path) or not _HUB_ID.fullmatch(source):
         what = "is a file, not a model folder" if path.exists() else "is not a model folder here"
         raise UserError(f"{source} {what}; give a folder with config.json and model.safetensors, or owner/name")
-    path = _download(source, revision, ONNX_FILES.get(backend or TORCH, "*.safetensors"))
-    if backend is None and not _weights_of(path, TORCH):
-        path = _download(source, revision, _ALL_EXPORTS)
+    if backend == TENSORRT:
+        raise UserError(f"{source}: a TensorRT engine is built on the machine that runs it; export the model here")
+    path = _download(source, revision, EXPORT_FILES.get(backend or TORCH, "*.safetensors"))
+    for name in BACKENDS[1:]:
+        if backend is not None or name == TENSORRT or any(_weights_of(path, there) for there in BACKENDS):
+            break
+        path = _download(source, revision, EXPORT_FILES[name])
     return _read_folder(source, path, backend)
+
+
+def runtime_of(backend: str) -> str:
+    """``onnx`` of ``onnx-int8``: what runs a backend's file, whatever its precision."""
+    return backend.removesuffix("-int8")
 
 
 def _read_folder(source: str, path: Path, backend: str | None) -> ModelFolder:
@@ -202,7 +220,9 @@ def _read_folder(source: str, path: Path, backend: str | None) -> ModelFolder:
         raise UserError(f"{source} has no config.json; give the folder that a training saved, or a Hub id owner/name")
     config = _read_object(config_file, "a model's configuration")
     there = [name for name in BACKENDS if _weights_of(path, name)]
-    chosen = backend or next(iter(there), TORCH)
+    chosen = backend or next((name for name in there if name != TENSORRT), TORCH)
+    if backend is None and there == [TENSORRT]:
+        raise UserError(f"{source} has only a TensorRT engine, machine code; if you built it, use --backend tensorrt")
     if chosen not in there:
         raise UserError(_lacking(source, chosen, there))
     weights = _weights_of(path, chosen)
@@ -216,7 +236,7 @@ def _read_folder(source: str, path: Path, backend: str | None) -> ModelFolder:
 def _weights_of(path: Path, backend: str) -> tuple[Path, ...]:
     if backend == TORCH:
         return tuple(sorted(path.glob("model*.safetensors")))
-    file = path / ONNX_FILES[backend]
+    file = path / EXPORT_FILES[backend]
     return (file,) if file.is_file() else ()
 
 
@@ -224,9 +244,10 @@ def _lacking(source: str, backend: str, there: list[str]) -> str:
     """Say what the folder lacks, and what is there in its place."""
     if backend != TORCH:
         made = f"make it with `brain-tumor-mri export --format {backend}`"
-        return f"{source} has no {ONNX_FILES[backend]}; {made}" + (f", or use --backend {there[0]}" if there else "")
+        return f"{source} has no {EXPORT_FILES[backend]}; {made}" + (f", or use --backend {there[0]}" if there else "")
     if there:
-        return f"{source} is an ONNX export without model.safetensors; this needs the model that it was made from"
+        title = _TITLES[runtime_of(there[0])]
+        return f"{source} is {title} export without model.safetensors; this needs the model that it was made from"
     return f"{source} has no model.safetensors; other weight formats are not loaded, for safety"
 
 
@@ -244,7 +265,7 @@ def _read_export(path: Path, backend: str) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
-        raise UserError(f"{file} does not describe {ONNX_FILES[backend]}; export the model again")
+        raise UserError(f"{file} does not describe {EXPORT_FILES[backend]}; export the model again")
     return record
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from brain_tumor_mri import TumorClassifier, UserError, backends, export, export_slices, onnx_writing, parity
-from brain_tumor_mri.calibration import stage_of
 from brain_tumor_mri.cli import main
+from brain_tumor_mri.in_distribution import stage_of
 from brain_tumor_mri.prediction import Prediction
 from brain_tumor_mri.trust import Calibration, InDistribution, Trust
 from brain_tumor_mri.weights import find_model
@@ -159,11 +159,16 @@ def test_int8_is_close_and_smaller_and_quantized_as_asked(pair, slices: list[Pat
 
     model, output = pair
     full, small = (output / "onnx" / name for name in ("model.onnx", "model_int8.onnx"))
-    assert small.stat().st_size < 0.6 * full.stat().st_size
+    assert small.stat().st_size < 0.65 * full.stat().st_size  # the first convolutions are a good part of these
     network = onnx.load(small)
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in network.graph.node}
     stored = {value.name: value for value in network.graph.initializer}
-    fed = {name for node in network.graph.node if node.op_type == "Conv" for name in node.input}
+    convolutions = [node for node in network.graph.node if node.op_type == "Conv"]
+    in_float = [
+        node.input[1] in stored and stored[node.input[1]].data_type == TensorProto.FLOAT for node in convolutions
+    ]
+    assert in_float == [place < onnx_writing.FLOAT_CONVOLUTIONS for place in range(len(convolutions))]
+    fed = {name for node in convolutions for name in node.input}
     scales = [node for node in network.graph.node if node.op_type == "DequantizeLinear" and node.output[0] in fed]
     weights = [node for node in scales if node.input[0] in stored and len(stored[node.input[0]].dims) == 4]
     assert weights and all(stored[node.input[0]].data_type == TensorProto.INT8 for node in weights)
