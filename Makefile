@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA_DIR ?= data/brain-tumor-mri-dataset
-MODEL ?= model
+EXPORT ?= exported
 
-.PHONY: app test train lint phantoms clean
+.PHONY: app test train lint phantoms web clean
 
 $(VENV)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,5 +33,12 @@ train: $(VENV)/.ready
 phantoms: $(VENV)/.ready
 	$(BIN)/python data_scripts/make_phantoms.py --output_dir data/phantoms
 
+web/node_modules/.ready: web/package.json
+	npm install --prefix web --ignore-scripts --no-package-lock --silent
+	touch $@
+
+web: $(VENV)/.ready web/node_modules/.ready
+	$(BIN)/python web/build.py --model $(EXPORT) --output web/dist
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) web/node_modules web/dist

@@ -1,0 +1,255 @@
+// The page: takes a slice, has worker.js answer it, and says what the answer is worth. Texts of classes and the notice
+// come from the Python package by way of page.json; nothing of a file's name is ever read as HTML.
+
+import { COVERAGES, DEFAULT_COVERAGE } from "./trust.js";
+
+const SPACE = "\u00a0";
+const MARKS = { answer: ["answer", "✓"], uncertain: ["uncertain", "?"], "not-a-brain-mri": ["refused", "✕"] };
+const part = (id) => document.getElementById(id);
+const page = await (await fetch("page.json")).json();
+const classes = Object.fromEntries(page.classes.map((entry) => [entry.name, entry]));
+
+/** Make an element; strings become text. */
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  Object.entries(attributes).forEach(([name, value]) => element.setAttribute(name, value));
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
+
+// --- the answer ---
+
+/** A probability, without claiming the 0 % or 100 % that a softmax never reaches. */
+function percent(probability) {
+  if (probability > 0.999) return `>${SPACE}99.9${SPACE}%`;
+  if (probability < 0.001) return `<${SPACE}0.1${SPACE}%`;
+  return `${(100 * probability).toFixed(1)}${SPACE}%`;
+}
+
+function bars(answer) {
+  const rows = page.classes.map(({ name, title }) => {
+    const value = answer ? answer.probabilities[name] : 0;
+    const text = answer ? percent(value) : "–";
+    const fill = make("div", { class: "fill" });
+    fill.style.width = `${100 * value}%`;
+    const meter = {
+      class: "track", role: "meter", "aria-label": title, "aria-valuemin": 0, "aria-valuemax": 100,
+      "aria-valuenow": (100 * value).toFixed(1), "aria-valuetext": text,
+    };
+    return make(
+      "li", { class: name === answer?.label ? "top" : "other" },
+      make("span", {}, title), make("span", { class: "percent" }, text), make("div", meter, fill),
+    );
+  });
+  return make("ul", { class: "bars" }, ...rows);
+}
+
+/** `Glioma, meningioma or no tumour` of class names. */
+function inWords(names) {
+  const titles = names.map((name, i) => (i ? classes[name].title.toLowerCase() : classes[name].title));
+  return titles.length > 1 ? `${titles.slice(0, -1).join(", ")} or ${titles.at(-1)}` : titles[0];
+}
+
+function verdict(answer, coverage) {
+  const { decision, reason, prediction_set: left } = answer.decisions[coverage];
+  const [kind, sign] = MARKS[decision];
+  const heading = { answer: "Answer", uncertain: "Uncertain", "not-a-brain-mri": "No answer" }[decision];
+  const finding = decision === "not-a-brain-mri" ? "Not a brain MRI" : inWords(left);
+  const words = {
+    answer: classes[left[0]].description,
+    uncertain: "The model cannot tell these apart here.",
+    "not-a-brain-mri": `The model refuses this picture: ${reason}.`,
+  }[decision];
+  const set = left.map((name) => classes[name].title.toLowerCase()).join(", ");
+  const note = decision === "not-a-brain-mri"
+    ? "The bars below mean nothing for it."
+    : `Prediction set at ${coverage} %: ${set}. For slices like those that it was fitted on, such sets hold the true ` +
+      `class in about ${coverage} of 100.`;
+  return make(
+    "div", { class: "decision", "data-decision": decision },
+    make("h2", {}, make("span", { class: `mark ${kind}`, "aria-hidden": "true" }, sign), heading),
+    make("p", { class: "finding" }, finding), make("p", { class: "words" }, words),
+    make("p", { class: "words subdued" }, note),
+  );
+}
+
+let coverage = DEFAULT_COVERAGE;
+
+function coverageSwitch(answer) {
+  const choices = COVERAGES.map((percentage) => {
+    const input = make("input", { type: "radio", name: "coverage", value: percentage });
+    input.checked = percentage === coverage;
+    input.addEventListener("change", () => {
+      coverage = percentage;
+      part("answer").querySelector(".decision").replaceWith(verdict(answer, coverage));
+    });
+    return make("label", {}, input, make("span", {}, `${percentage} %`));
+  });
+  return make(
+    "fieldset", { class: "switch" },
+    make("legend", {}, "Coverage of the prediction set"), make("div", { class: "choices" }, ...choices),
+  );
+}
+
+function plainVerdict(answer) {
+  return make(
+    "div", { class: "decision" },
+    make("h2", {}, "Most probable of the four"), make("p", { class: "finding" }, classes[answer.label].title),
+    make("p", { class: "words" }, classes[answer.label].description),
+    make("p", { class: "words subdued" }, "This model comes without a trust.json: nothing checks whether this is a " +
+      "brain MRI, and no prediction set says how sure the answer is. It always chooses one of the four."),
+  );
+}
+
+function showAnswer(answer, name) {
+  const refused = answer.decisions?.[coverage].decision === "not-a-brain-mri";
+  const kind = answer.decisions ? "Calibrated probabilities" : "Probabilities, not calibrated";
+  const { prepare, network } = answer.milliseconds;
+  const whole = Math.round(prepare + network);
+  part("answer").classList.remove("problem");
+  part("answer").replaceChildren(
+    answer.decisions ? verdict(answer, coverage) : plainVerdict(answer),
+    ...(answer.decisions && !refused ? [coverageSwitch(answer)] : []),
+    make("h3", { class: "quantity" }, kind), bars(answer),
+    make("p", { class: "source" }, `File: ${name} · Model: ${page.model} · ${whole}${SPACE}ms in this browser`),
+  );
+  part("answer").dataset.answer = JSON.stringify(answer);
+  bringIntoView();
+}
+
+function showWaiting() {
+  part("answer").replaceChildren(
+    make("h2", {}, "Answer"),
+    make("p", { class: "words subdued" }, "Choose, drop or paste one slice. The four probabilities appear here."),
+    bars(null), make("p", { class: "source" }, `Model: ${page.model}`),
+  );
+}
+
+function showProblem(title, message) {
+  const panel = part("answer");
+  panel.classList.add("problem");
+  delete panel.dataset.answer;
+  panel.replaceChildren(
+    make("div", { role: "alert" }, make("h2", {}, title), make("p", { class: "words" }, message)),
+  );
+  bringIntoView();
+}
+
+/** On a phone the answer may lie outside the screen. */
+function bringIntoView() {
+  const box = part("answer").getBoundingClientRect();
+  if (box.bottom < 120 || box.top < 0 || box.top > innerHeight - 120) part("answer").scrollIntoView({ block: "start" });
+}
+
+// --- the slice ---
+
+function showSlice(file, answer) {
+  const old = part("viewer").querySelector("img");
+  if (old) URL.revokeObjectURL(old.src);
+  if (!file) {
+    part("viewer").replaceChildren(make("p", {}, "The slice appears here."));
+    return;
+  }
+  const image = make("img", { src: URL.createObjectURL(file), alt: "The slice as it was read" });
+  const caption = `Slice as read, ${answer.width} × ${answer.height} pixels`;
+  part("viewer").replaceChildren(make("figure", {}, image, make("figcaption", {}, caption)));
+}
+
+// --- the worker ---
+
+// A worker with an address of its own would have a policy of its own; one from a blob is bound by this page's.
+const starter = new Blob([`import ${JSON.stringify(new URL("worker.js", import.meta.url).href)};`], {
+  type: "text/javascript",
+});
+const worker = new Worker(URL.createObjectURL(starter), { type: "module" });
+const files = new Map();
+let latest = 0;
+
+function ask(file) {
+  latest += 1;
+  files.set(latest, file);
+  part("answer").setAttribute("aria-busy", "true");
+  worker.postMessage({ id: latest, file });
+}
+
+function failed(message) {
+  part("progress").hidden = true;
+  part("status").textContent = "The model could not be loaded.";
+  showProblem("The model is not available", `${message}. Load this page again, or build it anew.`);
+}
+
+const handlers = {
+  progress: ({ loaded, size }) => {
+    part("progress").value = loaded / size;
+  },
+  ready: () => {
+    part("progress").hidden = true;
+    part("status").textContent = "The model is ready; it answers without a network from now on.";
+    document.documentElement.dataset.ready = "true";
+  },
+  failed: ({ message }) => failed(message),
+  answer: ({ answer }, file) => {
+    showSlice(file, answer);
+    showAnswer(answer, file.name);
+  },
+  unreadable: ({ message }, file) => {
+    showSlice(null);
+    showProblem("This file cannot be read", `${file.name}: ${message}`);
+  },
+  broken: ({ message }) => showProblem("No answer", message),
+};
+
+worker.addEventListener("message", ({ data }) => {
+  const file = files.get(data.id);
+  files.delete(data.id);
+  if (data.id !== undefined && data.id !== latest) return; // a newer file is on its way
+  if (data.id !== undefined) part("answer").removeAttribute("aria-busy");
+  handlers[data.kind](data, file);
+});
+worker.addEventListener("error", (event) => failed(event.message || "its program could not be started"));
+
+// --- input ---
+
+part("file").addEventListener("change", ({ target }) => {
+  if (target.files.length) ask(target.files[0]);
+  target.value = ""; // the same file may be chosen again
+});
+const zone = document.querySelector(".drop");
+for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
+  document.addEventListener(name, (event) => {
+    event.preventDefault(); // or the browser would open the file in place of the page
+    zone.classList.toggle("over", name === "dragenter" || name === "dragover");
+    if (name === "drop" && event.dataTransfer.files.length) ask(event.dataTransfer.files[0]);
+  });
+}
+document.addEventListener("paste", (event) => {
+  const [file] = event.clipboardData?.files ?? [];
+  if (!file) return;
+  event.preventDefault();
+  ask(file);
+});
+
+for (const { name, title, example } of page.classes) {
+  if (!example) continue;
+  const button = make(
+    "button", { type: "button" },
+    make("img", { src: example, alt: "", width: 72, height: 72 }), `Synthetic: ${title.toLowerCase()}`,
+  );
+  button.addEventListener("click", async () => {
+    const content = await examples.get(name);
+    ask(new File([content], example.split("/").at(-1), { type: "image/png" }));
+  });
+  document.querySelector("#examples .buttons").append(button);
+  part("examples").hidden = false;
+}
+// fetched at once, so that they answer without a network too
+const examples = new Map(
+  page.classes.filter(({ example }) => example).map(({ name, example }) => [
+    name, fetch(example).then((response) => response.blob()),
+  ]),
+);
+
+part("facts").append(
+  ...page.facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]),
+);
+showWaiting();

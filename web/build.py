@@ -1,0 +1,135 @@
+"""Put the static page together: these files, the libraries that npm fetched, and an exported model.
+
+``python web/build.py --model EXPORT_DIR --output DIST`` writes a folder that any web server, or a Static Space, serves
+as it is. Libraries and weights are copied, never committed; the texts of the classes come from the package.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import string
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.labels import CLASSES, RESEARCH_NOTICE
+from brain_tumor_mri.trust import FILE_NAME as TRUST_FILE
+from brain_tumor_mri.trust import load_trust
+from brain_tumor_mri.weights import EXPORT_FILE, ModelFolder, find_model
+
+HERE = Path(__file__).resolve().parent
+SOURCES = ("README.md", "app.js", "decode.js", "icon.svg", "preprocess.js", "style.css", "trust.js", "worker.js")
+RUNTIME = HERE / "node_modules" / "onnxruntime-web"
+VENDORED = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+FORMS = ("onnx", "onnx-int8")
+
+
+def build(model: Path, output: Path, form: str) -> dict[str, Any]:
+    """Write the page.
+
+    Args:
+        model: folder that ``brain-tumor-mri export`` wrote.
+        output: folder to be written; one that this command wrote before is replaced.
+        form: which of the export's files answers, one of ``FORMS``.
+
+    Returns:
+        The content of ``page.json``.
+
+    Raises:
+        UserError: the export, its trust.json, the libraries or the output cannot be used.
+    """
+    folder = find_model(model, backend=form)
+    trusted = load_trust(folder) is not None
+    if not all((RUNTIME / "dist" / name).is_file() for name in VENDORED):
+        raise UserError(f"{RUNTIME} is not there; run `npm install --prefix web --ignore-scripts --omit dev` first")
+    if output.exists() and not (output / "page.json").is_file() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output} exists and is no page of this command; give another, or remove it")
+    page = page_settings(folder, form, trusted)
+    part = output.with_name(f".{output.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        _fill(part, folder, page)
+        shutil.rmtree(output, ignore_errors=True)
+        part.rename(output)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return page
+
+
+def page_settings(folder: ModelFolder, form: str, trusted: bool) -> dict[str, Any]:
+    """What the page shows of the model, and the texts of the classes: the content of ``page.json``.
+
+    Args:
+        folder: of ``find_model``, an export.
+        form: one of ``FORMS``.
+        trusted: whether it has a trust.json.
+    """
+    entry = folder.export["files"][form]
+    name = folder.export["source"]["name"]
+    runtime = json.loads((RUNTIME / "package.json").read_text(encoding="utf-8"))["version"]
+    return {
+        "form": form,
+        "trusted": trusted,
+        "model": f"{name} ({form})",
+        "classes": [
+            {"name": c.name, "title": c.title, "description": c.description, "example": _example(c.name)}
+            for c in CLASSES
+        ],
+        "facts": [
+            ["Name", name],
+            ["Architecture", f"{folder.architecture} (timm)"],
+            ["File", f"{entry['file']}, {entry['size_bytes'] / 1e6:.1f} MB"],
+            ["SHA-256 of the weights", folder.sha256()],
+            ["SHA-256 of the file", folder.run_sha256()],
+            ["Calibration (trust.json)", "yes" if trusted else "none"],
+            ["Runs on", f"onnxruntime-web {runtime}, WebAssembly"],
+        ],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build the page from the command line; return the exit status."""
+    parser = argparse.ArgumentParser(description="Build the page that classifies in the browser.")
+    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="folder of an export")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to be written")
+    parser.add_argument("--format", choices=FORMS, default=FORMS[0], help="which file answers (default: %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        page = build(args.model, args.output, args.format)
+    except UserError as error:
+        print(f"build.py: {error}", file=sys.stderr)
+        return 2
+    size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
+    print(f"{page['model']}: {args.output}, {size / 1e6:.1f} MB\n{RESEARCH_NOTICE}")
+    return 0
+
+
+def _fill(part: Path, folder: ModelFolder, page: dict[str, Any]) -> None:
+    weights = folder.weights[0].relative_to(folder.path)
+    copies = {name: HERE / name for name in SOURCES}
+    copies |= {f"vendor/{name}": RUNTIME / "dist" / name for name in VENDORED}
+    copies |= {f"model/{name}": folder.path / name for name in ("config.json", EXPORT_FILE, weights.as_posix())}
+    copies["LICENSE"] = HERE.parent / "LICENSE"
+    if page["trusted"]:
+        copies[f"model/{TRUST_FILE}"] = folder.path / TRUST_FILE
+    copies |= {c["example"]: HERE.parent / c["example"] for c in page["classes"] if c["example"]}
+    for name, source in copies.items():
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, part / name)
+    html = string.Template((HERE / "index.html").read_text(encoding="utf-8")).substitute(notice=RESEARCH_NOTICE)
+    (part / "index.html").write_text(html, encoding="utf-8")
+    (part / "page.json").write_text(json.dumps(page, indent=2) + "\n", encoding="utf-8")
+
+
+def _example(name: str) -> str | None:
+    path = f"examples/phantom-{name}.png"
+    return path if os.path.isfile(HERE.parent / path) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+// The model, in a thread of its own so that the page stays alive: opens the export beside it, then answers files.
+// app.js starts it from a blob, because only such a worker is bound by the page's Content-Security-Policy.
+
+import { UnreadableImageError, decode } from "./decode.js";
+import { pixelValues, preprocessingOf } from "./preprocess.js";
+import { checkTrust, judge, labelsOf, pictureFault } from "./trust.js";
+import * as ort from "./vendor/ort.wasm.bundle.min.mjs";
+
+const at = (path) => new URL(path, import.meta.url);
+
+/** Fetch a file of this site, telling how far it is. */
+async function bytesOf(path, size, tell) {
+  const response = await fetch(at(path));
+  if (!response.ok) throw new Error(`${path} is missing (${response.status})`);
+  const content = new Uint8Array(size);
+  let loaded = 0;
+  for (const reader = response.body.getReader(); ; ) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    if (loaded + value.length > size) throw new Error(`${path} is not the file that export.json describes`);
+    content.set(value, loaded);
+    loaded += value.length;
+    tell({ loaded, size });
+  }
+  return content.subarray(0, loaded);
+}
+
+const jsonOf = async (path) => {
+  const response = await fetch(at(path));
+  if (!response.ok) throw new Error(`${path} is missing (${response.status})`);
+  return response.json();
+};
+
+const hex = (buffer) => [...new Uint8Array(buffer)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+
+async function open() {
+  const { form, trusted } = await jsonOf("page.json");
+  const [config, record] = await Promise.all([jsonOf("model/config.json"), jsonOf("model/export.json")]);
+  const trust = trusted ? await jsonOf("model/trust.json") : null;
+  if (trust) checkTrust(trust, record, form);
+  const entry = record.files[form];
+  const network = await bytesOf(`model/${entry.file}`, entry.size_bytes, (progress) => {
+    postMessage({ kind: "progress", ...progress });
+  });
+  // a plain http address has no crypto.subtle; there only the length is checked
+  const sha256 = self.crypto?.subtle ? hex(await crypto.subtle.digest("SHA-256", network)) : entry.sha256;
+  if (network.length !== entry.size_bytes || sha256 !== entry.sha256) {
+    throw new Error(`${entry.file} is not the file that export.json describes`);
+  }
+  ort.env.wasm.wasmPaths = { wasm: at("vendor/ort-wasm-simd-threaded.wasm").href };
+  ort.env.wasm.numThreads = 1; // more need shared memory, and workers that the page's policy does not bind
+  const session = await ort.InferenceSession.create(network, { executionProviders: ["wasm"] });
+  return { session, trust, labels: labelsOf(config), preprocessing: preprocessingOf(config) };
+}
+
+const opened = open();
+opened.then(
+  () => postMessage({ kind: "ready" }),
+  (error) => postMessage({ kind: "failed", message: error.message }),
+);
+
+async function answer({ session, trust, labels, preprocessing }, file) {
+  const started = performance.now();
+  const picture = await decode(file);
+  const { width, height } = preprocessing;
+  const input = new ort.Tensor("float32", pixelValues(picture, preprocessing), [1, 3, height, width]);
+  const fault = trust ? pictureFault(picture) : null;
+  const prepared = performance.now();
+  const { logits, features } = await session.run({ pixel_values: input });
+  const ran = performance.now();
+  return {
+    ...judge(labels, logits.data, features?.data ?? null, fault, trust),
+    width: picture.width,
+    height: picture.height,
+    milliseconds: { prepare: prepared - started, network: ran - prepared },
+  };
+}
+
+let queue = Promise.resolve(); // a session runs one picture at a time
+self.onmessage = ({ data: { id, file } }) => {
+  queue = queue.then(async () => {
+    try {
+      postMessage({ kind: "answer", id, answer: await answer(await opened, file) });
+    } catch (error) {
+      const unreadable = error instanceof UnreadableImageError;
+      postMessage({ kind: unreadable ? "unreadable" : "broken", id, message: error.message });
+    }
+  });
+};
