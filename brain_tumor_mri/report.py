@@ -2,7 +2,8 @@
 
 Every figure people read comes from such a file. ``python -m brain_tumor_mri.report README.md`` renders the results
 tables of a Markdown file anew, between its ``<!-- results: FILE ... -->`` and ``<!-- /results -->`` marks;
-``protocols``, ``external``, ``trust``, ``stress``, ``explain`` and ``speed`` in place of ``results`` give theirs.
+``protocols``, ``external``, ``trust``, ``check``, ``stress``, ``explain``, ``speed`` and ``latency`` in place of
+``results`` give theirs.
 """
 
 from __future__ import annotations
@@ -309,12 +310,24 @@ def render_results(text: str, base: Path) -> str:
 
         return f"{explain_table(records)}\n{explain_note(records[0])}"
 
+    def checks(records: Sequence[dict[str, Any]]) -> str:
+        from .trust_report import check_tables
+
+        return "\n".join(check_tables(record) for record in records)
+
+    def latencies(records: Sequence[dict[str, Any]]) -> str:
+        from .latency_report import latency_text
+
+        return latency_text(records)
+
     for kind, render in (
         ("results", results),
         ("trust", trusts),
+        ("check", checks),
         ("stress", stresses),
         ("explain", explanations),
         ("speed", speed_table),
+        ("latency", latencies),
         ("protocols", protocol_table),
         ("external", externals),
     ):

