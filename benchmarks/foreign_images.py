@@ -60,7 +60,7 @@ def foreign_images() -> Iterator[ForeignImage]:
         grey = image.convert("L").convert("RGB")
         coloured = image.tobytes() != grey.tobytes()
         for tint, tinted in (("", image), (", in grey", grey)) if coloured else (("", image),):
-            for part, box in _parts(tinted.size):
+            for part, box in parts(tinted.size):
                 yield ForeignImage(kind, f"{name}{tint}{part}", tinted.crop(box))
     for kind, name, values in _made():
         yield ForeignImage(kind, name, Image.fromarray(values).convert("RGB"))
@@ -74,7 +74,7 @@ def _shipped() -> Iterator[tuple[str, str, Image.Image]]:
     folder = Path(skimage.__file__).parent / "data"
     for kind, names in _SKIMAGE.items():
         for name in names:
-            yield kind, name, _upright(folder / name)
+            yield kind, name, upright(folder / name)
     for package, file in (
         (sklearn, "datasets/images/china.jpg"),
         (sklearn, "datasets/images/flower.jpg"),
@@ -82,7 +82,7 @@ def _shipped() -> Iterator[tuple[str, str, Image.Image]]:
         (matplotlib, "mpl-data/sample_data/Minduka_Present_Blue_Pack.png"),
     ):
         path = Path(package.__file__).parent / file
-        yield "photograph", path.name, _upright(path)
+        yield "photograph", path.name, upright(path)
     faces = np.load(folder / "lfw_subset.npy", allow_pickle=False)  # (200, 25, 25) in [0, 1]: faces, then no faces
     for i in range(0, len(faces), 10):
         face = Image.fromarray(np.uint8(255 * faces[i])).resize((128, 128), Image.Resampling.BICUBIC)
@@ -90,7 +90,7 @@ def _shipped() -> Iterator[tuple[str, str, Image.Image]]:
     yield from _dicom()
 
 
-def _upright(path: Path) -> Image.Image:
+def upright(path: Path) -> Image.Image:
     with Image.open(path) as image:
         if "A" in image.getbands():
             ground = Image.new("RGBA", image.size, "white")
@@ -119,14 +119,14 @@ def _dicom() -> Iterator[tuple[str, str, Image.Image]]:
             yield kind, name, Image.fromarray(np.uint8(255 * values)).convert("RGB")
 
 
-def _parts(size: tuple[int, int]) -> list[tuple[str, tuple[int, int, int, int]]]:
+def parts(size: tuple[int, int]) -> list[tuple[str, tuple[int, int, int, int]]]:
     width, height = size
-    parts = [("", (0, 0, width, height))]
+    boxes = [("", (0, 0, width, height))]
     if min(size) >= MIN_QUARTERED:
         x, y = width // 2, height // 2
         corners = {"upper left": (0, 0), "upper right": (x, 0), "lower left": (0, y), "lower right": (x, y)}
-        parts += [(f", {where}", (left, top, left + x, top + y)) for where, (left, top) in corners.items()]
-    return parts
+        boxes += [(f", {where}", (left, top, left + x, top + y)) for where, (left, top) in corners.items()]
+    return boxes
 
 
 def _made() -> Iterator[tuple[str, str, np.ndarray]]:

@@ -1,7 +1,8 @@
 """``brain-tumor-mri calibrate --model DIR``: writes ``trust.json`` beside the weights, and what was measured with it.
 
 The parts are those that the training used, as the folder's ``metrics.json`` says: fitted is on its validation part,
-measured on its test part and, with ``--external_dir``, on Br35H tumours that trained nothing.
+measured on its test part and, with ``--external_dir``, on Br35H tumours that trained nothing. ``--report FILE`` fits
+nothing and only measures the ``trust.json`` that is there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from .calibration import Outputs
     from .classifier import TumorClassifier
+    from .data import SliceData
+    from .trust import Trust
 
 KNOWN_SLICES = 1500
 """Training slices, drawn at random, that the in-distribution check is fitted to."""
@@ -41,6 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--foreign", metavar="DIR", help="pictures that are no brain MRI, a folder a kind: measures their refusal"
     )
+    parser.add_argument(
+        "--familiar",
+        metavar="DIR",
+        help="brain MRI slices of other collections, a folder a collection: measures how many are refused in error",
+    )
+    parser.add_argument(
+        "--report", metavar="FILE", type=Path, help="fit nothing: measure the trust.json that is there, figures to FILE"
+    )
     parser.add_argument("--batch_size", type=int, default=16, help="images per forward pass (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best one here)")
     parser.add_argument("--json", action="store_true", help="print what was measured as one JSON object")
@@ -50,39 +61,38 @@ def run(args: argparse.Namespace) -> int:
     """Fit, measure, write, and print a summary.
 
     Raises:
-        UserError: the folder is no trained model's, or the data cannot be used.
+        UserError: the folder is no trained model's, there is no trust.json to measure, or the data cannot be used.
     """
-    import numpy as np
-
-    from . import calibration
+    from . import calibration, in_distribution
     from .classifier import TumorClassifier
     from .data import load_slices
     from .external import load_external
     from .imaging import find_images
     from .report import versions, write_json
-    from .trust import FILE_NAME
+    from .trust import FILE_NAME, load_trust
 
     folder = find_model(Path(args.model))
-    protocol, seed, external_train = training_settings(folder.path, folder.sha256())
-    foreign = find_images([args.foreign]) if args.foreign else []
+    fitted = load_trust(folder) if args.report else None
+    if args.report and fitted is None:
+        raise UserError(f"{folder.path} has no {FILE_NAME} to measure; leave --report out to write one")
+    protocol, seed, external_repeats = training_settings(folder.path, folder.sha256())
+    foreign, familiar = (find_images([flag]) if flag else [] for flag in (args.foreign, args.familiar))
     data = load_slices(args.data_dir, protocol, seed=seed, skip_unreadable=True, progress=not args.json)
     tumours = load_external(args.external_dir) if args.external_dir else None
-    if external_train and tumours is None:
+    if external_repeats and tumours is None:
         raise UserError(f"{args.model} was trained with external tumours; give --external_dir, their folder")
 
     classifier = TumorClassifier.from_pretrained(
         args.model, device=args.device, batch_size=args.batch_size, use_trust=False
     )
-    stage = calibration.stage_of(getattr(classifier.model, "timm_model", classifier.model))
-    gather = _Gatherer(classifier, stage, progress=not args.json)
-    known = [gather(_sample(data.splits["train"], KNOWN_SLICES, seed), "training slices").features]
-    if external_train:
-        known.append(gather(tumours["train"], "external training slices").features)
-    validation = gather(data.splits["validation"], "validation slices")
-    other = gather(tumours["validation"], "external validation slices") if tumours else None
-    trust = calibration.fit_trust(
-        folder.sha256(), stage, validation=validation, known=np.concatenate(known), other_validation=other
-    )
+    stage = in_distribution.stage_of(getattr(classifier.model, "timm_model", classifier.model))
+    gather = _Gatherer(classifier, fitted.in_distribution.stage if fitted else stage, progress=not args.json)
+    if fitted:
+        trust, fitted_on = fitted, fitted.record.get("fitted_on")
+    else:
+        trust, fitted_on = _fit(
+            gather, stage, folder.sha256(), data, tumours, seed=seed, external_repeats=external_repeats
+        )
     parts = {"test": gather(data.splits["test"], "test slices")}
     if tumours:
         parts["external"] = gather(tumours["test"], "external test slices")
@@ -94,37 +104,71 @@ def run(args: argparse.Namespace) -> int:
         for name, outputs in parts.items()
     }
     if foreign:
-        outputs, kinds, unreadable = gather.files(foreign, Path(args.foreign))
-        measured["foreign"] = calibration.foreign_figures(trust, outputs, list(parts.values()), kinds)
+        outputs, kinds, unreadable = gather.files(foreign, Path(args.foreign), "foreign pictures")
+        measured["foreign"] = in_distribution.foreign_figures(trust, outputs, list(parts.values()), kinds)
         measured["foreign"]["unreadable"] = unreadable
+    if familiar:
+        outputs, kinds, unreadable = gather.files(familiar, Path(args.familiar), "slices of other collections")
+        measured["familiar"] = in_distribution.familiar_figures(trust, outputs, kinds) | {"unreadable": unreadable}
     record = {
         "protocol": protocol.title,
-        "fitted_on": {
-            "data": data.fingerprint,
-            "validation": len(validation),
-            "external_validation": len(other) if other else 0,
-            "known": sum(map(len, known)),
-        },
+        "fitted_on": fitted_on,
         "measured": measured,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
     }
-    trust = replace(trust, record=record)
-    plot_reliability(
-        measured["test"]["single"], folder.path / "reliability.png", f"{folder.architecture}, {protocol.title}"
-    )
-    write_json(folder.path / FILE_NAME, trust.to_dict())
+    written = args.report or folder.path / FILE_NAME
+    if args.report:
+        args.report.parent.mkdir(parents=True, exist_ok=True)
+        measured_with = {"weights_sha256": folder.sha256(), "trust": trust.fingerprint()}
+        write_json(args.report, {"architecture": folder.architecture, **measured_with, **record})
+    else:
+        plot_reliability(
+            measured["test"]["single"], folder.path / "reliability.png", f"{folder.architecture}, {protocol.title}"
+        )
+        write_json(written, replace(trust, record=record).to_dict())
     if args.json:
         json.dump(record | {"temperature": trust.single.temperature}, sys.stdout, indent=2)
         print()
     else:
         print(summary(trust.single.temperature, measured))
-        print(f"Written to {folder.path / FILE_NAME}\n{RESEARCH_NOTICE}")
+        print(f"Written to {written}\n{RESEARCH_NOTICE}")
     return 0
 
 
-def training_settings(folder: Path, sha256: str) -> tuple[ProtocolArguments, int, bool]:
-    """Read from ``metrics.json`` how the weights were trained: protocol, seed, whether external tumours trained.
+def _fit(
+    gather: _Gatherer,
+    stage: str,
+    weights_sha256: str,
+    data: SliceData,
+    tumours: datasets.DatasetDict | None,
+    *,
+    seed: int,
+    external_repeats: int,
+) -> tuple[Trust, dict[str, Any]]:
+    """Return the trust that the validation parts give, and what it was fitted on."""
+    from . import calibration, in_distribution
+
+    known = gather(_sample(data.splits["train"], KNOWN_SLICES, seed), "training slices").features
+    validation = gather(data.splits["validation"], "validation slices")
+    other = None
+    if tumours:
+        trained = gather(tumours["train"], "external training slices") if external_repeats else None
+        held_out = gather(tumours["validation"], "external validation slices")
+        other = in_distribution.OtherCollection(trained, held_out, max(external_repeats, 1))
+    trust = calibration.fit_trust(weights_sha256, stage, validation=validation, known=known, other=other)
+    return trust, {
+        "data": data.fingerprint,
+        "validation": len(validation),
+        "external_validation": len(other.validation) if other else 0,
+        "external_train": len(other.train) if other and other.train else 0,
+        "external_repeats": external_repeats,
+        "known": len(known),
+    }
+
+
+def training_settings(folder: Path, sha256: str) -> tuple[ProtocolArguments, int, int]:
+    """Read from ``metrics.json`` how the weights were trained: protocol, seed, draws of external tumours an epoch.
 
     Raises:
         UserError: there is no such file, it is of other weights or not of a training, or nothing was held out.
@@ -135,6 +179,7 @@ def training_settings(folder: Path, sha256: str) -> tuple[ProtocolArguments, int
         config, weights = record["config"], record["model"]["weights_sha256"]
         protocol = ProtocolArguments(**{setting.name: config[setting.name] for setting in fields(ProtocolArguments)})
         seed, external_train = int(config["seed"]), bool(config["external_dir"] and config["external_train"])
+        external_repeats = int(config["external_repeats"]) if external_train else 0
     except FileNotFoundError as error:
         raise UserError(
             f"{file} is missing: it says which slices validated; give the folder that train.py wrote"
@@ -145,7 +190,7 @@ def training_settings(folder: Path, sha256: str) -> tuple[ProtocolArguments, int
         raise UserError(f"{file} belongs to other weights; give the folder that train.py wrote")
     if protocol.train_on_validation:
         raise UserError(f"{folder} was trained on its validation part; nothing is left to calibrate on")
-    return protocol, seed, external_train
+    return protocol, seed, external_repeats
 
 
 def _sample(split: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
@@ -169,8 +214,8 @@ class _Gatherer:
         sources = (row["image"]["bytes"] or row["image"]["path"] for row in images)
         return self._run(sources, split["label"][:], split["group"][:], title)
 
-    def files(self, files: Sequence[Path], base: Path) -> tuple[Outputs, list[str], list[str]]:
-        """Run over foreign pictures; also return the kind of each (its folder's name) and the unreadable files."""
+    def files(self, files: Sequence[Path], base: Path, title: str) -> tuple[Outputs, list[str], list[str]]:
+        """Run over pictures; also return the kind of each (its folder's name) and the unreadable files."""
         from .imaging import UnreadableImageError, load_image
 
         images, unreadable = [], []
@@ -181,9 +226,9 @@ class _Gatherer:
             except UnreadableImageError as error:
                 unreadable.append(f"{file.relative_to(base)}: {error.reason}")
         if not images:
-            raise UserError(f"--foreign {base}: no picture there can be read")
+            raise UserError(f"{base}: no picture there can be read; give another folder")
         names = [str(image.relative_to(base)) for image in images]
-        outputs = self._run(images, [-1] * len(images), names, "foreign pictures", names)
+        outputs = self._run(images, [-1] * len(images), names, title, names)
         return outputs, [image.parent.name for image in images], unreadable
 
     def _run(self, sources: Any, labels: Any, groups: Any, title: str, names: Sequence[str] = ()) -> Outputs:
@@ -213,6 +258,9 @@ def summary(temperature: float, measured: dict[str, Any]) -> str:
         if part == "foreign":
             refused, auroc = both["refused"], both["auroc"]
             lines.append(f"foreign: {refused:.1%} of {both['n']} pictures refused, AUROC {auroc:.2%}")
+            continue
+        if part == "familiar":
+            lines.append(f"familiar: {both['refused']:.1%} of {both['n']} brain MRI slices refused, all in error")
             continue
         figures = both["single"]
         sets = figures["coverage"][str(DEFAULT_COVERAGE)]

@@ -15,20 +15,14 @@ import numpy as np
 
 from .decisions import COVERAGES, DECISIONS, DEFAULT_COVERAGE, decide
 from .errors import UserError
+from .in_distribution import OtherCollection, fit_in_distribution
 from .labels import LABEL2ID, LABELS, NO_TUMOR
 from .metrics import CALIBRATION_BINS, classification_figures, mean_figure
-from .trust import Calibration, InDistribution, Trust, picture_fault
+from .trust import Calibration, Trust, picture_fault
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from .classifier import TumorClassifier
     from .imaging import ImageSource
-
-KEPT = 0.99
-"""Share of the validation slices of each collection that the in-distribution check lets through."""
-COMPONENTS = 32
-"""Directions with a variance of their own; chosen in the trial of ``stage_of``, where 8 to 64 did about as well."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +53,6 @@ class Outputs:
         return self.logits if mirror else self.logits[:, :1]
 
 
-def stage_of(network: nn.Module) -> str:
-    """Name the stage whose features tell brain MRI from other pictures: the last but one (ResNet: ``layer3``).
-
-    Chosen in one unrecorded trial, on an EfficientNet-Lite0, with test slices and foreign pictures in view, the same
-    by which the check is reported since: earlier stages took MRI of another collection for something foreign, the last
-    one let photographs through. On ResNet50 it was not tried.
-
-    Raises:
-        UserError: the network does not list its stages, as timm's convolutional networks do.
-    """
-    stages = getattr(network, "feature_info", None)
-    if not isinstance(stages, list) or len(stages) < 2:
-        raise UserError("this network lists no stages, as timm's ResNets and EfficientNets do: it cannot be calibrated")
-    return str(stages[-2]["module"])
-
-
 def network_outputs(
     classifier: TumorClassifier,
     images: Iterable[ImageSource],
@@ -91,7 +69,7 @@ def network_outputs(
         images: N of them, all readable.
         labels: (N,) class indices or ``ANY_TUMOR``.
         groups: (N,) groups.
-        stage: of ``stage_of``.
+        stage: of ``in_distribution.stage_of``.
         names: (N,) names, where they matter.
     """
     import torch
@@ -138,17 +116,16 @@ def fit_trust(
     *,
     validation: Outputs,
     known: np.ndarray,
-    other_validation: Outputs | None = None,
+    other: OtherCollection | None = None,
 ) -> Trust:
     """Fit calibration, prediction sets and in-distribution check.
 
     Args:
         weights_sha256: of the weights that gave the outputs.
-        stage: of ``stage_of``.
+        stage: of ``in_distribution.stage_of``.
         validation: of slices with known classes, that trained nothing.
         known: (M, D) features of training slices.
-        other_validation: of validation slices of another collection, whose tumour types are not known; the check must
-            let them through as well.
+        other: slices of another collection, whose tumour types are not known; the check must let them through as well.
 
     Raises:
         UserError: a class has no validation slice.
@@ -159,8 +136,9 @@ def fit_trust(
             f"the validation part has no {LABELS[int(counts.argmin())]} slice; calibration needs every class"
         )
     single, mirrored = (fit_calibration(validation.views(mirror), validation.labels) for mirror in (False, True))
-    collections = [validation.features] + ([other_validation.features] if other_validation else [])
-    return Trust(weights_sha256, single, mirrored, fit_in_distribution(known, collections, stage), {})
+    return Trust(
+        weights_sha256, single, mirrored, fit_in_distribution(known, validation.features, stage, other=other), {}
+    )
 
 
 def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
@@ -199,27 +177,6 @@ def conformal_threshold(scores: np.ndarray, coverage: float) -> float:
     # 1e-9: 0.9 * 20 is 18.000000000000004 and must not count as above 18
     place = math.ceil((len(scores) + 1) * coverage - 1e-9)
     return float(np.sort(scores)[place - 1]) if place <= len(scores) else 1.0
-
-
-def fit_in_distribution(known: np.ndarray, validation: Sequence[np.ndarray], stage: str) -> InDistribution:
-    """Fit probabilistic PCA to training features, and the threshold to validation features.
-
-    Args:
-        known: (M, D) of training slices; M at least 2.
-        validation: (N, D) of validation slices, an array a collection; ``KEPT`` of each are let through.
-        stage: that the features are of.
-    """
-    known = known.astype(np.float64)
-    mean = known.mean(axis=0)
-    _, singular, axes = np.linalg.svd(known - mean, full_matrices=False)
-    variances = singular**2 / len(known)
-    count = min(COMPONENTS, len(variances) - 1, int((variances > 1e-12 * variances[0]).sum()))
-    noise = max(variances[count:].sum() / max(known.shape[1] - count, 1), 1e-9 * variances[0])
-    # rounded as the file keeps them, so that the threshold is of what will be read
-    rounded = InDistribution(stage, mean, axes[:count], variances[:count], float(noise), 1.0).to_dict()
-    check = InDistribution.from_dict(rounded)
-    limits = [np.quantile(check.squared_distance(features), KEPT, method="higher") for features in validation]
-    return InDistribution.from_dict(rounded | {"threshold": float(f"{max(limits) * 1.000001:.7g}")})
 
 
 def trust_figures(trust: Trust, outputs: Outputs, *, mirror: bool = False) -> dict[str, Any]:
@@ -308,52 +265,3 @@ def _coverage(left: np.ndarray, outputs: Outputs) -> dict[str, Any]:
             for c, name in enumerate(LABELS)
         }
     return figures
-
-
-def foreign_figures(trust: Trust, foreign: Outputs, known: Sequence[Outputs], kinds: Sequence[str]) -> dict[str, Any]:
-    """Measure the in-distribution check: pictures that are no brain MRI against held-out slices.
-
-    Args:
-        trust: fitted on other slices.
-        foreign: F pictures that are no brain MRI slice.
-        known: held-out slices, a part a collection.
-        kinds: (F,) what each foreign picture is.
-
-    Returns:
-        ``n``; ``auroc`` (foreign above known; a picture with a fault is above all) and ``auroc_without_faults`` (only
-        pictures and slices without one); ``refused``: share of the foreign pictures; ``refused_by_kind``;
-        ``let_through``: names and scores of those that pass; ``n_known``. Foreign pictures are no sample of anything,
-        so there are no intervals.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    def scores(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
-        faulty = np.array([fault is not None for fault in outputs.faults])
-        unlikeness = trust.in_distribution.unlikeness(outputs.features)
-        return np.where(faulty, np.inf, unlikeness), faulty
-
-    score, faulty = scores(foreign)
-    of_known = [scores(outputs) for outputs in known]
-    known_score = np.concatenate([s for s, _ in of_known])
-    known_faulty = np.concatenate([f for _, f in of_known])
-
-    def auroc(ours: np.ndarray, theirs: np.ndarray) -> float:
-        values = np.minimum(np.concatenate([theirs, ours]), 1e300)  # scikit-learn takes no infinity
-        return float(roc_auc_score(np.repeat([0, 1], [len(theirs), len(ours)]), values))
-
-    refused = score > 1
-    names = np.asarray(kinds)
-    return {
-        "n": len(foreign),
-        "n_known": len(known_score),
-        "auroc": auroc(score, known_score),
-        "auroc_without_faults": auroc(score[~faulty], known_score[~known_faulty]),
-        "refused": float(refused.mean()),
-        "refused_by_kind": {
-            kind: {"n": int((names == kind).sum()), "refused": float(refused[names == kind].mean())}
-            for kind in sorted(set(kinds))
-        },
-        "let_through": [
-            {"name": foreign.names[i], "unlikeness": round(float(score[i]), 3)} for i in np.flatnonzero(~refused)
-        ],
-    }

@@ -1,4 +1,7 @@
-"""Tables of what ``trust.json`` records, for card and README: calibration, sets, decisions, foreign pictures."""
+"""Tables of what ``trust.json`` records, for card and README: calibration, sets, decisions, foreign pictures.
+
+``check_tables`` is of the file that ``calibrate --report`` writes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from .report import markdown_table, percent
 
 PARTS = {"test": "{protocol}, test", "external": "external (Br35H tumours, test)"}
 """Key under ``measured`` -> what stands in a table."""
-FOREIGN = "foreign"
+FOREIGN, FAMILIAR = "foreign", "familiar"
 
 
 def trust_tables(record: Mapping[str, Any]) -> str:
@@ -101,14 +104,47 @@ def trust_note(record: Mapping[str, Any]) -> str:
 
 def foreign_note(figures: Mapping[str, Any]) -> str:
     """Say how well pictures that are no brain MRI are told from held-out slices, and name those that pass."""
-    passed = [f"`{row['name']}` ({row['unlikeness']:.2f})" for row in figures["let_through"]]
-    near = f" Let through: {', '.join(passed[:6])}{', ...' if len(passed) > 6 else ''}." if passed else ""
     return (
         f"Of {figures['n']} pictures that are no brain MRI (photographs, pages, textures, microscopy, other DICOM, "
         f"noise) {100 * figures['refused']:.1f} % are refused; AUROC against held-out slices "
         f"{100 * figures['auroc']:.2f} %, {100 * figures['auroc_without_faults']:.2f} % without those that are blank, "
-        f"tiny or in colour.{near}"
+        f"tiny or in colour.{_let_through(figures)}"
     )
+
+
+def check_tables(report: Mapping[str, Any]) -> str:
+    """Return what ``calibrate --report`` measured of the check: foreign pictures by kind, slices by collection."""
+    measured = report["measured"]
+    text = []
+    if FOREIGN in measured:
+        figures = measured[FOREIGN]
+        text.append(_refusal_table("pictures that are no brain MRI", "to be refused", figures))
+        lines = [f"AUROC against {figures['n_known']:,} held-out slices {100 * figures['auroc']:.2f} %."]
+        if figures["n_without_faults"]:
+            lines.append(
+                f"Of the {figures['n_without_faults']} pictures that are not tiny, blank or in colour "
+                f"{100 * figures['refused_without_faults']:.1f} % are refused; their AUROC is "
+                f"{100 * figures['auroc_without_faults']:.2f} %."
+            )
+        text.append(" ".join(lines) + _let_through(figures) + "\n")
+    if FAMILIAR in measured:
+        text.append(_refusal_table("brain MRI of other collections", "to be let through", measured[FAMILIAR]))
+    return "\n".join(text)
+
+
+def _refusal_table(title: str, wanted: str, figures: Mapping[str, Any]) -> str:
+    rows = [
+        [f"- {kind.replace('-', ' ')}", str(row["n"]), f"{100 * row['refused']:.1f} %", str(row["faults"])]
+        for kind, row in figures["refused_by_kind"].items()
+    ]
+    faults = sum(row["faults"] for row in figures["refused_by_kind"].values())
+    rows.insert(0, [f"all, {wanted}", str(figures["n"]), f"{100 * figures['refused']:.1f} %", str(faults)])
+    return markdown_table([title, "pictures", "refused", "tiny, blank or in colour"], rows)
+
+
+def _let_through(figures: Mapping[str, Any]) -> str:
+    passed = [f"`{row['name']}` ({row['unlikeness']:.2f})" for row in figures["let_through"]]
+    return f" Let through: {', '.join(passed[:6])}{', ...' if len(passed) > 6 else ''}." if passed else ""
 
 
 def _measured_parts(record: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brain_tumor_mri import TumorClassifier, calibration
+from brain_tumor_mri import TumorClassifier, calibration, in_distribution
 from brain_tumor_mri.calibration import Outputs
 from brain_tumor_mri.cli import main
+from brain_tumor_mri.in_distribution import OtherCollection
 from brain_tumor_mri.labels import ANY_TUMOR, LABEL2ID, LABELS, NO_TUMOR
 from brain_tumor_mri.trust import Calibration
 
@@ -71,18 +72,57 @@ def test_sets_cover_each_class_as_often_as_they_promise():
             assert left[labels == c, c].mean() == pytest.approx(coverage / 100, abs=0.02)
 
 
+AXES = np.random.default_rng(6).normal(size=(3, 60))
+
+
+def on_plane(n: int, noise: float, seed: int, shift: float = 0.0) -> np.ndarray:
+    """Features (n, 60) near a plane of three directions."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, 3)) @ AXES + shift + noise * rng.normal(size=(n, 60))
+
+
+def slices(features: np.ndarray, groups: int) -> Outputs:
+    """Slices of a second collection, ``groups`` of equal size."""
+    n = len(features)
+    return Outputs(
+        np.zeros((n, 2, 4)), features, [None] * n, np.full(n, ANY_TUMOR), [str(i % groups) for i in range(n)]
+    )
+
+
 def test_ninety_nine_percent_of_each_collection_are_let_through_and_far_features_are_not():
-    rng = np.random.default_rng(6)
-    axes = rng.normal(size=(3, 60))
-    sizes = ((400, 0.1), (500, 0.1), (200, 0.2))
-    known, ours, others = (rng.normal(size=(n, 3)) @ axes + noise * rng.normal(size=(n, 60)) for n, noise in sizes)
-    check = calibration.fit_in_distribution(known, [ours, others], "layer3")
-    for features in (ours, others):
+    known, ours, theirs = on_plane(400, 0.1, 1), on_plane(500, 0.1, 2), on_plane(200, 0.2, 3)
+    other = OtherCollection(None, slices(theirs, 20))
+    check = in_distribution.fit_in_distribution(known, ours, "layer3", other=other)
+    for features in (ours, theirs):
         assert (check.unlikeness(features) <= 1).mean() >= 0.99
-    assert (check.unlikeness(others) > 1).sum() == 1  # the wider collection sets the threshold, at its 199th of 200
-    off_plane = known[:50] + 3 * rng.normal(size=(50, 60))
+    assert (check.unlikeness(theirs) > 1).sum() == 1  # the wider collection sets the threshold, at its 199th of 200
+    off_plane = known[:50] + 3 * np.random.default_rng(7).normal(size=(50, 60))
     far_along = 20 * known[:50]
     assert (check.unlikeness(off_plane) > 1).all() and (check.unlikeness(far_along) > 1).mean() > 0.9
+
+
+def test_a_second_collections_training_slices_are_judged_by_fits_that_saw_none_of_their_group():
+    known, ours = on_plane(400, 0.1, 1), on_plane(500, 0.1, 2)
+    rng = np.random.default_rng(3)
+    # each group lies off the plane in a direction of its own: only a fit that saw the group finds its slices near
+    directions = 4 * rng.normal(size=(15, 60))
+    own = directions[np.arange(150) % 15] + on_plane(150, 0.1, 4)
+    train, validation = slices(own, 15), slices(on_plane(40, 0.1, 5), 40)
+    check = in_distribution.fit_in_distribution(known, ours, "layer3", other=OtherCollection(train, validation, 3))
+    alone = in_distribution.fit_in_distribution(known, ours, "layer3", other=OtherCollection(None, validation))
+    new_group = on_plane(30, 0.1, 6) + 4 * rng.normal(size=60)
+    assert (alone.unlikeness(new_group) > 1).all()  # the validation part alone is too easy to tell
+    assert (check.unlikeness(new_group) <= 1).mean() > 0.9
+
+
+def test_a_second_collection_weighs_as_often_as_an_epoch_drew_it():
+    known, ours = on_plane(100, 0.1, 1), on_plane(100, 0.1, 2)
+    train, validation = slices(on_plane(50, 0.1, 3, shift=5.0), 10), slices(on_plane(50, 0.1, 4, shift=5.0), 10)
+    means = [
+        in_distribution.fit_in_distribution(known, ours, "s", other=OtherCollection(train, validation, n)).mean.mean()
+        for n in (1, 2)
+    ]
+    assert means == pytest.approx([5 * 50 / 150, 5 * 100 / 200], abs=0.15)
 
 
 def test_external_tumours_are_covered_and_right_when_any_tumour_is():
@@ -110,10 +150,29 @@ def test_foreign_pictures_with_a_fault_count_as_refused_and_those_that_pass_are_
     features = np.concatenate([np.zeros((1, 5)), np.full((2, 5), 50.0), np.zeros((1, 5))])
     faults, kinds = ["it is blank", None, None, None], ["blank", "page", "page", "face"]
     foreign = Outputs(np.zeros((4, 2, 4)), features, faults, np.full(4, -1), list("abcd"), list("abcd"))
-    figures = calibration.foreign_figures(trust, foreign, [outputs_of(fit_logits, fit_labels, known)], kinds)
+    figures = in_distribution.foreign_figures(trust, foreign, [outputs_of(fit_logits, fit_labels, known)], kinds)
     assert figures["refused"] == 0.75 and [row["name"] for row in figures["let_through"]] == ["d"]
-    assert figures["refused_by_kind"]["page"] == {"n": 2, "refused": 1.0}
+    assert figures["refused_by_kind"]["page"] == {"n": 2, "refused": 1.0, "faults": 0}
+    assert figures["refused_without_faults"] == pytest.approx(2 / 3) and figures["n_without_faults"] == 3
     assert 0.5 < figures["auroc"] < 1
+    all_blank = Outputs(np.zeros((4, 2, 4)), features, ["it is blank"] * 4, np.full(4, -1), list("abcd"), list("abcd"))
+    figures = in_distribution.foreign_figures(trust, all_blank, [outputs_of(fit_logits, fit_labels, known)], kinds)
+    assert figures["refused"] == 1 and figures["refused_without_faults"] is figures["auroc_without_faults"] is None
+
+
+def test_of_familiar_slices_those_that_are_refused_are_named_with_their_score_or_fault():
+    rng = np.random.default_rng(0)
+    known = rng.normal(size=(300, 5))
+    fit_logits, fit_labels = simulated(300)
+    trust = calibration.fit_trust("0", "layer3", validation=outputs_of(fit_logits, fit_labels, known), known=known)
+    features = np.concatenate([np.zeros((2, 5)), np.full((1, 5), 50.0), np.zeros((1, 5))])
+    faults, kinds = ["it is tiny (9 x 9 pixels)", None, None, None], ["one", "one", "two", "two"]
+    familiar = Outputs(np.zeros((4, 2, 4)), features, faults, np.full(4, -1), list("abcd"), list("abcd"))
+    figures = in_distribution.familiar_figures(trust, familiar, kinds)
+    assert figures["n"] == 4 and figures["refused"] == 0.5
+    assert figures["refused_by_kind"]["one"] == {"n": 2, "refused": 0.5, "faults": 1}
+    tiny, far = figures["refused_names"]
+    assert tiny == {"name": "a", "fault": "it is tiny (9 x 9 pixels)"} and far["name"] == "c" and far["unlikeness"] > 1
 
 
 def test_reliability_gives_the_mean_confidence_and_accuracy_of_each_bin():
@@ -158,13 +217,39 @@ def test_the_command_writes_a_file_that_the_classifier_uses(trained: Path, phant
     assert share == pytest.approx(told["measured"]["test"]["single"]["decisions"]["answer"]["value"])
 
 
+def test_a_report_measures_the_file_that_is_there_and_changes_nothing_in_the_folder(
+    trained: Path, phantom_dir: Path, tmp_path: Path, capsys
+):
+    folder = Path(shutil.copytree(trained, tmp_path / "model"))
+    (folder / "trust.json").unlink(missing_ok=True)
+    arguments = ["calibrate", "--model", str(folder), "--data_dir", str(phantom_dir), "--device", "cpu"]
+    report = tmp_path / "reports" / "report.json"
+    reported = [*arguments, "--report", str(report), "--familiar", str(phantom_dir / "Testing")]
+    assert main(reported) == 2
+    told = capsys.readouterr().err
+    assert "no trust.json to measure" in told and told.count("\n") == 1 and not report.exists()
+
+    assert main([*arguments, "--json"]) == 0
+    fitted = json.loads(capsys.readouterr().out)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert main(reported) == 0
+    assert "familiar: " in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    record = json.loads(report.read_text())
+    assert record["measured"]["test"] == fitted["measured"]["test"] and record["fitted_on"] == fitted["fitted_on"]
+    files = len(list((phantom_dir / "Testing").glob("*/*.png")))
+    figures = record["measured"]["familiar"]
+    assert figures["n"] == files == sum(row["n"] for row in figures["refused_by_kind"].values())
+    assert len(figures["refused_names"]) == round(figures["refused"] * files)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda r: r["config"].update(train_on_validation=True), "trained on its validation part"),
         (lambda r: r["model"].update(weights_sha256="0" * 64), "belongs to other weights"),
         (lambda r: r.pop("config"), "does not say how the model was trained"),
-        (lambda r: r["config"].update(external_dir="br35h"), "give --external_dir"),
+        (lambda r: r["config"].update(external_dir="br35h", external_repeats=3), "give --external_dir"),
     ],
 )
 def test_a_model_that_cannot_be_calibrated_is_told_in_one_line(

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brain_tumor_mri import calibration
+from brain_tumor_mri import calibration, in_distribution
 from brain_tumor_mri.calibration import Outputs
 from brain_tumor_mri.labels import ANY_TUMOR, TITLES
 from brain_tumor_mri.report import render_results
-from brain_tumor_mri.trust_report import trust_tables
+from brain_tumor_mri.trust_report import check_tables, trust_tables
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def record() -> dict:
         name: {"single": calibration.trust_figures(trust, outputs)}
         for name, outputs in (("test", test), ("external", external))
     }
-    measured["foreign"] = calibration.foreign_figures(trust, part(np.zeros(9, int)), [test], ["page"] * 9)
+    measured["foreign"] = in_distribution.foreign_figures(trust, part(np.zeros(9, int)), [test], ["page"] * 9)
     more = {"protocol": "patient-disjoint fold 1", "fitted_on": {"validation": 300}, "measured": measured}
     return json.loads(json.dumps(trust.to_dict() | more))
 
@@ -70,3 +70,20 @@ def test_a_block_of_a_markdown_file_is_rendered(record: dict, tmp_path: Path):
     text = render_results("# A\n<!-- trust: trust.json -->\nstale text\n<!-- /trust -->\nend\n", tmp_path)
     assert "stale text" not in text and trust_tables(record) in text and text.endswith("<!-- /trust -->\nend\n")
     assert render_results(text, tmp_path) == text
+
+
+def test_the_tables_of_a_report_name_kinds_collections_and_what_is_let_through():
+    kinds = {"head-CT": {"n": 4, "refused": 0.5, "faults": 0}, "page": {"n": 4, "refused": 1.0, "faults": 3}}
+    passed = [{"name": f"head-CT/{i}.png", "unlikeness": 0.9} for i in range(2)]
+    foreign = {"n": 8, "refused": 0.75, "refused_by_kind": kinds, "let_through": passed, "n_known": 1577}
+    foreign |= {"n_without_faults": 5, "refused_without_faults": 0.6, "auroc": 0.9, "auroc_without_faults": 0.8}
+    familiar = {"n": 3, "refused": 1 / 3, "refused_by_kind": {"ITK-T1": {"n": 3, "refused": 1 / 3, "faults": 0}}}
+    text = check_tables({"measured": {"foreign": foreign, "familiar": familiar}})
+    assert "| all, to be refused | 8 | 75.0 % | 3 |" in text and "| - head CT | 4 | 50.0 % | 0 |" in text
+    assert "Of the 5 pictures that" in text and "60.0 % are refused; their AUROC is 80.00 %" in text
+    assert "against 1,577 held-out slices 90.00 %." in text
+    assert "`head-CT/1.png` (0.90)." in text and "| all, to be let through | 3 | 33.3 % | 0 |" in text
+    assert "ITK" not in check_tables({"measured": {"foreign": foreign}})
+    assert "no brain MRI" not in check_tables({"measured": {"familiar": familiar}})
+    faulty = foreign | {"n_without_faults": 0, "refused_without_faults": None, "auroc_without_faults": None}
+    assert "Of the 0" not in check_tables({"measured": {"foreign": faulty}})
