@@ -1,19 +1,12 @@
-"""Where the model looked: Grad-CAM heat maps, in Python and as ``brain-tumor-mri explain FILE...``.
+"""Where the model looked: class activation maps, in Python and as ``brain-tumor-mri explain FILE...``.
 
 ``explain(classifier, ["slice.jpg"])[0].overlay().save("overlay.png")``. A map shows what speaks for one class in the
 model's eyes; it is no outline of a tumour. How often it points at one is measured by
-``benchmarks/explain_accuracy.py``. The maps are those of the package grad-cam, by one of two methods:
-
-- ``grad-cam`` (Selvaraju et al. 2017, arXiv:1610.02391): ReLU(sum over channels of mean gradient x activation) of the
-  last feature map before pooling, what timm's ``forward_features`` returns (ResNet: after ``layer4``; EfficientNet:
-  after ``conv_head`` and its batch norm). Its cells are 32 pixels wide, wider than many tumours.
-- ``layer-cam`` (Jiang et al. 2021, 10.1109/TIP.2021.3089943): ReLU(sum over channels of ReLU(gradient) x activation),
-  which holds for earlier maps too, here the one with cells of 16 pixels (ResNet: after ``layer3``).
+``benchmarks/explain_accuracy.py``. The methods are those of ``activation_maps``.
 """
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,24 +14,18 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import UserError
+from .activation_maps import DEFAULT_METHOD, METHODS, look, mean_maps
 from .labels import LABEL2ID, LABELS
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from .classifier import TumorClassifier
     from .imaging import ImageSource
     from .prediction import Answers, Prediction
 
-GRAD_CAM, LAYER_CAM = "grad-cam", "layer-cam"
-METHODS = {GRAD_CAM: "GradCAM", LAYER_CAM: "LayerCAM"}
-"""Method -> its class in the package."""
-DEFAULT_METHOD = GRAD_CAM
-FINE_STRIDE = 16
-"""Pixels a cell of the feature map that ``layer-cam`` takes."""
 COLOURS = "plasma"
 """matplotlib's name of the colour scale: even to the eye, and told apart by colour-blind people."""
 _READERS = min(4, os.cpu_count() or 1)
@@ -167,7 +154,7 @@ def heat_maps(
     *,
     method: str = DEFAULT_METHOD,
 ) -> tuple[np.ndarray, Answers]:
-    """Compute the maps of a batch; see the module's head for the methods.
+    """Compute the maps of a batch; see ``activation_maps`` for the methods.
 
     The gradient is of the class's logit. It is taken back to the feature map only, so that a map costs little more
     than the forward pass that the answer needs anyway.
@@ -185,24 +172,43 @@ def heat_maps(
     Raises:
         UserError: the model has no such feature map.
     """
-    import numpy as np
-    import torch
+    views, answers = look(classifier, pixel_values, method)
+    classes = answers.probabilities.argmax(1).tolist() if targets is None else list(targets)
+    return mean_maps(views, classes, tuple(pixel_values.shape[-2:])), answers
 
-    by_member = pixel_values.unbind(1) if pixel_values.ndim == 5 else (pixel_values,)
-    height, width = pixel_values.shape[-2:]
-    # a caller's inference mode would forbid the gradients
-    with torch.inference_mode(False), torch.enable_grad():
-        views = [_views(member, x, method) for member, x in zip(classifier.members, by_member, strict=True)]
-        of_members = [
-            member.judge(torch.stack([view.logits for view in ours], dim=1), ours[0].features)
-            for member, ours in zip(classifier.members, views, strict=True)
-        ]
-        answers = classifier.combine(of_members)
-        classes = answers.probabilities.argmax(1).tolist() if targets is None else list(targets)
-        maps = [np.mean([_view_maps(v, classes, (height, width), method) for v in ours], axis=0) for ours in views]
-    mean = np.mean(maps, axis=0, dtype=np.float32)
-    highest = mean.max((1, 2), keepdims=True)
-    return np.divide(mean, highest, out=np.zeros_like(mean), where=highest > 0), answers
+
+def explain_classes(
+    classifier: TumorClassifier, image: ImageSource, *, method: str = DEFAULT_METHOD
+) -> list[Explanation]:
+    """Show what speaks for each class in one image: ``explain`` for every target, by one forward pass for all.
+
+    Args:
+        classifier: as for ``explain``.
+        image: as for ``explain``, one.
+        method: one of ``METHODS``.
+
+    Returns:
+        One ``Explanation`` a class, in the order of ``LABELS``; each has the same ``prediction``.
+
+    Raises:
+        UnreadableImageError: the image cannot be read.
+        UserError: the model has no such feature map (a plain vision transformer).
+        ValueError: ``method`` is not allowed.
+    """
+    from .classifier import name_of
+    from .imaging import load_image
+    from .trust import picture_fault
+
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    name = name_of(image, 1)
+    loaded = load_image(image, name=name)
+    pixel_values = classifier.preprocess(loaded)[None]
+    views, answers = look(classifier, pixel_values, method)
+    prediction = classifier.prediction(name, answers, 0, picture_fault(loaded))
+    (seen,) = _as_seen(classifier, pixel_values)
+    maps = (mean_maps(views, [LABEL2ID[target]], tuple(pixel_values.shape[-2:]))[0] for target in LABELS)
+    return [Explanation(prediction, target, heat, seen, loaded.size) for target, heat in zip(LABELS, maps, strict=True)]
 
 
 def colour(heat: np.ndarray) -> np.ndarray:
@@ -213,103 +219,6 @@ def colour(heat: np.ndarray) -> np.ndarray:
     # a table of 256: matplotlib's own call makes four float64 a pixel, 3 GB for the largest image that is read
     table = np.rint(255 * matplotlib.colormaps[COLOURS](np.arange(256))[:, :3]).astype(np.uint8)
     return table[np.rint(255 * heat).astype(np.uint8)]
-
-
-@dataclass(frozen=True)
-class _View:
-    """A batch as one network saw it, mirrored or not.
-
-    Attributes:
-        feature_map: (N, C, h, w), the start of the graph that leads to ``logits``.
-        logits: (N, 4).
-        features: (N, D) of ``TumorClassifier.take_features``; None without a ``trust.json``.
-        mirrored: whether the batch was mirrored.
-    """
-
-    feature_map: Tensor
-    logits: Tensor
-    features: np.ndarray | None
-    mirrored: bool
-
-
-def _views(member: TumorClassifier, pixel_values: Tensor, method: str) -> list[_View]:
-    """Run one member over a batch, and over its mirror image where it averages both."""
-    import torch
-
-    network = _twin(getattr(member.model, "timm_model", member.model))
-    pixel_values = pixel_values.to(member.device, memory_format=torch.channels_last)
-    return [
-        _View(
-            *_run(network, pixel_values.flip(-1) if mirrored else pixel_values, method),
-            features=member.take_features(),
-            mirrored=mirrored,
-        )
-        for mirrored in ((False, True) if member.mirror else (False,))
-    ]
-
-
-def _twin(network: nn.Module) -> nn.Module:
-    """Return a network that shares every weight, but has hooks of its own and no gradients for the weights.
-
-    So nothing here can disturb threads that predict with the network, or leave anything behind on it.
-    """
-    from torch import nn
-
-    shared: dict[int, Any] = {id(buffer): buffer for buffer in network.buffers()}
-    shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
-    return copy.deepcopy(network, shared).eval()
-
-
-def _run(network: nn.Module, pixel_values: Tensor, method: str) -> tuple[Tensor, Tensor]:
-    """Return the method's feature map and the logits, which can be differentiated by it and by nothing before it."""
-    kept: list[Tensor] = []
-
-    def keep(feature_map: Tensor) -> Tensor:
-        kept.append(feature_map.detach().requires_grad_())
-        return kept[-1].clone()  # an in-place activation after it must not write into the map that is kept
-
-    if method == GRAD_CAM:
-        logits = network.forward_head(keep(network.forward_features(pixel_values)))
-    else:
-        layers = [row["module"] for row in getattr(network, "feature_info", ()) if row["reduction"] == FINE_STRIDE]
-        if not layers:
-            raise UserError(f"this model has no feature map at 1/{FINE_STRIDE} of its input; use {GRAD_CAM} instead")
-        network.get_submodule(layers[-1]).register_forward_hook(lambda layer, inputs, output: keep(output))
-        logits = network.forward_head(network.forward_features(pixel_values))
-    if kept[-1].ndim != 4 or str(getattr(network, "output_fmt", "NCHW")) != "NCHW":
-        raise UserError("this model has no convolutional feature map, so it cannot be explained")
-    return kept[-1], logits
-
-
-def _view_maps(view: _View, classes: Sequence[int], size: tuple[int, int], method: str) -> np.ndarray:
-    """Return the package's maps of one view, turned back if mirrored: float32 (N, H, W) in [0, 1].
-
-    The forward pass is done already, as the class to explain may depend on the answers of other views: the network
-    that the package is given hands out what is there.
-    """
-    import numpy as np
-    import pytorch_grad_cam
-    import torch
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    class Finished(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = torch.nn.Identity()
-            self.device = torch.nn.Parameter(torch.empty(0, device=view.logits.device))  # the package asks a weight
-
-        def forward(self, _: Tensor) -> Tensor:
-            self.layer(view.feature_map)
-            return view.logits
-
-    network = Finished()
-    of_input_size = torch.empty((len(view.logits), 0, *size), device=view.logits.device)  # only its shape is read
-    cam = getattr(pytorch_grad_cam, METHODS[method])(network, [network.layer])
-    try:
-        maps = cam(of_input_size, [ClassifierOutputTarget(index) for index in classes])
-    finally:
-        cam.activations_and_grads.release()  # not by ``with``, which would print and swallow an IndexError
-    return np.ascontiguousarray(maps[..., ::-1]) if view.mirrored else maps
 
 
 def _explain_batch(

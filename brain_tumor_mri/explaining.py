@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--class", dest="target", choices=LABELS, help="the class whose evidence is shown (default: the one answered)"
     )
     parser.add_argument(
-        "--method", choices=METHODS, default=DEFAULT_METHOD, help="layer-cam is finer (default: %(default)s)"
+        "--method",
+        choices=METHODS,
+        default=DEFAULT_METHOD,
+        help="fused-cam is the product of the two (default: %(default)s)",
     )
     parser.add_argument(
         "--output_dir",

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from brain_tumor_mri import cli, outlines
 from brain_tumor_mri.classifier import TumorClassifier
 from brain_tumor_mri.ensemble import Ensemble
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.explain import COLOURS, METHODS, Explanation, explain, heat_maps
+from brain_tumor_mri.explain import COLOURS, METHODS, Explanation, explain, explain_classes, heat_maps
 from brain_tumor_mri.explaining import output_names
 from brain_tumor_mri.imaging import UnreadableImageError
 from brain_tumor_mri.labels import LABEL2ID, LABELS, RESEARCH_NOTICE
@@ -157,6 +158,30 @@ def test_a_mirroring_classifier_averages_the_maps_of_both_views_turned_back(
     np.testing.assert_allclose(heat_maps(both, pixels, classes)[0], expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mirror", [False, True])
+def test_one_forward_pass_explains_all_classes_as_explain_does_one_by_one(
+    classifier: TumorClassifier, slices: list[Path], method: str, mirror: bool, monkeypatch: pytest.MonkeyPatch
+):
+    model = TumorClassifier(classifier.model, classifier.processor, device="cpu", mirror=mirror)
+    alone = [explain(model, slices[0], label, method=method)[0] for label in LABELS]
+    passes = []
+    network = type(classifier.model.timm_model)
+    forward = network.forward_features
+    monkeypatch.setattr(network, "forward_features", lambda self, x: (passes.append(len(x)), forward(self, x))[1])
+    together = explain_classes(model, slices[0], method=method)
+    assert passes == [1] * (1 + mirror)
+    assert [explanation.target for explanation in together] == list(LABELS)
+    for one, same in zip(alone, together, strict=True):
+        np.testing.assert_allclose(same.heat_map, one.heat_map, atol=1e-5)
+        np.testing.assert_array_equal(same.image, one.image)
+        assert same.original_size == one.original_size and same.prediction.name == one.prediction.name
+        assert same.prediction.probabilities == pytest.approx(one.prediction.probabilities, abs=1e-6)
+    assert not np.allclose(together[0].heat_map, together[1].heat_map, atol=0.01)
+    with pytest.raises(ValueError, match="method"):
+        explain_classes(model, slices[0], method="saliency")
+
+
 def test_an_ensemble_averages_its_members_maps():
     swapped = ColourNetwork()
     swapped.head.weight.data = swapped.head.weight.data[[3, 1, 2, 0]]  # blue speaks for glioma
@@ -185,7 +210,7 @@ def test_the_model_is_left_as_it_was(classifier: TumorClassifier, slices: list[P
 def test_threads_that_explain_and_predict_at_once_get_the_answers_of_one(
     classifier: TumorClassifier, slices: list[Path]
 ):
-    method = dict(zip(LABELS, [*METHODS] * 2, strict=True))
+    method = dict(zip(LABELS, cycle(METHODS), strict=False))
     expected = {label: explain(classifier, slices, label, method=method[label]) for label in LABELS}
     predicted = classifier.predict(slices)
     wrong: list[str] = []
@@ -237,6 +262,24 @@ def test_layer_cam_weighs_each_place_of_the_finer_map_by_its_own_gradient(tiny_m
     centres = maps[0, 7::16, 7::16]  # half a pixel beside the cells' centres, so their neighbours add a little
     assert np.corrcoef(centres.ravel(), expected.numpy().ravel())[0, 1] > 0.995
     assert np.abs(maps - heat_maps(classifier, pixels, [3])[0]).max() > 0.1
+
+
+def test_fused_cam_is_the_product_of_both_maps_with_a_highest_value_of_one(classifier: TumorClassifier):
+    for mirror in (False, True):
+        model = TumorClassifier(classifier.model, classifier.processor, device="cpu", mirror=mirror)
+        pixels = torch.rand(2, 3, *model.image_size, generator=torch.Generator().manual_seed(1))
+        if mirror:  # the product is taken view by view, before the mean
+            pixels = torch.cat([pixels, pixels.flip(-1)])
+        plain = TumorClassifier(classifier.model, classifier.processor, device="cpu")
+        classes = [0] * len(pixels)
+        coarse, fine = (heat_maps(plain, pixels, classes, method=m)[0] for m in ("grad-cam", "layer-cam"))
+        expected = coarse * fine
+        assert (expected.max((1, 2)) > 0).all()
+        expected /= expected.max((1, 2), keepdims=True)
+        if mirror:
+            expected = expected[:2] + expected[2:, :, ::-1]
+            expected /= expected.max((1, 2), keepdims=True)
+        np.testing.assert_allclose(heat_maps(model, pixels[:2], [0, 0])[0], expected, atol=1e-4)
 
 
 def test_layer_cam_needs_the_finer_map():
@@ -509,7 +552,7 @@ def test_the_benchmark_writes_a_record_without_paths(
     assert record["protocol"] == "official" and record["data"]["fingerprint"] and "grad-cam" in record["versions"]
     kaggle, br35h = record["sets"].values()
     assert kaggle["n"] == len(traced) and br35h["n"] == 2 and kaggle["tumours_without_outline"] == 1
-    assert next(iter(kaggle["methods"])) == "grad-cam" and len(kaggle["methods"]) == 5
+    assert next(iter(kaggle["methods"])) == "fused-cam" and len(kaggle["methods"]) == 5
     for method in kaggle["methods"].values():
         assert 0 <= method["hit"]["low"] <= method["hit"]["value"] <= method["hit"]["high"] <= 1
     assert set(kaggle["rank_correlation"]) == {"head randomised", "all weights randomised"}

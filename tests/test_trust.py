@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from brain_tumor_mri import TumorClassifier, UserError
+from brain_tumor_mri.activation_maps import METHODS
 from brain_tumor_mri.decisions import ANSWER, NOT_A_BRAIN_MRI, UNCERTAIN, decide
 from brain_tumor_mri.ensemble import Ensemble
 from brain_tumor_mri.labels import LABELS
@@ -194,7 +195,7 @@ def test_decisions_and_probabilities_of_explain_are_those_of_predict(folder: Pat
     write(folder, trust_for(folder, threshold=300.0))
     for mirror in (False, True):
         classifier = TumorClassifier.from_pretrained(folder, device="cpu", mirror=mirror)
-        for method in ("grad-cam", "layer-cam"):
+        for method in METHODS:
             for shown, said in zip(explain(classifier, slices, method=method), classifier.predict(slices), strict=True):
                 assert shown.prediction.decision == said.decision
                 assert shown.prediction.unlikeness == pytest.approx(said.unlikeness, rel=1e-4)

@@ -1,0 +1,204 @@
+"""Class activation maps of a batch: ``look`` runs the networks forward, ``mean_maps`` explains any class from there.
+
+One forward pass serves every class, as the way back goes to the feature maps only. The maps are those of the package
+grad-cam, by one of these methods:
+
+- ``grad-cam`` (Selvaraju et al. 2017, arXiv:1610.02391): ReLU(sum over channels of mean gradient x activation) of the
+  last feature map before pooling, what timm's ``forward_features`` returns (ResNet: after ``layer4``; EfficientNet:
+  after ``conv_head`` and its batch norm). Its cells are 32 pixels wide, wider than many tumours.
+- ``layer-cam`` (Jiang et al. 2021, 10.1109/TIP.2021.3089943): ReLU(sum over channels of ReLU(gradient) x activation),
+  which holds for earlier maps too, here the one with cells of 16 pixels (ResNet: after ``layer3``).
+- ``fused-cam``: the product of the two, place by place: what the first finds, as finely as the second can say where.
+  Chosen on 300 validation tumours with radiologists' outlines (EfficientNet-Lite0, ``patient-disjoint`` fold 1): the
+  highest point lay inside 67.7 % of them, against 53.3 % for ``grad-cam`` and about 60 % for ``layer-cam``. A network
+  that lists no finer map gets ``grad-cam``'s.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
+
+    from .classifier import TumorClassifier
+    from .prediction import Answers
+
+GRAD_CAM, LAYER_CAM, FUSED_CAM = "grad-cam", "layer-cam", "fused-cam"
+METHODS = {GRAD_CAM: (GRAD_CAM,), LAYER_CAM: (LAYER_CAM,), FUSED_CAM: (GRAD_CAM, LAYER_CAM)}
+"""Method -> the package's methods whose maps it multiplies."""
+DEFAULT_METHOD = FUSED_CAM
+FINE_STRIDE = 16
+"""Pixels a cell of the feature map that ``layer-cam`` takes."""
+_CLASSES = {GRAD_CAM: "GradCAM", LAYER_CAM: "LayerCAM"}
+"""The package's method -> its class there."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A batch as one network saw it, mirrored or not.
+
+    Attributes:
+        feature_maps: method of the package -> the feature map (N, C, h, w) that it takes; ``logits`` depend on each.
+        logits: (N, 4).
+        features: (N, D) of ``TumorClassifier.take_features``; None without a ``trust.json``.
+        mirrored: whether the batch was mirrored.
+    """
+
+    feature_maps: Mapping[str, Tensor]
+    logits: Tensor
+    features: np.ndarray | None
+    mirrored: bool
+
+
+def look(classifier: TumorClassifier, pixel_values: Tensor, method: str) -> tuple[list[list[View]], Answers]:
+    """Run a batch forward.
+
+    Args:
+        classifier: the model.
+        pixel_values: as for ``explain.heat_maps``.
+        method: one of ``METHODS``.
+
+    Returns:
+        Of each member of an ensemble its views, one or two; and ``classifier.answers``.
+
+    Raises:
+        UserError: the model has no feature map that the method could take.
+    """
+    import torch
+
+    by_member = pixel_values.unbind(1) if pixel_values.ndim == 5 else (pixel_values,)
+    # a caller's inference mode would forbid the gradients
+    with torch.inference_mode(False), torch.enable_grad():
+        views = [_views(member, x, method) for member, x in zip(classifier.members, by_member, strict=True)]
+        of_members = [
+            member.judge(torch.stack([view.logits for view in ours], dim=1), ours[0].features)
+            for member, ours in zip(classifier.members, views, strict=True)
+        ]
+        return views, classifier.combine(of_members)
+
+
+def mean_maps(views: Sequence[Sequence[View]], classes: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+    """Explain a class of each image; may be called again with others.
+
+    Args:
+        views: of ``look``.
+        classes: (N) class indices.
+        size: height and width of the network's input.
+
+    Returns:
+        The mean of the maps of all views, float32 (N, H, W) in [0, 1], each with a highest value of 1 or all 0.
+    """
+    import numpy as np
+    import torch
+
+    with torch.inference_mode(False), torch.enable_grad():
+        maps = [np.mean([_view_maps(view, classes, size) for view in ours], axis=0) for ours in views]
+    mean = np.mean(maps, axis=0, dtype=np.float32)
+    highest = mean.max((1, 2), keepdims=True)
+    return np.divide(mean, highest, out=np.zeros_like(mean), where=highest > 0)
+
+
+def _views(member: TumorClassifier, pixel_values: Tensor, method: str) -> list[View]:
+    """Run one member over a batch, and over its mirror image where it averages both."""
+    import torch
+
+    network = _twin(getattr(member.model, "timm_model", member.model))
+    pixel_values = pixel_values.to(member.device, memory_format=torch.channels_last)
+    return [
+        View(
+            *_run(network, pixel_values.flip(-1) if mirrored else pixel_values, method),
+            features=member.take_features(),
+            mirrored=mirrored,
+        )
+        for mirrored in ((False, True) if member.mirror else (False,))
+    ]
+
+
+def _twin(network: nn.Module) -> nn.Module:
+    """Return a network that shares every weight, but has hooks of its own and no gradients for the weights.
+
+    So nothing here can disturb threads that predict with the network, or leave anything behind on it.
+    """
+    from torch import nn
+
+    shared: dict[int, Any] = {id(buffer): buffer for buffer in network.buffers()}
+    shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
+    return copy.deepcopy(network, shared).eval()
+
+
+def _run(network: nn.Module, pixel_values: Tensor, method: str) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the feature map of each method multiplied, and the logits.
+
+    The logits can be differentiated by these maps and by nothing before the first of them.
+    """
+    kept: dict[str, Tensor] = {}
+    hooks: list[RemovableHandle] = []
+
+    def keep(name: str, feature_map: Tensor) -> Tensor:
+        kept[name] = feature_map if feature_map.requires_grad else feature_map.detach().requires_grad_()
+        return kept[name].clone()  # an in-place activation after it must not write into the map that is kept
+
+    if LAYER_CAM in METHODS[method]:
+        layers = [row["module"] for row in getattr(network, "feature_info", ()) if row["reduction"] == FINE_STRIDE]
+        if layers:
+            finer = network.get_submodule(layers[-1])
+            hooks.append(finer.register_forward_hook(lambda layer, inputs, output: keep(LAYER_CAM, output)))
+        elif method == LAYER_CAM:
+            raise UserError(f"this model has no feature map at 1/{FINE_STRIDE} of its input; use {GRAD_CAM} instead")
+    features = network.forward_features(pixel_values)
+    for hook in hooks:
+        hook.remove()  # the mirrored batch comes next
+    logits = network.forward_head(keep(GRAD_CAM, features) if GRAD_CAM in METHODS[method] else features)
+    if str(getattr(network, "output_fmt", "NCHW")) != "NCHW" or any(m.ndim != 4 for m in kept.values()):
+        raise UserError("this model has no convolutional feature map, so it cannot be explained")
+    return kept, logits
+
+
+def _view_maps(view: View, classes: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+    """Return the product of the package's maps of one view, turned back if mirrored: float32 (N, H, W) in [0, 1].
+
+    Each has a highest value of 1, or is all 0.
+    """
+    import numpy as np
+
+    product = np.prod([_package_maps(view, name, classes, size) for name in view.feature_maps], axis=0)
+    highest = product.max((1, 2), keepdims=True)
+    product = np.divide(product, highest, out=np.zeros_like(product), where=highest > 0)
+    return np.ascontiguousarray(product[..., ::-1]) if view.mirrored else product
+
+
+def _package_maps(view: View, name: str, classes: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+    """Return the package's maps by one of its methods: float32 (N, H, W) in [0, 1].
+
+    The forward pass is done already, as the class to explain may depend on the answers of other views: the network
+    that the package is given hands out what is there.
+    """
+    import pytorch_grad_cam
+    import torch
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    class Finished(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Identity()
+            self.device = torch.nn.Parameter(torch.empty(0, device=view.logits.device))  # the package asks a weight
+
+        def forward(self, _: Tensor) -> Tensor:
+            self.layer(view.feature_maps[name])
+            return view.logits
+
+    network = Finished()
+    of_input_size = torch.empty((len(view.logits), 0, *size), device=view.logits.device)  # only its shape is read
+    cam = getattr(pytorch_grad_cam, _CLASSES[name])(network, [network.layer])
+    try:
+        return cam(of_input_size, [ClassifierOutputTarget(index) for index in classes])
+    finally:
+        cam.activations_and_grads.release()  # not by ``with``, which would print and swallow an IndexError
