@@ -15,10 +15,10 @@ from types import TracebackType
 
 from .errors import UserError
 
-MAX_ARCHIVE_BYTES = 256 * 2**20
-"""Largest archive that is opened; it is read into memory."""
+MAX_ARCHIVE_BYTES = 200 * 2**20
+"""Largest archive that is opened: ``MAX_MEMBERS`` slices of 400 kB."""
 MAX_MEMBERS = 500
-MAX_MEMBER_BYTES = 64 * 2**20
+MAX_MEMBER_BYTES = 20 * 2**20
 """Largest member, unpacked."""
 MAX_TOTAL_BYTES = 512 * 2**20
 """Most that all members may unpack to."""
@@ -72,9 +72,8 @@ class Archive:
                 raise ArchiveError(self.name, f"the archive is over {MAX_ARCHIVE_BYTES // 2**20} MB; send it in parts")
             # Each entry starts with this mark, whatever the counts in the archive claim; counted before zipfile makes
             # an object of each. A mark within packed data is one in 2**32, so twice as many are let through here.
-            with open(path, "rb") as file:
-                if file.read().count(_CENTRAL_ENTRY) > 2 * MAX_MEMBERS + 1000:
-                    raise ArchiveError(self.name, f"the archive holds over {MAX_MEMBERS} files; send it in parts")
+            if _count(path, _CENTRAL_ENTRY) > 2 * MAX_MEMBERS + 1000:
+                raise ArchiveError(self.name, f"the archive holds over {MAX_MEMBERS} files; send it in parts")
             self._zip = zipfile.ZipFile(path)
         except OSError as error:
             raise ArchiveError(self.name, error.strerror or "the archive cannot be read") from error
@@ -147,6 +146,16 @@ def shown_name(name: str) -> str:
     """A member's name as text on one line: no control characters, no undecodable bytes, at most 200 characters."""
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
     return text if len(text) <= 200 else f"...{text[-197:]}"
+
+
+def _count(path: str | Path, mark: bytes) -> int:
+    """How often ``mark`` stands in a file, which is read in pieces."""
+    count, tail = 0, b""
+    with open(path, "rb") as file:
+        while piece := file.read(_SMALL):
+            count += (tail + piece).count(mark)
+            tail = piece[1 - len(mark) :]  # too short to hold a mark, so that none is counted twice
+    return count
 
 
 def _too_much(limit: int, left: int) -> str:

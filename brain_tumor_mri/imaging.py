@@ -26,9 +26,13 @@ from .errors import UserError
 ImageSource: TypeAlias = str | Path | bytes | PIL.Image.Image | np.ndarray
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+"""What a picture's name ends with; data sets hold these alone, as ``imagefolder`` loads nothing else."""
+DICOM_SUFFIXES: frozenset[str] = frozenset({".dcm", ".dicom"})
+"""What a folder or pattern yields besides. Many DICOM files have no suffix at all; those are to be named one by one."""
 MAX_PIXELS = 100_000_000
 """Largest image that is decoded, in pixels (width x height); the header is asked before any pixel is."""
 
+_FOUND_SUFFIXES = IMAGE_SUFFIXES | DICOM_SUFFIXES
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 _ACCEPTED_FORMATS = "JPEG, PNG, BMP, TIFF, WebP or DICOM"
 _ACCEPTED_ARRAYS = (
@@ -174,8 +178,9 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
 
     Args:
         paths: files, kept whatever their suffix and even if missing, so that a person sees what became of each;
-            folders, searched to any depth for ``IMAGE_SUFFIXES`` (upper or lower case), skipping hidden files and
-            folders; and patterns such as ``scans/**/*.png``, whose matches are treated like the content of a folder.
+            folders, searched to any depth for ``IMAGE_SUFFIXES`` and ``DICOM_SUFFIXES`` (upper or lower case),
+            skipping hidden files and folders; and patterns such as ``scans/**/*.png``, whose matches are treated like
+            the content of a folder.
 
     Returns:
         Paths in the order given, those of a folder or pattern in natural order (``s2.png`` before ``s10.png``), each
@@ -422,7 +427,7 @@ def _images_matching(pattern: str) -> list[Path]:
 
 
 def _is_visible_image(file_name: str) -> bool:
-    return not file_name.startswith(".") and os.path.splitext(file_name)[1].lower() in IMAGE_SUFFIXES
+    return not file_name.startswith(".") and os.path.splitext(file_name)[1].lower() in _FOUND_SUFFIXES
 
 
 def _natural_key(text: str) -> list[tuple[int, int, str]]:
@@ -435,4 +440,4 @@ def _natural_key(text: str) -> list[tuple[int, int, str]]:
 
 
 def _suffix_list() -> str:
-    return ", ".join(sorted(IMAGE_SUFFIXES))
+    return ", ".join(sorted(_FOUND_SUFFIXES))

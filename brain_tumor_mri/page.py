@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from .archive import MAX_ARCHIVE_BYTES
 from .labels import RESEARCH_NOTICE
 from .page_api import build_api
 from .page_batch import build_batch_view
@@ -26,7 +27,9 @@ LAUNCH_OPTIONS: dict[str, Any] = {
     "theme": THEME,
     "css": CSS,
     "head": HEAD,
-    "max_file_size": "20mb",
+    "max_file_size": f"{MAX_ARCHIVE_BYTES // 2**20}mb",  # of images it is less: page_input
+    # Gradio keeps 0.1 MB of each visitor, by default of the last 10,000. One who is forgotten just starts afresh.
+    "state_session_capacity": 256,
     "share": False,
     "ssr_mode": False,  # no Node process: the page is small and starts faster without
     "run_history": False,  # Gradio would keep every uploaded slice in the browser's storage
@@ -39,7 +42,7 @@ def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
 
     Args:
         model: the classifier to ask.
-        examples_dir: folder with ``phantom-<label>.png``; those that exist are offered as synthetic examples.
+        examples_dir: folder with ``phantom-<label>.png`` and ``page_slice.TEMPLATE``; those that exist are offered.
 
     Returns:
         The blocks, to be launched with :data:`LAUNCH_OPTIONS`.

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from .archive import MAX_ARCHIVE_BYTES
 from .errors import UserError
 from .imaging import load_image
 from .labels import LABELS, RESEARCH_NOTICE
 from .page_files import MAX_FILES, batch_answer
 from .page_html import png_uri
-from .page_input import file_input
+from .page_input import MAX_IMAGE_BYTES, checked, file_input
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 ANSWERED = "answered"
 """Stands for the class that the model answers, where ``/explain`` takes a class."""
 
-_FILE = "an image (JPEG, PNG, BMP, TIFF, WebP, or DICOM of one slice; up to 20 MB)"
+_FILE = f"an image (JPEG, PNG, BMP, TIFF, WebP, or DICOM of one slice; up to {MAX_IMAGE_BYTES // 2**20} MB)"
 _FIELDS = (
     "label (glioma, meningioma, notumor or pituitary), title (the same for people), confidence (the label's "
     "probability, 0 to 1), probabilities (label to 0..1; together 1), decision (answer, uncertain or not-a-brain-mri; "
@@ -38,18 +39,18 @@ _FIELDS = (
 _ERRORS = "A file that cannot be read gives an error of one line that names it."
 PREDICT = f"Classify one MRI slice. Input: file, {_FILE}. Output: JSON with {_FIELDS}. {_ERRORS}"
 EXPLAIN = (
-    f"Show where the model looks in one MRI slice (Grad-CAM). Input: file, {_FILE}; target, the class whose evidence "
+    f"Show where the model looks in one MRI slice (heat map). Input: file, {_FILE}; target, the class whose evidence "
     f"is shown (default: {ANSWERED}, the one answered). Output: JSON with {_FIELDS}, as /predict, and target (the "
     "class shown), size (width and height of the file in pixels), heat_map (data URI of a grey PNG at the size of the "
     "model's input, 255 where most speaks for the class), overlay (data URI of an RGB PNG: the slice as the model sees "
     f"it, under the map). {_ERRORS}"
 )
 BATCH = (
-    f"Classify many MRI slices. Input: files, a list of images as for /predict and zip archives of them, up to "
-    f"{MAX_FILES} files in all. Output: JSON with model, notice, predictions (in order, an object a file: name, "
-    "label, confidence, probabilities, error, decision, reason, prediction_set, prediction_sets, unlikeness; a file "
-    "that cannot be read has only name and error, and ends nothing) and summary (images, answered, errors, per_label, "
-    "per_decision, complete)."
+    f"Classify many MRI slices. Input: files, a list of images as for /predict and zip archives of them (up to "
+    f"{MAX_ARCHIVE_BYTES // 2**20} MB each), {MAX_FILES} files in all. Output: JSON with model, notice, predictions "
+    "(in order, an object a file: name, label, confidence, probabilities, error, decision, reason, prediction_set, "
+    "prediction_sets, unlikeness; a file that cannot be read has only name and error, and ends nothing) and summary "
+    "(images, answered, errors, per_label, per_decision, complete)."
 )
 
 
@@ -111,7 +112,7 @@ def build_api(model: "ModelHandle", queued: dict[str, Any]) -> None:
 def _image(file: str | None) -> "Image.Image":
     if not file:
         raise UserError("No file was given.")
-    return load_image(file, name=Path(file).name)
+    return load_image(checked(file), name=Path(file).name)
 
 
 def _with_errors(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

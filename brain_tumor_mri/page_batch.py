@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from .archive import MAX_ARCHIVE_BYTES
 from .decisions import NOT_A_BRAIN_MRI, UNCERTAIN
 from .errors import UserError
 from .labels import TITLES
 from .page_files import MAX_FILES, Files, Row, answer_files, csv_uri
 from .page_html import classes_in_words, decision_mark, drawing, percent, problem_panel
-from .page_input import file_input
+from .page_input import MAX_IMAGE_BYTES, file_input
 
 if TYPE_CHECKING:
     from .page_handle import ModelHandle
@@ -170,8 +171,9 @@ def build_batch_view(model: "ModelHandle") -> None:
         return gr.update(visible=False)
 
     gr.HTML(
-        f"<p>Several images, or a zip of them, up to {MAX_FILES} files and 20 MB a file. Nothing is unpacked to disk, "
-        "and uploads are removed after ten minutes.</p>",
+        f"<p>Several images, or a zip of them: up to {MAX_FILES} files, {MAX_IMAGE_BYTES // 2**20}\u00a0MB an image, "
+        f"{MAX_ARCHIVE_BYTES // 2**20}\u00a0MB a zip. Nothing is unpacked to disk, and uploads are removed after ten "
+        "minutes.</p>",
         elem_classes="lead",
     )
     upload = file_input(

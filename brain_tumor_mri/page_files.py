@@ -21,6 +21,7 @@ from .errors import UserError
 from .imaging import UnreadableImageError, load_image
 from .labels import LABELS, RESEARCH_NOTICE
 from .page_html import picture_uri
+from .page_input import checked
 from .prediction import Prediction
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Files(ExitStack):
     def _add(self, path: str) -> None:
         name = shown_name(Path(path).name)
         if not is_archive(path):
-            self.entries.append((name, lambda: path))
+            self.entries.append((name, lambda: checked(path)))
             return
         try:
             archive = self.enter_context(Archive(path))

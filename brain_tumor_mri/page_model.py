@@ -34,7 +34,9 @@ _LIMITS = (
 )
 _LICENCE = (
     "Code and weights: Apache-2.0. The Kaggle set is CC0 as published there; most of its tumour slices are those of "
-    "Cheng et al. (figshare 10.6084/m9.figshare.1512427, CC BY 4.0). The examples on this page are drawn by a program."
+    "Cheng et al. (figshare 10.6084/m9.figshare.1512427, CC BY 4.0). Of the examples on this page one is a slice of "
+    "the template ICBM 2009a, © 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological "
+    "Institute, McGill University; the others are drawn by a program."
 )
 
 
@@ -211,10 +213,15 @@ def _section(title: str, table: str, notes: Sequence[str] = ()) -> str:
 
 
 def _table(label: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Draw a table whose first column names the rows; it scrolls by itself where it is too wide."""
+    """Draw a table whose first column names the rows; it scrolls by itself where it is too wide, or becomes a list."""
     top = "".join(f'<th scope="col">{html.escape(head)}</th>' if head else "<td></td>" for head in heads)
     body = "".join(
-        f'<tr><th scope="row">{html.escape(first)}</th>{"".join(f"<td>{html.escape(cell)}</td>" for cell in rest)}</tr>'
+        f'<tr><th scope="row">{html.escape(first)}</th>'
+        + "".join(
+            f'<td data-head="{html.escape(head)}">{html.escape(cell)}</td>'
+            for head, cell in zip(heads[1:], rest, strict=True)
+        )
+        + "</tr>"
         for first, *rest in rows
     )
     region = f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(label)}">'
@@ -237,7 +244,7 @@ def _weights(classifier: "TumorClassifier", facts: dict[str, Any], name: str, re
     height, width = classifier.image_size
     rows = {
         "Name": name,
-        "Architecture": f"{facts['architecture']} (timm), {width} × {height} pixels in",
+        "Architecture": f"{facts['architecture']} (timm), input of {width} × {height} pixels",
         "Measured": f"{record.get('created', '')[:10]}" if record else "",
         "SHA-256 of the weights": facts["sha256"],
         "Calibration (trust.json)": facts["trust"] or "none",

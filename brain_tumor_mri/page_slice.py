@@ -1,4 +1,4 @@
-"""The view of one slice: answer with decision and prediction set, picture with Grad-CAM, what the model sees.
+"""The view of one slice: answer with decision and prediction set, picture with heat map, what the model sees.
 
 ``answer_slice`` gives picture and answer at once, ``explain_slice`` the picture again with the heat maps. All four maps
 come together, so that class and opacity change in the browser (page.js) and the server keeps no picture.
@@ -13,9 +13,9 @@ import gradio as gr
 from .decisions import COVERAGES, NOT_A_BRAIN_MRI, UNCERTAIN, decide
 from .errors import UserError
 from .imaging import load_image
-from .labels import CLASSES, LABEL2ID, LABELS, TITLES
+from .labels import CLASSES, TITLES
 from .page_html import bars, classes_in_words, decision_mark, drawing, percent, picture_uri, png_uri, problem_panel
-from .page_input import file_input
+from .page_input import checked, file_input
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PREVIEW_PIXELS = 1024  # longest side of the picture sent back to the browser
 OPACITY = 60  # percent, where the slider starts
+TEMPLATE = "template-icbm152-axial.png"
 DESCRIPTIONS = {c.name: c.description for c in CLASSES}
 
 # On a phone the examples lie below the answer; where that is in view already, nothing moves.
@@ -50,7 +51,7 @@ def answer_slice(model: "ModelHandle", path: str) -> tuple[str, str, bool]:
     """
     name = Path(path).name
     try:
-        image = load_image(path, name=name)
+        image = load_image(checked(path), name=name)
     except UserError as error:
         return waiting_viewer(), problem_panel("This file cannot be read", str(error)), False
     try:
@@ -75,21 +76,16 @@ def explain_slice(model: "ModelHandle", path: str) -> str:
 def heat_maps_of(
     classifier: "TumorClassifier", image: "Image.Image"
 ) -> "tuple[Image.Image, dict[str, np.ndarray], str]":
-    """Return what the model sees; for each class its Grad-CAM map, float32 (H, W) in [0, 1]; and the class answered.
+    """Return what the model sees; for each class its heat map, float32 (H, W) in [0, 1]; and the class answered.
 
     Raises:
         UserError: the model has no feature map to explain.
     """
-    import torch
+    from .explain import explain_classes
 
-    from .explain import explain, heat_maps
-
-    first = explain(classifier, image)[0]
-    others = [name for name in LABELS if name != first.target]
-    pixels = torch.stack([classifier.preprocess(image)] * len(others))
-    rest, _ = heat_maps(classifier, pixels, [LABEL2ID[name] for name in others])
-    maps = {str(first.target): first.heat_map, **dict(zip(others, rest, strict=True))}
-    return first.image, {name: maps[name] for name in LABELS}, str(first.target)
+    found = explain_classes(classifier, image)
+    maps = {str(explanation.target): explanation.heat_map for explanation in found}
+    return found[0].image, maps, str(found[0].prediction.label)
 
 
 def heat_uri(heat: "np.ndarray") -> str:
@@ -157,7 +153,7 @@ def _heat_controls(target: str) -> str:
         for name, title in TITLES.items()
     )
     return (
-        f'<div class="controls"><fieldset class="switch"><legend>Heat map (Grad-CAM): what speaks for</legend>'
+        f'<div class="controls"><fieldset class="switch"><legend>Heat map: what speaks for</legend>'
         f'<div class="choices">{choices}</div></fieldset>'
         f'<label class="opacity"><span>Opacity <output>{OPACITY}</output> %</span>'
         f'<input type="range" name="heat-opacity" min="0" max="100" step="5" value="{OPACITY}"></label>'
@@ -172,7 +168,7 @@ def waiting_panel(model_name: str) -> str:
     """The answer's place, before there is one."""
     return (
         '<section class="panel"><h2>Answer</h2><p class="words subdued">Choose, drop or paste one '
-        "slice, or try a synthetic example. The four probabilities appear here.</p>"
+        "slice, or try an example. The four probabilities appear here.</p>"
         f'{bars(None)}<p class="source">Model: {html.escape(model_name)}</p></section>'
     )
 
@@ -259,7 +255,7 @@ def build_slice_view(model: "ModelHandle", examples_dir: str | Path, queued: dic
 
     Args:
         model: the classifier to ask.
-        examples_dir: folder with ``phantom-<label>.png``; those that exist are offered as synthetic examples.
+        examples_dir: folder with ``phantom-<label>.png`` and ``TEMPLATE``; those that exist are offered as examples.
         queued: the queue's arguments for events that run the model.
     """
 
@@ -281,14 +277,15 @@ def build_slice_view(model: "ModelHandle", examples_dir: str | Path, queued: dic
         picture = gr.HTML(waiting_viewer(), elem_id="viewer")
         answer = gr.HTML(waiting_panel(model.name), elem_id="answer")
 
-    examples = [(c, Path(examples_dir) / f"phantom-{c.name}.png") for c in CLASSES]
-    examples = [(c, path) for c, path in examples if path.is_file()]
+    named = [(f"Synthetic: {c.title.lower()}", f"phantom-{c.name}.png") for c in CLASSES]
+    named.append(("Template: average of 152 healthy brains", TEMPLATE))
+    examples = [(words, path) for words, name in named if (path := Path(examples_dir) / name).is_file()]
     buttons: list[gr.Button] = []
     if examples:
-        title = "No slice at hand? Synthetic examples, drawn by a program (no patients):"
+        title = "No slice at hand? Examples that show no patient, drawn by a program or an average of healthy brains:"
         gr.HTML(f"<p>{title}</p>", elem_id="examples-title")
         with gr.Row(elem_id="examples"):
-            buttons = [gr.Button(f"Synthetic: {c.title.lower()}", icon=path) for c, path in examples]
+            buttons = [gr.Button(words, icon=path) for words, path in examples]
         for button in buttons:
             button.keep_in_cache.add(button.icon["path"])  # or delete_cache would take the pictures away
 

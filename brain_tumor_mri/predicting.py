@@ -319,11 +319,11 @@ def check_target(target: Path) -> None:
     Raises:
         UserError: it cannot, or it would overwrite an image.
     """
-    from .imaging import IMAGE_SUFFIXES
+    from .imaging import DICOM_SUFFIXES, IMAGE_SUFFIXES
 
     if target.is_dir():
         raise UserError(f"--csv {target} is a folder; give a file name")
-    if target.suffix.lower() in IMAGE_SUFFIXES:
+    if target.suffix.lower() in (*IMAGE_SUFFIXES, *DICOM_SUFFIXES):
         raise UserError(
             f"--csv {target} has an image's name; give the name of the table first, as in --csv answers.csv"
         )

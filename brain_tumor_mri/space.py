@@ -40,7 +40,7 @@ ANSWER_SECONDS = 600.0  # the first answer waits for the weights
 _PACKAGE_SUFFIXES = {".py", ".md", ".css", ".js", ".html", ".svg", ".json", ".csv"}
 _IMPORTED_BY_NAME = {"timm", "torchvision"}
 """What transformers imports to build the model and its preprocessing, and no module here does for the app."""
-_NOT_NEEDED = {"onnxruntime"}
+_NOT_NEEDED = {"onnxruntime", "ai_edge_litert", "tensorrt"}
 """What the package imports for exports only, which a Space does not run."""
 _HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 _STALE = (f"{PACKAGE}/*", "examples/*")
@@ -107,7 +107,8 @@ def plan_space(repo_id: str, model: ModelVersion, *, source: Path = SOURCE) -> P
     if missing := [name for name in ("app.py", PACKAGE, EXAMPLE, "LICENSE") if not (source / name).exists()]:
         raise UserError(f"{source} has no {missing[0]}; a Space is published from the source tree: clone that first")
     package = [file for file in (source / PACKAGE).rglob("*") if file.suffix in _PACKAGE_SUFFIXES and file.is_file()]
-    copied = [source / "app.py", source / "LICENSE", *package, *(source / "examples").glob("*.png")]
+    examples = [file for file in (source / "examples").iterdir() if file.suffix in (".png", ".md")]
+    copied = [source / "app.py", source / "LICENSE", *package, *examples]
     settings = {"model_id": model.id, "revision": model.revision}
     written = {
         "README.md": _readme(model),
@@ -223,8 +224,8 @@ def _readme(model: ModelVersion) -> str:
 
 One brain MRI slice in, four probabilities out: glioma, meningioma, pituitary tumour, or none of them. The answers are
 those of the model `{model.id}`{version}. Its card says on which images it was measured, how often it is wrong, and for
-what it must not be used, and what it makes of a picture that is no brain MRI. The examples are synthetic drawings, no
-patients. Do not upload images of patients.
+what it must not be used, and what it makes of a picture that is no brain MRI. The examples are synthetic drawings and
+an average of 152 healthy brains (terms: `examples/README.md`), no patients. Do not upload images of patients.
 
 A CPU is enough. `pip install -r requirements.txt && python app.py` serves the same page elsewhere. `space.json` names
 the model; the variables `MODEL_ID` and `MODEL_REVISION` win over it.

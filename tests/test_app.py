@@ -19,8 +19,10 @@ from gradio.route_utils import delete_files_created_by_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from ports import free_port
 
 from brain_tumor_mri import TumorClassifier
+from brain_tumor_mri.archive import MAX_ARCHIVE_BYTES
 from brain_tumor_mri.explain import explain
 from brain_tumor_mri.labels import LABELS, RESEARCH_NOTICE, TITLES
 from brain_tumor_mri.page import LAUNCH_OPTIONS, ModelHandle, ModelUnavailableError, build_page
@@ -164,6 +166,19 @@ def test_uploads_are_removed_when_their_time_is_up(slice_png: Path, tmp_path: Pa
         page.close(verbose=False)
 
 
+def test_a_visitor_whom_the_page_has_forgotten_is_answered_all_the_same(slice_png: Path, tiny_model_dir: Path) -> None:
+    page = build_page(ModelHandle(str(tiny_model_dir)), EXAMPLES)
+    options = LAUNCH_OPTIONS | {"state_session_capacity": 1}
+    _, url, _ = page.launch(**options, prevent_thread_lock=True, quiet=True, server_port=free_port())
+    try:
+        one, other = (Client(url, verbose=False) for _ in range(2))
+        first = ask(one, slice_png)
+        assert ask(other, slice_png)["probabilities"] == ask(one, slice_png)["probabilities"] == first["probabilities"]
+        assert len(page.state_holder.session_data) == 1
+    finally:
+        page.close(verbose=False)
+
+
 def test_the_example_in_the_readme_runs(client: Client, monkeypatch, capsys) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     examples = [block for block in blocks if "gradio_client" in block]
@@ -213,10 +228,26 @@ def test_server_answers_after_bad_uploads(client: Client, slice_png: Path, tmp_p
     assert ask(client, slice_png)["label"] in LABELS
 
 
-def test_upload_over_20_mb_is_refused(client: Client, tmp_path: Path) -> None:
+def test_an_image_over_20_mb_is_refused_by_name(client: Client, tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(bytes(20 * 2**20 + 1))
-    with pytest.raises(Exception, match=r"413|[Mm]aximum"):
+    with pytest.raises(AppError, match=r"^large.png: the file is over 20 MB"):
         ask(client, tmp_path / "large.png")
+    answer = client.predict([handle_file(str(tmp_path / "large.png"))], api_name="/batch")
+    assert "over 20 MB" in answer["predictions"][0]["error"]
+
+
+def test_a_zip_over_20_mb_is_answered(client: Client, slice_png: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (1600, 1600, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.bmp")
+    with zipfile.ZipFile(tmp_path / "large.zip", "w") as archive:
+        for number in range(3):
+            archive.write(tmp_path / "noise.bmp", f"{number}.bmp")
+        archive.write(slice_png, "slice.png")
+    assert (tmp_path / "large.zip").stat().st_size > 20 * 2**20
+    answer = client.predict([handle_file(str(tmp_path / "large.zip"))], api_name="/batch")
+    assert answer["summary"]["answered"] == 4
+    assert answer["predictions"][3]["probabilities"] == pytest.approx(ask(client, slice_png)["probabilities"], abs=1e-5)
+    assert client.config["max_file_size"] == MAX_ARCHIVE_BYTES  # what Gradio refuses with 413
 
 
 def test_files_of_the_server_cannot_be_named_as_uploads(client: Client, slice_png: Path) -> None:
@@ -255,5 +286,5 @@ def test_example_pictures_outlive_the_removal_of_uploads() -> None:
     page = build_page(ModelHandle(NO_MODEL), EXAMPLES)
     delete_files_created_by_app(page, age=None)
     icons = [Path(block.icon["path"]) for block in page.blocks.values() if getattr(block, "icon", None)]
-    assert len(icons) == len(LABELS)
+    assert len(icons) == len(list(EXAMPLES.glob("*.png"))) > len(LABELS)
     assert all(icon.is_file() for icon in icons)

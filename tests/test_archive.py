@@ -112,6 +112,25 @@ def test_too_many_members_are_refused_before_they_are_listed(tmp_path: Path):
         assert time.monotonic() - started < 2
 
 
+def test_entries_are_counted_across_the_pieces_that_a_file_is_read_in(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(module, "_SMALL", 10)
+    for before in range(12):
+        (tmp_path / "entries").write_bytes(b"x" * before + b"PK\x01\x02PK\x01\x02..PK\x01\x02")
+        assert module._count(tmp_path / "entries", b"PK\x01\x02") == 3
+
+
+def test_an_archive_and_a_member_over_their_limits_are_refused(tmp_path: Path, monkeypatch):
+    path = packed(tmp_path / "a.zip", {"large.png": bytes(5000), "small.png": bytes(100)}, zipfile.ZIP_STORED)
+    monkeypatch.setattr(module, "MAX_MEMBER_BYTES", 4000)
+    with Archive(path) as archive:
+        with pytest.raises(ArchiveError, match=r"^large.png: over"):
+            archive.read(0)
+        assert len(archive.read(1)) == 100
+    monkeypatch.setattr(module, "MAX_ARCHIVE_BYTES", 5000)
+    with pytest.raises(ArchiveError, match="send it in parts"):
+        Archive(path)
+
+
 def test_members_that_share_one_packed_stream_are_refused(tmp_path: Path):
     path = packed(tmp_path / "a.zip", {"a.png": bytes(1000), "b.png": bytes(1000)}, zipfile.ZIP_STORED)
     content = bytearray(path.read_bytes())

@@ -460,6 +460,10 @@ def scans(tmp_path, monkeypatch):
         ".hidden.png",
         "sub/a.tif",
         "sub/deep/b.webp",
+        "mr/IM2.DCM",
+        "mr/IM10.dicom",
+        "mr/.IM1.dcm",
+        "mr/DICOMDIR",
         ".ipynb_checkpoints/s1.png",
         "sub/.cache/c.png",
     ]:
@@ -477,6 +481,8 @@ def names(paths):
 
 def test_a_folder_yields_its_visible_images_at_any_depth_in_natural_order(scans):
     assert names(find_images(["scans"])) == [
+        "scans/mr/IM2.DCM",
+        "scans/mr/IM10.dicom",
         "scans/s1.jpeg",
         "scans/s2.PNG",
         "scans/s10.png",
@@ -488,6 +494,7 @@ def test_a_folder_yields_its_visible_images_at_any_depth_in_natural_order(scans)
 def test_patterns_are_expanded_in_natural_order_and_match_images_and_folders(scans):
     assert names(find_images(["scans/s*.*"])) == ["scans/s1.jpeg", "scans/s2.PNG", "scans/s10.png"]
     assert names(find_images(["scans/**/*.webp"])) == ["scans/sub/deep/b.webp"]
+    assert names(find_images(["scans/mr/*"])) == ["scans/mr/IM2.DCM", "scans/mr/IM10.dicom"]
     assert names(find_images(["scans/su?"])) == ["scans/sub/a.tif", "scans/sub/deep/b.webp"]
 
 
@@ -504,7 +511,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_a_file(scans):
 def test_each_file_comes_once_in_the_order_given(scans):
     found = names(find_images(["scans/s10.png", "scans", "./scans/s1.jpeg", str(scans / "scans/s2.PNG")]))
     assert found[0] == "scans/s10.png"
-    assert len(found) == 5
+    assert len(found) == 7
 
 
 @pytest.mark.parametrize("given", ["none", "scans/*.bmp", "nowhere/*", ""])
@@ -518,4 +525,12 @@ def test_linked_folders_are_followed_and_loops_end(scans):
     (scans / "linked").mkdir()
     (scans / "linked" / "data").symlink_to(scans / "scans", target_is_directory=True)
     (scans / "scans" / "loop").symlink_to(scans / "scans", target_is_directory=True)
-    assert len(find_images(["linked"])) == 5
+    assert len(find_images(["linked"])) == 7
+
+
+def test_a_dicom_slice_in_a_folder_is_found_and_read(tmp_path):
+    from pydicom.data import get_testdata_file
+
+    (tmp_path / "IM1.dcm").write_bytes(Path(get_testdata_file("MR_small.dcm")).read_bytes())
+    (found,) = find_images([tmp_path])
+    assert load_image(found).size == (64, 64)

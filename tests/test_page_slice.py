@@ -85,7 +85,7 @@ def test_the_four_maps_are_those_that_explain_gives_one_by_one(tiny_model_dir: P
     assert list(maps) == list(LABELS) and target == classifier.predict(image).label
     for name in LABELS:
         alone = explain(classifier, image, name)[0]
-        np.testing.assert_allclose(maps[name], alone.heat_map, atol=1e-4)
+        np.testing.assert_allclose(maps[name], alone.heat_map, atol=1e-5)
         np.testing.assert_array_equal(np.asarray(seen), np.asarray(alone.image))
 
 
