@@ -26,7 +26,6 @@ from .errors import UserError
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
-    from torch.utils.hooks import RemovableHandle
 
     from .classifier import TumorClassifier
     from .prediction import Answers
@@ -46,13 +45,14 @@ class View:
     """A batch as one network saw it, mirrored or not.
 
     Attributes:
-        feature_maps: method of the package -> the feature map (N, C, h, w) that it takes; ``logits`` depend on each.
+        paths: method of the package -> the feature map (N, C, h, w) that it takes, and the logits (N, 4) of a graph
+            that starts there.
         logits: (N, 4).
         features: (N, D) of ``TumorClassifier.take_features``; None without a ``trust.json``.
         mirrored: whether the batch was mirrored.
     """
 
-    feature_maps: Mapping[str, Tensor]
+    paths: Mapping[str, tuple[Tensor, Tensor]]
     logits: Tensor
     features: np.ndarray | None
     mirrored: bool
@@ -134,32 +134,34 @@ def _twin(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, shared).eval()
 
 
-def _run(network: nn.Module, pixel_values: Tensor, method: str) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the feature map of each method multiplied, and the logits.
+def _run(network: nn.Module, pixel_values: Tensor, method: str) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
+    """Return the ``paths`` of the method, and the logits.
 
-    The logits can be differentiated by these maps and by nothing before the first of them.
+    Each path has a graph of its own, which starts at the map: the package needs the gradient there, and no further.
     """
-    kept: dict[str, Tensor] = {}
-    hooks: list[RemovableHandle] = []
-
-    def keep(name: str, feature_map: Tensor) -> Tensor:
-        kept[name] = feature_map if feature_map.requires_grad else feature_map.detach().requires_grad_()
-        return kept[name].clone()  # an in-place activation after it must not write into the map that is kept
-
+    finer: list[Tensor] = []
     if LAYER_CAM in METHODS[method]:
         layers = [row["module"] for row in getattr(network, "feature_info", ()) if row["reduction"] == FINE_STRIDE]
         if layers:
-            finer = network.get_submodule(layers[-1])
-            hooks.append(finer.register_forward_hook(lambda layer, inputs, output: keep(LAYER_CAM, output)))
+
+            def keep(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+                finer.append(output.detach().requires_grad_())
+                return finer[-1].clone()  # an in-place activation after it must not write into the map that is kept
+
+            hook = network.get_submodule(layers[-1]).register_forward_hook(keep)
         elif method == LAYER_CAM:
             raise UserError(f"this model has no feature map at 1/{FINE_STRIDE} of its input; use {GRAD_CAM} instead")
-    features = network.forward_features(pixel_values)
-    for hook in hooks:
+    last = network.forward_features(pixel_values)
+    paths: dict[str, tuple[Tensor, Tensor]] = {}
+    if GRAD_CAM in METHODS[method]:
+        leaf = last.detach().requires_grad_()
+        paths[GRAD_CAM] = (leaf, network.forward_head(leaf.clone()))
+    if finer:
         hook.remove()  # the mirrored batch comes next
-    logits = network.forward_head(keep(GRAD_CAM, features) if GRAD_CAM in METHODS[method] else features)
-    if str(getattr(network, "output_fmt", "NCHW")) != "NCHW" or any(m.ndim != 4 for m in kept.values()):
+        paths[LAYER_CAM] = (finer[0], network.forward_head(last))
+    if str(getattr(network, "output_fmt", "NCHW")) != "NCHW" or any(m.ndim != 4 for m, _ in paths.values()):
         raise UserError("this model has no convolutional feature map, so it cannot be explained")
-    return kept, logits
+    return paths, next(iter(paths.values()))[1]
 
 
 def _view_maps(view: View, classes: Sequence[int], size: tuple[int, int]) -> np.ndarray:
@@ -169,7 +171,7 @@ def _view_maps(view: View, classes: Sequence[int], size: tuple[int, int]) -> np.
     """
     import numpy as np
 
-    product = np.prod([_package_maps(view, name, classes, size) for name in view.feature_maps], axis=0)
+    product = np.prod([_package_maps(view, name, classes, size) for name in view.paths], axis=0)
     highest = product.max((1, 2), keepdims=True)
     product = np.divide(product, highest, out=np.zeros_like(product), where=highest > 0)
     return np.ascontiguousarray(product[..., ::-1]) if view.mirrored else product
@@ -186,19 +188,23 @@ def _package_maps(view: View, name: str, classes: Sequence[int], size: tuple[int
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     class Finished(torch.nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, feature_map: Tensor, logits: Tensor) -> None:
             super().__init__()
             self.layer = torch.nn.Identity()
-            self.device = torch.nn.Parameter(torch.empty(0, device=view.logits.device))  # the package asks a weight
+            self.device = torch.nn.Parameter(torch.empty(0, device=logits.device))  # the package asks a weight
+            self.graph = (feature_map, logits)
 
         def forward(self, _: Tensor) -> Tensor:
-            self.layer(view.feature_maps[name])
-            return view.logits
+            self.layer(self.graph[0])
+            return self.graph[1]
 
-    network = Finished()
+    network = Finished(*view.paths[name])
     of_input_size = torch.empty((len(view.logits), 0, *size), device=view.logits.device)  # only its shape is read
     cam = getattr(pytorch_grad_cam, _CLASSES[name])(network, [network.layer])
     try:
         return cam(of_input_size, [ClassifierOutputTarget(index) for index in classes])
-    finally:
-        cam.activations_and_grads.release()  # not by ``with``, which would print and swallow an IndexError
+    finally:  # not by ``with``, which would print and swallow an IndexError
+        store = cam.activations_and_grads
+        store.release()
+        # its hook stays on the feature map and knows the store: what this holds of the graph would never be freed
+        store.model, store.activations, store.gradients = None, [], []

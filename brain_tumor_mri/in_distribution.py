@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .calibration import Outputs
 
 KEPT = 0.99
-"""Share of the slices of each collection, none of them in the fit that judges it, that the check lets through."""
+"""Share of slices, each judged by a fit that did not see it, that the check lets through."""
 FOLDS = 5
 """In which a second collection's slices are left out in turn to place its limit."""
 COMPONENTS = 32
@@ -62,20 +62,21 @@ def stage_of(network: nn.Module) -> str:
 def fit_in_distribution(
     known: np.ndarray, validation: np.ndarray, stage: str, *, other: OtherCollection | None = None
 ) -> InDistribution:
-    """Fit probabilistic PCA to training features, and the threshold so that ``KEPT`` of each collection pass.
+    """Fit probabilistic PCA to training features, and the threshold so that ``KEPT`` of the slices not in it pass.
 
     Args:
         known: (M, D) of training slices; M at least 2.
         validation: (N, D) of validation slices.
         stage: that the features are of.
-        other: a second collection. Its validation part alone is too small to say where its last percent begins, so its
-            limit is taken over its training slices too, each scored by a fit that saw none of its group.
+        other: a second collection. Its validation part alone is too small to say much about its last percents, so its
+            training slices count too, each scored by a fit that saw none of its group.
     """
     check = _fit_ppca(known, stage, other.train.features if other and other.train else None, other)
-    limits = [_limit(check.squared_distance(validation))]
+    distances = [check.squared_distance(validation)]
     if other:
-        limits.append(_limit(_left_out_distances(known, stage, other)))
-    return replace(check, threshold=float(f"{max(limits) * 1.000001:.7g}"))
+        distances.append(_left_out_distances(known, stage, other))
+    limit = np.quantile(np.concatenate(distances), KEPT, method="higher")
+    return replace(check, threshold=float(f"{limit * 1.000001:.7g}"))
 
 
 def _fit_ppca(
@@ -107,10 +108,6 @@ def _left_out_distances(known: np.ndarray, stage: str, other: OtherCollection) -
         check = _fit_ppca(known, stage, features[trains & ~left_out], other)
         distances[left_out] = check.squared_distance(features[left_out])
     return distances
-
-
-def _limit(distances: np.ndarray) -> float:
-    return float(np.quantile(distances, KEPT, method="higher"))
 
 
 def foreign_figures(trust: Trust, foreign: Outputs, known: Sequence[Outputs], kinds: Sequence[str]) -> dict[str, Any]:

@@ -89,13 +89,12 @@ def slices(features: np.ndarray, groups: int) -> Outputs:
     )
 
 
-def test_ninety_nine_percent_of_each_collection_are_let_through_and_far_features_are_not():
+def test_ninety_nine_percent_of_the_validation_slices_are_let_through_and_far_features_are_not():
     known, ours, theirs = on_plane(400, 0.1, 1), on_plane(500, 0.1, 2), on_plane(200, 0.2, 3)
     other = OtherCollection(None, slices(theirs, 20))
     check = in_distribution.fit_in_distribution(known, ours, "layer3", other=other)
-    for features in (ours, theirs):
-        assert (check.unlikeness(features) <= 1).mean() >= 0.99
-    assert (check.unlikeness(theirs) > 1).sum() == 1  # the wider collection sets the threshold, at its 199th of 200
+    refused = [int((check.unlikeness(features) > 1).sum()) for features in (ours, theirs)]
+    assert sum(refused) == 6 and refused[1] > refused[0]  # the 694th of 700 is at the limit
     off_plane = known[:50] + 3 * np.random.default_rng(7).normal(size=(50, 60))
     far_along = 20 * known[:50]
     assert (check.unlikeness(off_plane) > 1).all() and (check.unlikeness(far_along) > 1).mean() > 0.9

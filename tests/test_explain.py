@@ -1,7 +1,9 @@
 """Heat maps point where a model of known behaviour looks, and the command writes files that open."""
 
+import gc
 import json
 import threading
+import weakref
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from torch import nn
 
 from benchmarks import explain_accuracy
 from brain_tumor_mri import cli, outlines
+from brain_tumor_mri.activation_maps import look, mean_maps
 from brain_tumor_mri.classifier import TumorClassifier
 from brain_tumor_mri.ensemble import Ensemble
 from brain_tumor_mri.errors import UserError
@@ -280,6 +283,17 @@ def test_fused_cam_is_the_product_of_both_maps_with_a_highest_value_of_one(class
             expected = expected[:2] + expected[2:, :, ::-1]
             expected /= expected.max((1, 2), keepdims=True)
         np.testing.assert_allclose(heat_maps(model, pixels[:2], [0, 0])[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_of_a_batch_is_kept_after_its_maps(classifier: TumorClassifier, method: str):
+    views, _ = look(classifier, torch.rand(1, 3, *classifier.image_size), method)
+    kept = [weakref.ref(tensor) for pair in views[0][0].paths.values() for tensor in pair]
+    for target in range(2):
+        mean_maps(views, [target], classifier.image_size)
+    del views
+    gc.collect()
+    assert [ref() for ref in kept] == [None] * len(kept)
 
 
 def test_layer_cam_needs_the_finer_map():
