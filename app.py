@@ -1,6 +1,6 @@
 """The demo page, here and on Hugging Face Spaces: ``python app.py``, then open http://127.0.0.1:7860.
 
-MODEL_ID (a Hub id or a folder; default: ``model/`` beside this file, or what space.json there says, which
+MODEL_ID (a Hub id or a folder; default: ``model-lite/`` beside this file, or what space.json there says, which
 `brain-tumor-mri publish space` writes) and MODEL_REVISION choose the weights; GRADIO_SERVER_NAME and GRADIO_SERVER_PORT
 choose the address.
 """
@@ -18,8 +18,9 @@ if not MODEL_ID and (HERE / "space.json").is_file():
     published = json.loads((HERE / "space.json").read_text(encoding="utf-8"))
     MODEL_ID, MODEL_REVISION = published["model_id"], MODEL_REVISION or published["revision"]
 
-# The page calls the default model "model", not by this machine's path.
-model = ModelHandle(MODEL_ID or str(HERE / "model"), MODEL_REVISION, name=None if MODEL_ID else "model")
+DEFAULT = "model-lite"  # of the two released models the more accurate, under both protocols, and the faster
+# The page calls the default model by this name, not by this machine's path.
+model = ModelHandle(MODEL_ID or str(HERE / DEFAULT), MODEL_REVISION, name=None if MODEL_ID else DEFAULT)
 demo = build_page(model, HERE / "examples")
 
 if __name__ == "__main__":

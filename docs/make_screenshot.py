@@ -1,6 +1,6 @@
 """Make ``docs/screenshot.png``, the README's picture of the page: the real app, a real model, a synthetic slice.
 
-``python docs/make_screenshot.py --model model``; it needs playwright (requirements-dev.txt) and Chromium.
+``python docs/make_screenshot.py --model model-lite``; it needs playwright (requirements-dev.txt) and Chromium.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def take_screenshot(url: str, label: str, width: int, scheme: str, chromium: str
 def main() -> int:
     """Parse the arguments, serve the page on a free port, and photograph it."""
     parser = argparse.ArgumentParser(description="Make the README's screenshot of the page.")
-    parser.add_argument("--model", default=str(REPOSITORY / "model"), help="folder or Hub id of the weights")
+    parser.add_argument("--model", default=str(REPOSITORY / "model-lite"), help="folder or Hub id of the weights")
     parser.add_argument("--example", choices=LABELS, default="meningioma", help="synthetic slice to show")
     parser.add_argument("--width", type=int, default=1440, help="window width in pixels")
     parser.add_argument("--scheme", choices=("light", "dark"), default="light")
