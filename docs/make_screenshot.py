@@ -52,7 +52,7 @@ def main() -> int:
     """Parse the arguments, serve the page on a free port, and photograph it."""
     parser = argparse.ArgumentParser(description="Make the README's screenshot of the page.")
     parser.add_argument("--model", default=str(REPOSITORY / "model-lite"), help="folder or Hub id of the weights")
-    parser.add_argument("--example", choices=LABELS, default="meningioma", help="synthetic slice to show")
+    parser.add_argument("--example", choices=LABELS, default="glioma", help="synthetic slice to show")
     parser.add_argument("--width", type=int, default=1440, help="window width in pixels")
     parser.add_argument("--scheme", choices=("light", "dark"), default="light")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "docs" / "screenshot.png")
