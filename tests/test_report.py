@@ -131,4 +131,4 @@ def test_a_missing_metrics_file_is_one_line_and_exit_2(tmp_path, capsys):
 def test_the_readmes_results_are_those_of_the_recorded_runs():
     text = (ROOT / "README.md").read_text()
     assert report.render_results(text, ROOT) == text
-    assert "<!-- protocols: results/" in text and "<!-- external: results/" in text
+    assert "<!-- protocols: model-lite/metrics.json" in text and "<!-- external: model-lite/metrics.json" in text
