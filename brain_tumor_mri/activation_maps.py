@@ -9,9 +9,9 @@ grad-cam, by one of these methods:
 - ``layer-cam`` (Jiang et al. 2021, 10.1109/TIP.2021.3089943): ReLU(sum over channels of ReLU(gradient) x activation),
   which holds for earlier maps too, here the one with cells of 16 pixels (ResNet: after ``layer3``).
 - ``fused-cam``: the product of the two, place by place: what the first finds, as finely as the second can say where.
-  Chosen on 300 validation tumours with radiologists' outlines (EfficientNet-Lite0, ``patient-disjoint`` fold 1): the
-  highest point lay inside 67.7 % of them, against 53.3 % for ``grad-cam`` and about 60 % for ``layer-cam``. A network
-  that lists no finer map gets ``grad-cam``'s.
+  Chosen in one unrecorded trial on validation tumours with radiologists' outlines (EfficientNet-Lite0,
+  ``patient-disjoint`` fold 1); what it is worth on test tumours is in the models' ``explain.json``. A network that
+  lists no finer map gets ``grad-cam``'s.
 """
 
 from __future__ import annotations
