@@ -9,34 +9,23 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-VARIANTS = {
-    "torch": {},
-    "torch-bf16": {"bf16": True},
-    "torch-compile": {"compiled": True},
-    "torch-compile-bf16": {"compiled": True, "bf16": True},
-}
-"""PyTorch as it is and its faster ways -> arguments of ``Tuned``."""
 PEAK_SIDE = 2048
 
 
 class Ours:
-    """A model of this project, by any backend of its own or a variant of PyTorch."""
+    """A model of this project, by any of its backends."""
 
     def __init__(self, model: str, backend: str) -> None:
         sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
         from brain_tumor_mri.classifier import TumorClassifier
 
-        if VARIANTS.get(backend):
-            self.classifier = tuned(model, **VARIANTS[backend])
-        else:
-            self.classifier = TumorClassifier.from_pretrained(model, backend=backend, device="cpu")
+        self.classifier = TumorClassifier.from_pretrained(model, backend=backend, device="cpu")
 
     def about(self) -> dict[str, Any]:
         """What stands in the record."""
@@ -68,57 +57,6 @@ class Ours:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             self.classifier.model(pixel_values=pixels)
         return int(counter.get_total_flops())
-
-
-def tuned(model: str, *, compiled: bool = False, bf16: bool = False) -> Any:
-    """Return a classifier whose network is a faster way to run PyTorch; everything around it is the project's.
-
-    Args:
-        model: folder with safetensors.
-        compiled: by torch.compile, for each size of batch anew, the weights frozen into the code.
-        bf16: under autocast.
-    """
-    import torch
-
-    from brain_tumor_mri.backends import load_network, load_processor
-    from brain_tumor_mri.classifier import TumorClassifier
-    from brain_tumor_mri.trust import load_trust
-    from brain_tumor_mri.weights import find_model
-
-    class LogitsAndMeans(torch.nn.Module):
-        """Gives the stage's means as an output: what ``StageFeatures`` keeps by thread would cut the graph."""
-
-        def __init__(self, network: torch.nn.Module, stage: str | None) -> None:
-            super().__init__()
-            self.network, self.means = network, None
-            if stage:
-                getattr(network, "timm_model", network).get_submodule(stage).register_forward_hook(self.keep)
-
-        def keep(self, module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            self.means = output.float().mean((2, 3))
-
-        def forward(self, pixel_values: torch.Tensor) -> Any:
-            return self.network(pixel_values=pixel_values).logits, self.means
-
-    class Tuned:
-        """A ``brain_tumor_mri.backends.Network``."""
-
-        device = torch.device("cpu")
-
-        def __init__(self, network: torch.nn.Module, stage: str | None) -> None:
-            network = network.float().eval().requires_grad_(False).to(memory_format=torch.channels_last)
-            whole = LogitsAndMeans(network, stage)
-            self.run = torch.compile(whole, dynamic=False, options={"freezing": True}) if compiled else whole
-
-        def __call__(self, pixel_values: torch.Tensor) -> Any:
-            with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
-                logits, means = self.run(pixel_values)
-            return logits, None if means is None else means.numpy()
-
-    folder = find_model(model)
-    trust = load_trust(folder)
-    network = Tuned(load_network(folder, "cpu"), trust.in_distribution.stage if trust else None)
-    return TumorClassifier(network, load_processor(folder), device="cpu", trust=trust)
 
 
 class DetectTumor:
@@ -169,7 +107,11 @@ class Peak:
         a, b, u8, s8 = (torch.from_numpy(matrix) for matrix in (*floats, *integers))
         a16, b16 = a.bfloat16(), b.bfloat16()
         self.products: dict[str, dict[str, Callable[[], Any]]] = {
-            "fp32": {"torch.mm": lambda: torch.mm(a, b), "onnxruntime": onnx_product("MatMul", *floats)},
+            "fp32": {
+                "numpy": lambda: np.matmul(*floats),
+                "torch.mm": lambda: torch.mm(a, b),
+                "onnxruntime": onnx_product("MatMul", *floats),
+            },
             "bf16": {"torch.mm": lambda: torch.mm(a16, b16)},
             "int8": {"torch._int_mm": lambda: torch._int_mm(u8, s8)},
         }
@@ -182,10 +124,10 @@ class Peak:
                     del ways[name]
 
     def gflops(self) -> dict[str, dict[str, float]]:
-        """Precision -> library call -> 1e9 operations a second, the better of two products."""
+        """Precision -> library call -> 1e9 operations a second, the best of three products after one to warm up."""
         found: dict[str, dict[str, float]] = {}
         for precision, ways in self.products.items():
-            best = {name: min(seconds(product) for _ in range(2)) for name, product in ways.items()}
+            best = {name: min([seconds(product) for _ in range(4)][1:]) for name, product in ways.items()}
             found[precision] = {name: 2e-9 * PEAK_SIDE**3 / duration for name, duration in best.items()}
         return found
 

@@ -23,7 +23,7 @@ from rich.markdown import Markdown
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks._latency_worker import PEAK_SIDE, VARIANTS
+from benchmarks._latency_worker import PEAK_SIDE
 from benchmarks.latency_flops import onnx_flops
 from benchmarks.latency_rounds import SEED, Contestant, Worker, measure_group
 from benchmarks.peers import NAME, VERSION, add_peer_arguments, make_environment
@@ -33,7 +33,7 @@ from brain_tumor_mri.labels import LABELS
 from brain_tumor_mri.latency_report import BATCHES, EAGER, latency_text, plot_latency
 from brain_tumor_mri.parity import MAX_DIFFERENCE
 from brain_tumor_mri.report import hardware, versions, write_json
-from brain_tumor_mri.weights import EXPORT_FILE, find_model
+from brain_tumor_mri.weights import EXPORT_FILE, TORCH_WAYS, find_model
 
 PRECISIONS = {"F32": "fp32", "I8": "int8"}
 
@@ -51,11 +51,9 @@ def find_contestants(models: Sequence[str], exports: Sequence[Path], variants: S
             raise UserError(f"--model {model}: its name or its weights were given before")
         entry = {"model": name, "architecture": folder.architecture, "parameters": folder.parameters}
         entry["weights_sha256"] = folder.sha256()
-        chosen = [backend for backend in VARIANTS if backend in (EAGER, *variants)]
-        precisions = ["bf16" if VARIANTS[backend].get("bf16") else "fp32" for backend in chosen]
         groups[folder.sha256()] = [
-            _ours(folder.path, backend, entry | {"precision": precision})
-            for backend, precision in zip(chosen, precisions, strict=True)
+            _ours(folder.path, backend, entry | {"precision": "bf16" if backend.endswith("-bf16") else "fp32"})
+            for backend in (EAGER, *variants)
         ]
     for export in exports:
         try:
@@ -129,6 +127,8 @@ def read_accuracies(given: Sequence[str], contestants: Sequence[Contestant]) -> 
             record = json.loads(Path(file).read_text(encoding="utf-8"))
             test = record["splits"]["test"]
             figures = {"protocol": record["protocol"], "images": test["n"], **test["accuracy"]}
+            if note := record.get("training_data_note"):
+                figures["training_data_note"] = note
             weights = record["model"]["weights_sha256"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"--accuracy {pair}: not a metrics file of a test part ({error})") from error
@@ -150,7 +150,7 @@ def finish(contestants: Sequence[Contestant], peaks: dict[str, dict[str, Any]]) 
             entry["flops"] = eager.entry["flops"]
             entry["against_eager"] = compare_answers(eager, contestant)
             same = entry["against_eager"]["max_difference"] <= MAX_DIFFERENCE
-            if entry["backend"] in VARIANTS and same and "accuracy" not in entry and "accuracy" in eager.entry:
+            if entry["backend"] in TORCH_WAYS and same and "accuracy" not in entry and "accuracy" in eager.entry:
                 entry["accuracy"] = eager.entry["accuracy"] | {"measured_on": eager.name}
         first, *later = contestant.starts
         entry["first_start_seconds"], entry["start_seconds"] = first, median(later or [first])
@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15, help="default: %(default)s, after one to warm up")
     parser.add_argument("--starts", type=int, default=3, help="fresh processes of each (default: %(default)s)")
     parser.add_argument(
-        "--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="of PyTorch (default: all)"
+        "--variants", nargs="*", choices=TORCH_WAYS, default=TORCH_WAYS, help="of PyTorch (default: all)"
     )
     parser.add_argument(
         "--accuracy", action="append", default=[], metavar="NAME=FILE", help="metrics.json that `evaluate` wrote"

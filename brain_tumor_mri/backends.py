@@ -1,8 +1,8 @@
 """What runs a network: PyTorch, or a runtime on an exported file; to the classifier all of them are a ``Network``.
 
 ``load_network(folder, device)`` -> ``network(pixel_values)`` -> logits (N, 4) and the features that trust.json's check
-reads. onnxruntime is run here, LiteRT in litert_running.py, TensorRT in tensorrt_running.py; each is imported only
-where a folder needs it.
+reads. PyTorch as it is and onnxruntime are run here, compiled PyTorch in compiled_running.py, LiteRT in
+litert_running.py, TensorRT in tensorrt_running.py; each is imported only where a folder needs it.
 """
 
 from __future__ import annotations
@@ -54,27 +54,30 @@ class Network(Protocol):
 
 
 class TorchNetwork:
-    """A transformers model, run by PyTorch in float32."""
+    """A transformers model, run by PyTorch in float32, or its answers under bfloat16 autocast."""
 
-    def __init__(self, module: torch.nn.Module, device: torch.device, stage: str | None) -> None:
+    def __init__(self, module: torch.nn.Module, device: torch.device, stage: str | None, *, bf16: bool = False) -> None:
         """Put the model on the device.
 
         Args:
             module: takes pixel_values (N, 3, H, W), returns an object with ``logits`` (N, 4).
             device: where it is to run.
             stage: whose features are wanted; None for no features.
+            bf16: answer under autocast; ``module`` itself stays float32.
 
         Raises:
             UserError: the network has no such stage.
         """
-        self.device = device
+        self.device, self.bf16 = device, bf16
         # convolutions of oneDNN and cuDNN run faster on channels-last weights; the answers are equal within 1e-5
         self.module = module.float().eval().to(device, memory_format=torch.channels_last)
         self._features = StageFeatures(getattr(self.module, "timm_model", self.module), stage) if stage else None
 
     def __call__(self, pixel_values: Tensor) -> tuple[Tensor, np.ndarray | None]:
         """Run the network; see :class:`Network`."""
-        return self.module(pixel_values=pixel_values).logits, self.take_features()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+            return self.module(pixel_values=pixel_values).logits, self.take_features()
 
     def take_features(self) -> np.ndarray | None:
         """The features (N, D) of this thread's latest forward pass; None where no stage was named."""
@@ -187,18 +190,25 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     return chosen
 
 
-def load_network(folder: ModelFolder, device: str | torch.device | None) -> torch.nn.Module | Network:
+def load_network(folder: ModelFolder, device: str | torch.device | None, stage: str | None) -> Network:
     """Load what the folder's backend runs.
 
     Args:
         folder: of ``find_model``.
-        device: as of ``TumorClassifier``; only an export uses it here.
+        device: as of ``TumorClassifier``.
+        stage: whose features are wanted; an export gives its own (``require_features``). None for no features.
 
     Raises:
-        UserError: the weights are damaged, cut off, swapped or incomplete; what runs them is missing.
+        UserError: the weights are damaged, cut off, swapped or incomplete; what runs them is missing; the network has
+            no such stage.
     """
-    if folder.backend == TORCH:
-        return _load_module(folder)
+    if folder.export is None:
+        module, bf16 = _load_module(folder), folder.backend.endswith("-bf16")
+        if folder.backend.startswith(f"{TORCH}-compile"):
+            from .compiled_running import CompiledNetwork
+
+            return CompiledNetwork(module, choose_device(device), stage, bf16=bf16)
+        return TorchNetwork(module, choose_device(device), stage, bf16=bf16)
     (file,) = folder.weights
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != folder.run_sha256():

@@ -7,9 +7,10 @@ model's own, from its config.json), one way to treat a file that cannot be read,
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,10 +137,11 @@ class TumorClassifier:
             return members[0] if len(members) == 1 else Ensemble(members)
         folder = find_model(model, revision, backend)
         folder.require_project_labels()
-        network = load_network(folder, device)
         trust = load_trust(folder) if use_trust else None
-        if trust is not None:
-            require_features(folder, trust.in_distribution.stage)
+        stage = trust.in_distribution.stage if trust else None
+        if stage:
+            require_features(folder, stage)
+        network = load_network(folder, device, stage)
         options = {"batch_size": batch_size, "mirror": mirror, "coverage": coverage, "trust": trust}
         classifier = cls(network, load_processor(folder), device=device, **options)
         classifier.folder = folder
@@ -174,7 +176,7 @@ class TumorClassifier:
         Args:
             pixel_values: float (N, 3, H, W) from ``preprocess``, on any device; N at least 1.
         """
-        pixel_values = pixel_values.to(self.device, memory_format=torch.channels_last)
+        pixel_values = pixel_values.to(self.device)
         parts = pixel_values.split(_CPU_FORWARD if self.device.type == "cpu" else len(pixel_values))
         return Answers.joined([self._answer_part(part) for part in parts])
 
@@ -270,8 +272,12 @@ class TumorClassifier:
             UnreadableImageError: an image cannot be read and ``on_error`` is ``"raise"``.
             ValueError: ``on_error`` or ``batch_size`` is not allowed.
         """
-        answers = list(self.predict_stream(images, on_error=on_error, batch_size=batch_size))
-        return answers[0] if is_single(images) else answers
+        if not is_single(images):
+            return list(self.predict_stream(images, on_error=on_error, batch_size=batch_size))
+        self._checked_size(on_error, batch_size)
+        name = name_of(images, 1)
+        # in this thread: another would first have to start PyTorch's own threads, which takes longer than reading
+        return self._answer([(name, partial(self._read, images, name))], on_error)[0]
 
     def predict_stream(
         self,
@@ -297,20 +303,23 @@ class TumorClassifier:
             UnreadableImageError: as for ``predict``, when the image's turn comes.
             ValueError: ``on_error`` or ``batch_size`` is not allowed (at once).
         """
+        size = self._checked_size(on_error, batch_size)
+        return self._stream(iter([images] if is_single(images) else images), on_error, size)
+
+    def _checked_size(self, on_error: OnError, batch_size: int | None) -> int:
         if on_error not in ("raise", "record"):
             raise ValueError(f"on_error must be 'raise' or 'record', not {on_error!r}")
-        size = self.batch_size if batch_size is None else _checked_batch_size(batch_size)
-        return self._stream(iter([images] if is_single(images) else images), on_error, size)
+        return self.batch_size if batch_size is None else _checked_batch_size(batch_size)
 
     def _stream(self, sources: Iterator[ImageSource], on_error: OnError, size: int) -> Iterator[Prediction]:
         numbered = enumerate(sources, start=1)
-        waiting: deque[tuple[str, Future[_Reading]]] = deque()
+        waiting: deque[tuple[str, Callable[[], _Reading]]] = deque()
         pool = ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="read-image")
         try:
             while True:
                 for number, source in itertools.islice(numbered, 2 * size - len(waiting)):
                     name = name_of(source, number)
-                    waiting.append((name, pool.submit(self._read, source, name)))
+                    waiting.append((name, pool.submit(self._read, source, name).result))
                 if not waiting:
                     return
                 batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
@@ -323,12 +332,12 @@ class TumorClassifier:
         image = load_image(source, name=name)
         return self.preprocess(image), picture_fault(image)
 
-    def _answer(self, batch: "list[tuple[str, Future[_Reading]]]", on_error: OnError) -> list[Prediction]:
+    def _answer(self, batch: "list[tuple[str, Callable[[], _Reading]]]", on_error: OnError) -> list[Prediction]:
         readings: list[_Reading] = []
         errors: dict[int, str] = {}
-        for place, (_, future) in enumerate(batch):
+        for place, (_, read) in enumerate(batch):
             try:
-                readings.append(future.result())
+                readings.append(read())
             except UnreadableImageError as error:
                 if on_error == "raise":
                     raise

@@ -94,7 +94,7 @@ def cost_table(record: Mapping[str, Any]) -> str:
                 f"{entry['start_seconds']['value']:.1f}",
                 apart,
                 *("-" if share is None else percent({"value": share}) for share in same),
-                percent(entry.get("accuracy")),
+                percent(entry.get("accuracy")) + _mark(entry),
             ]
         )
     sizes = " and ".join(map(str, BATCHES))
@@ -152,6 +152,8 @@ def latency_note(record: Mapping[str, Any]) -> str:
     protocols = {e["accuracy"]["protocol"] for e in record["contestants"] if "accuracy" in e}
     if protocols:
         lines.append(f"Accuracy: `{protocols.pop()}`, test part, 95 % bootstrap intervals.")
+    for entry in filter(_mark, record["contestants"]):
+        lines.append(f"\\* {_model(record, entry)}: {entry['accuracy']['training_data_note']}.")
     return "\n".join(lines) + "\n"
 
 
@@ -184,7 +186,7 @@ def plot_latency(record: Mapping[str, Any], path: Path) -> None:
                 markeredgecolor="black",
                 elinewidth=1,
                 capsize=3,
-                label=f"{model}: {way}",
+                label=f"{model}: {way}{_mark(entry)}",
             )
         axes.set_xscale("log")
         axes.set(xlabel="ms a slice, reading included", title=f"batch {batch}")
@@ -194,7 +196,9 @@ def plot_latency(record: Mapping[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3, which="both")
     protocol = entries[0]["accuracy"]["protocol"]
     panels[0].set_ylabel(f"accuracy, %\n({protocol}, test; 95 % intervals)")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    title = "* may have been trained on these images" if any(map(_mark, entries)) else None
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, title=title, loc="outside lower center", ncols=3, fontsize=9)
     figure.savefig(path, dpi=150)
 
 
@@ -214,6 +218,11 @@ def _one_slice(entry: Mapping[str, Any]) -> float:
 
 def _is_variant(entry: Mapping[str, Any]) -> bool:
     return entry["backend"].startswith(f"{EAGER}-")
+
+
+def _mark(entry: Mapping[str, Any]) -> str:
+    """A star where the test images may have been in the model's training."""
+    return " *" if entry.get("accuracy", {}).get("training_data_note") else ""
 
 
 def _who(record: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:

