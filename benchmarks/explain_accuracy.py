@@ -10,7 +10,6 @@ the weights tells nothing of the model (Adebayo et al. 2018, arXiv:1810.03292). 
 """
 
 import argparse
-import copy
 import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,19 +20,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
-from scipy import ndimage, stats
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.heat_map_scores import (
+    GAUSSIAN_SIGMA,
+    GRID,
+    TOLERANCE,
+    centred_gaussian,
+    random_map,
+    randomised,
+    rank_correlation,
+    score,
+)
 from benchmarks.shortcut import images_met
 from brain_tumor_mri.classifier import TumorClassifier
 from brain_tumor_mri.data import load_slices
-from brain_tumor_mri.ensemble import Ensemble
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation import describe_data, describe_model
 from brain_tumor_mri.explain import DEFAULT_METHOD, METHODS, heat_maps
@@ -53,10 +59,6 @@ from brain_tumor_mri.outlines import (
 from brain_tumor_mri.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
 from brain_tumor_mri.report import markdown_table, percent, run_record, write_json
 
-TOLERANCE = 15  # pixels of the model's input: the pointing game's (Zhang et al. 2018), there of photographs
-GAUSSIAN_SIGMA = 0.25  # of the side
-GRID = 32  # pixels a cell of the random map: the usual stride of a network's last feature map
-RANK_STRIDE = 4  # pixels: rank correlation is taken on every fourth row and column of the smooth maps
 BATCH = 16
 GAUSSIAN, RANDOM = "centred gaussian", "random map"
 RANDOMISED = {"head": "head randomised", "all": "all weights randomised"}
@@ -79,94 +81,6 @@ class Tumour:
     group: str
     label: str | None
     outlines: Outlines
-
-
-def highest_point(heat: np.ndarray) -> tuple[int, int]:
-    """Return row and column of the maximum; of a plateau, the pixel of it nearest to its centre.
-
-    Interpolation from cells of 32 pixels leaves the cell's centre on a plateau of four pixels, and at the image's edge
-    on one of half a cell, whose first pixel in reading order would be the edge itself.
-    """
-    points = np.argwhere(heat >= heat.max() - 1e-6)
-    row, column = points[((points - points.mean(0)) ** 2).sum(1).argmin()]
-    return int(row), int(column)
-
-
-def score(heat: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Score one map against the tumour.
-
-    Args:
-        heat: (H, W) float, 0 or more; all 0 is a miss with no energy inside.
-        mask: (H, W) bool, the tumour.
-
-    Returns:
-        ``hit`` (the maximum lies inside, 0 or 1), ``hit_15px`` (inside, or at most ``TOLERANCE`` pixels away) and
-        ``energy`` (share of the map's sum that lies inside, 0..1).
-    """
-    if not heat.any():
-        return {"hit": 0.0, "hit_15px": 0.0, "energy": 0.0}
-    point = highest_point(heat)
-    distance = ndimage.distance_transform_edt(~mask)[point] if mask.any() else np.inf
-    energy = float(heat[mask].sum(dtype=np.float64) / heat.sum(dtype=np.float64))
-    return {"hit": float(distance == 0), "hit_15px": float(distance <= TOLERANCE), "energy": energy}
-
-
-def centred_gaussian(size: tuple[int, int]) -> np.ndarray:
-    """Return a Gaussian at the image's centre, highest value 1, sigma ``GAUSSIAN_SIGMA`` of the sides."""
-    rows, columns = (((np.arange(n) + 0.5) / n - 0.5) / GAUSSIAN_SIGMA for n in size)
-    return np.exp(-(rows[:, None] ** 2 + columns**2) / 2)
-
-
-def random_map(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Return uniform noise in cells of ``GRID`` pixels, interpolated as heat maps are."""
-    height, width = size
-    cells = rng.random((max(height // GRID, 1), max(width // GRID, 1)), dtype=np.float32)
-    return np.asarray(Image.fromarray(cells).resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
-
-
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Return Spearman's correlation of two maps (H, W), in -1..1; NaN where one of them is constant."""
-    one, other = (heat[::RANK_STRIDE, ::RANK_STRIDE].ravel() for heat in (first, second))
-    return float(stats.spearmanr(one, other).statistic) if np.ptp(one) and np.ptp(other) else float("nan")
-
-
-def randomised(classifier: TumorClassifier, what: str, calibration: Tensor, seed: int) -> TumorClassifier:
-    """Return a copy of the classifier with weights drawn anew, as PyTorch initialises such layers.
-
-    Args:
-        classifier: the model.
-        what: ``head`` (the last layer) or ``all``.
-        calibration: pixel values as of :func:`~brain_tumor_mri.explain.heat_maps`; with ``all``, the running statistics
-            of batch normalisation are taken from them, as signals would otherwise fade or explode on their way.
-        seed: of the draw.
-    """
-    members = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for i, member in enumerate(classifier.members):
-            model = copy.deepcopy(member.model).cpu()
-            network = getattr(model, "timm_model", model)
-            layers = network.modules() if what == "all" else network.get_classifier().modules()
-            for layer in layers:
-                if hasattr(layer, "reset_parameters"):
-                    layer.reset_parameters()
-            if what == "all":
-                _settle_statistics(network, calibration[:, i] if calibration.ndim == 5 else calibration)
-            options = {"device": member.device, "batch_size": member.batch_size, "mirror": member.mirror}
-            members.append(TumorClassifier(model, member.processor, **options))
-    return Ensemble(members) if isinstance(classifier, Ensemble) else members[0]
-
-
-@torch.no_grad()
-def _settle_statistics(network: nn.Module, pixel_values: Tensor) -> None:
-    norms = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    momenta = [layer.momentum for layer in norms]
-    for layer in norms:
-        layer.momentum = None  # a plain average: one pass settles the statistics
-    network.train()(pixel_values)
-    network.eval()
-    for layer, momentum in zip(norms, momenta, strict=True):
-        layer.momentum = momentum
 
 
 def figure(values: np.ndarray, weights: np.ndarray) -> dict[str, float] | None:

@@ -28,7 +28,7 @@ from benchmarks.latency_flops import onnx_flops
 from benchmarks.latency_rounds import SEED, Contestant, Worker, measure_group
 from benchmarks.peers import NAME, VERSION, add_peer_arguments, make_environment
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.imaging import find_images
+from brain_tumor_mri.image_files import find_images
 from brain_tumor_mri.labels import LABELS
 from brain_tumor_mri.latency_report import BATCHES, EAGER, latency_text, plot_latency
 from brain_tumor_mri.parity import MAX_DIFFERENCE

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .decisions import DECISIONS, DEFAULT_COVERAGE
 from .errors import UserError
+from .image_files import find_images
 from .labels import RESEARCH_NOTICE
 from .protocols import ProtocolArguments
 from .weights import DEFAULT_MODEL, find_model
@@ -67,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
     from .classifier import TumorClassifier
     from .data import load_slices
     from .external import load_external
-    from .imaging import find_images
     from .report import versions, write_json
     from .trust import FILE_NAME, load_trust
 

@@ -19,7 +19,8 @@ import datasets
 from rich.progress import track
 
 from .errors import UserError
-from .imaging import IMAGE_SUFFIXES, UnreadableImageError, load_image
+from .image_files import IMAGE_SUFFIXES
+from .imaging import UnreadableImageError, load_image
 from .labels import FOLDER_TO_LABEL, LABELS
 from .protocols import (
     FIGSHARE_5FOLD,

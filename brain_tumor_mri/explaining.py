@@ -18,6 +18,7 @@ from typing import Any
 
 from .errors import UserError
 from .explain import DEFAULT_METHOD, METHODS, Explanation, colour, explain
+from .image_files import find_images
 from .labels import LABELS, RESEARCH_NOTICE, TITLES
 from .loading import add_model_arguments, load_classifier
 
@@ -60,7 +61,6 @@ def run(args: argparse.Namespace) -> int:
         UserError: no images, no model, or nowhere to write to.
         KeyboardInterrupt: Ctrl-C; what is written stays, and its text says where.
     """
-    from .imaging import find_images
     from .predicting import DelayedProgress
 
     started = time.monotonic()

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import UserError
 from .export_slices import CalibrationSlices, calibration_slices, check_slices
 from .export_writing import INT8, quantization_for, require_writer, write_file
+from .image_files import find_images
 from .labels import RESEARCH_NOTICE
 from .weights import DEFAULT_MODEL, EXPORT_FILE, EXPORT_FILES, EXPORT_SCHEMA, TENSORRT, ModelFolder, find_model
 
@@ -238,7 +239,7 @@ def summary(record: dict[str, Any], output: Path, form: str) -> str:
 
 def _named_images(paths: Sequence[str]) -> list[Path]:
     """The images that a person named, read once: a wrong name is told before minutes of work."""
-    from .imaging import find_images, load_image
+    from .imaging import load_image
 
     files = find_images(paths)
     for file in files:

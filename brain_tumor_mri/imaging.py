@@ -1,17 +1,14 @@
 """The only module that opens image files: whatever comes in leaves as an upright RGB image or as one readable error.
 
-``load_image("slice.png")`` takes a path, bytes, a PIL image or an array; ``find_images(["folder", "scan_*.png"])``
-lists files. Everything that can be wrong with a file becomes :class:`UnreadableImageError` here and nowhere else.
+``load_image("slice.png")`` takes a path, bytes, a PIL image or an array. Everything that can be wrong with a file
+becomes :class:`UnreadableImageError` here and nowhere else.
 """
 
 import ctypes
-import glob
 import logging
 import os
-import re
 import stat
 import warnings
-from collections.abc import Iterable
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -21,18 +18,13 @@ import numpy as np
 import PIL.Image
 from PIL import Image
 
-from .errors import UserError
+from .errors import UserError, safe_line
 
 ImageSource: TypeAlias = str | Path | bytes | PIL.Image.Image | np.ndarray
 
-IMAGE_SUFFIXES: frozenset[str] = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-"""What a picture's name ends with; data sets hold these alone, as ``imagefolder`` loads nothing else."""
-DICOM_SUFFIXES: frozenset[str] = frozenset({".dcm", ".dicom"})
-"""What a folder or pattern yields besides. Many DICOM files have no suffix at all; those are to be named one by one."""
 MAX_PIXELS = 100_000_000
 """Largest image that is decoded, in pixels (width x height); the header is asked before any pixel is."""
 
-_FOUND_SUFFIXES = IMAGE_SUFFIXES | DICOM_SUFFIXES
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 _ACCEPTED_FORMATS = "JPEG, PNG, BMP, TIFF, WebP or DICOM"
 _ACCEPTED_ARRAYS = (
@@ -77,8 +69,8 @@ class UnreadableImageError(UserError):
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name
-        self.reason = _one_line(reason)
-        super().__init__(f"{_one_line(name)}: {self.reason}")
+        self.reason = safe_line(reason)
+        super().__init__(f"{safe_line(name)}: {self.reason}")
 
     def __reduce__(self) -> tuple[type["UnreadableImageError"], tuple[str, str]]:
         # Without this the error could not come back from a worker process: Exception pickles only its message.
@@ -171,43 +163,6 @@ def to_8bit(values: np.ndarray) -> np.ndarray:
         values = np.rint(values)
     values = values.astype(np.uint16, copy=False)
     return _eight_bit_table(values)[values]
-
-
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Expand files, folders and glob patterns into a list of image files.
-
-    Args:
-        paths: files, kept whatever their suffix and even if missing, so that a person sees what became of each;
-            folders, searched to any depth for ``IMAGE_SUFFIXES`` and ``DICOM_SUFFIXES`` (upper or lower case),
-            skipping hidden files and folders; and patterns such as ``scans/**/*.png``, whose matches are treated like
-            the content of a folder.
-
-    Returns:
-        Paths in the order given, those of a folder or pattern in natural order (``s2.png`` before ``s10.png``), each
-        file once.
-
-    Raises:
-        UserError: a folder or a pattern yields no image, or a folder cannot be read.
-    """
-    found: dict[str, Path] = {}
-    for given in paths:
-        text = os.fspath(given)
-        if not text:
-            raise UserError("an empty path was given; name a file, a folder or a pattern")
-        path = Path(text)
-        if _is_dir(path):
-            matches = _images_in_folder(path)
-            if not matches:
-                raise UserError(f"{_one_line(text)}: the folder holds no images ({_suffix_list()})")
-        elif glob.has_magic(text) and not os.path.lexists(text):
-            matches = _images_matching(text)
-            if not matches:
-                raise UserError(f"{_one_line(text)}: no image matches this pattern ({_suffix_list()})")
-        else:
-            matches = [path]
-        for match in matches:
-            found.setdefault(os.path.abspath(match), match)
-    return list(found.values())
 
 
 def _open_regular_file(path: str, label: str) -> BinaryIO:
@@ -383,61 +338,3 @@ def _describe_foreign(file: BinaryIO) -> str:
     if b"<svg" in head.lower():
         return f"this is an SVG drawing; accepted are {_ACCEPTED_FORMATS}"
     return f"not a readable {_ACCEPTED_FORMATS} image"
-
-
-def _one_line(text: str) -> str:
-    """Text safe to print on one line: no line breaks, terminal escapes or undecodable characters."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
-
-
-def _is_dir(path: Path) -> bool:
-    # os.path.isdir answers False for names that the system cannot hold, where Path.is_dir may raise.
-    return os.path.isdir(path)
-
-
-def _images_in_folder(folder: Path) -> list[Path]:
-    """Images below ``folder`` in natural order; linked folders are followed, each real folder once."""
-    images: list[Path] = []
-    seen: set[str] = set()
-
-    def fail(error: OSError) -> None:
-        raise UserError(f"{_one_line(str(error.filename))}: {error.strerror}")
-
-    for where, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted((f for f in folders if not f.startswith(".")), key=_natural_key)
-        images += [Path(where, f) for f in files if _is_visible_image(f)]
-    return sorted(images, key=lambda p: [_natural_key(part) for part in p.parts])
-
-
-def _images_matching(pattern: str) -> list[Path]:
-    """Images that a glob pattern names, itself or through the folders that it names."""
-    images: list[Path] = []
-    for match in sorted(glob.glob(pattern, recursive=True), key=_natural_key):
-        path = Path(match)
-        if _is_dir(path):
-            images += _images_in_folder(path)
-        elif _is_visible_image(path.name):
-            images.append(path)
-    return images
-
-
-def _is_visible_image(file_name: str) -> bool:
-    return not file_name.startswith(".") and os.path.splitext(file_name)[1].lower() in _FOUND_SUFFIXES
-
-
-def _natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Sort key by which numbers in names count as numbers."""
-    return [
-        (0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part.lower())
-        for part in re.split(r"(\d+)", text)
-        if part
-    ] + [(2, 0, text)]
-
-
-def _suffix_list() -> str:
-    return ", ".join(sorted(_FOUND_SUFFIXES))

@@ -14,7 +14,8 @@ import numpy as np
 
 from .duplicates import THUMBNAIL_SIZE, thumbnail
 from .errors import UserError
-from .imaging import UnreadableImageError, find_images, load_image
+from .image_files import find_images
+from .imaging import UnreadableImageError, load_image
 from .labels import FOLDER_TO_LABEL
 
 _MAX_SPLITS = 20

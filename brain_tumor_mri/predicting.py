@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .decisions import DECISIONS
 from .errors import UserError
+from .image_files import DICOM_SUFFIXES, IMAGE_SUFFIXES, find_images
 from .labels import LABELS, RESEARCH_NOTICE, TITLES
 from .loading import add_model_arguments, load_classifier
 
@@ -63,8 +64,6 @@ def run(args: argparse.Namespace) -> int:
         UserError: no images, no model, or nowhere to write to.
         KeyboardInterrupt: Ctrl-C, after what was done is written; its text says where.
     """
-    from .imaging import find_images  # Pillow and numpy: 0.2 s that --help does not need
-
     started = time.monotonic()
     if args.batch_size < 1:
         raise UserError(f"--batch_size must be at least 1, not {args.batch_size}")
@@ -319,8 +318,6 @@ def check_target(target: Path) -> None:
     Raises:
         UserError: it cannot, or it would overwrite an image.
     """
-    from .imaging import DICOM_SUFFIXES, IMAGE_SUFFIXES
-
     if target.is_dir():
         raise UserError(f"--csv {target} is a folder; give a file name")
     if target.suffix.lower() in (*IMAGE_SUFFIXES, *DICOM_SUFFIXES):

@@ -1,7 +1,7 @@
 """``brain-tumor-mri publish``: a model folder, or the app as a Space, becomes a version on the Hub, in one commit.
 
-``plan_model`` checks the folder and lists what would be sent (``space.plan_space`` and ``space.check_space`` for a
-Space); ``hub.push`` compares it with the Hub and sends it.
+``plan_model`` checks the folder and lists what would be sent (for a Space ``space.plan_space`` and
+``space_check.check_space``); ``hub.push`` compares it with the Hub and sends it.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def _run_model(args: argparse.Namespace) -> int:
 
 
 def _run_space(args: argparse.Namespace) -> int:
-    from .space import ModelVersion, check_space, plan_space
+    from .space import ModelVersion, plan_space
+    from .space_check import check_space
 
     model = ModelVersion.parse(args.model_id)
     plan = plan_space(args.repo_id, model)

@@ -15,11 +15,12 @@ import pytest
 from hub.server import READ_TOKEN, TOKEN, LocalHub
 from huggingface_hub import HfApi, metadata_load
 
-from brain_tumor_mri import cli, publish, space
+from brain_tumor_mri import cli, publish, space, space_check
 from brain_tumor_mri import hub as pushing
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.labels import RESEARCH_NOTICE
-from brain_tumor_mri.space import ModelVersion, check_space, plan_space
+from brain_tumor_mri.space import ModelVersion, plan_space
+from brain_tumor_mri.space_check import check_space
 
 pytest_plugins = ["hub.fixtures"]
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's uploads
@@ -171,7 +172,9 @@ def test_a_token_that_will_not_do_is_one_line(token: str | None, hub, sleeps, ca
         monkeypatch.setenv("HF_TOKEN", token)
     else:
         monkeypatch.delenv("HF_TOKEN")
-        monkeypatch.setattr(space, "check_space", lambda *_, **__: pytest.fail("minutes are spent before the refusal"))
+        monkeypatch.setattr(
+            space_check, "check_space", lambda *_, **__: pytest.fail("minutes are spent before the refusal")
+        )
     assert publish_space("--check", "none" if token else "fresh") == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "hf auth login" in err and not has_space(hub)
@@ -237,8 +240,8 @@ def test_an_app_that_starts_and_then_gives_no_prediction_is_refused_with_the_end
 def test_an_answer_that_is_no_prediction_of_the_model_is_not_taken(
     answer: object, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(space, "_serving", lambda *_: nullcontext(("http://127.0.0.1:9", Path("log"))))
-    monkeypatch.setattr(space, "_ask", lambda *_: answer)
+    monkeypatch.setattr(space_check, "_serving", lambda *_: nullcontext(("http://127.0.0.1:9", Path("log"))))
+    monkeypatch.setattr(space_check, "_ask", lambda *_: answer)
     model = ModelVersion("a/b")
     with pytest.raises(UserError, match="gave no prediction of"):
         check_space(plan_space(SPACE, model), model, folder=str(tiny_model_dir), fresh=False)
