@@ -158,6 +158,22 @@ def test_a_bad_file_raises_and_is_named_by_default(classifier: TumorClassifier, 
         classifier.predict([slices[0], b"nonsense"])
 
 
+def test_one_image_is_answered_without_threads_bad_ones_and_wrong_options_included(
+    classifier: TumorClassifier, slices: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    answers = classifier.predict(slices[:1])
+    monkeypatch.setattr("brain_tumor_mri.classifier.ThreadPoolExecutor", lambda *_, **__: pytest.fail("a pool"))
+    assert classifier.predict(slices[0]) == answers[0]
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert classifier.predict(tmp_path / "broken.png", on_error="record").error
+    with pytest.raises(UnreadableImageError, match=r"broken\.png"):
+        classifier.predict(tmp_path / "broken.png")
+    with pytest.raises(ValueError, match="on_error"):
+        classifier.predict(slices[0], on_error="ignore")
+    with pytest.raises(ValueError, match="batch_size"):
+        classifier.predict(slices[0], batch_size=0)
+
+
 def test_wrong_options_are_refused_at_once(classifier: TumorClassifier):
     with pytest.raises(ValueError, match="on_error"):
         classifier.predict_stream([], on_error="ignore")
