@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .backends import Network, TorchNetwork, choose_device, load_network, load_processor, require_features
 from .decisions import COVERAGES, DEFAULT_COVERAGE, decide
-from .imaging import ImageSource, UnreadableImageError, load_image
+from .imaging import ImageSource, UnreadableImageError, is_single, load_image, name_of
 from .labels import LABELS
 from .prediction import Answers, Prediction
 from .trust import Calibration, Trust, load_trust, picture_fault
@@ -382,20 +382,6 @@ class TumorClassifier:
 
 _Reading = tuple[Tensor, str | None]
 """What the reading threads hand over: the model's input, and ``picture_fault``."""
-
-
-def is_single(images: object) -> bool:
-    """Whether this is one image; strings, bytes and open files are iterable too, but never a list of images."""
-    if isinstance(images, np.ndarray):
-        return images.ndim != 4
-    return isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image) or hasattr(
-        images, "read"
-    )
-
-
-def name_of(source: object, number: int) -> str:
-    """Return an image's name: its path, or ``image-0001`` by its place in the call."""
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else f"image-{number:04d}"
 
 
 def _checked_batch_size(batch_size: int) -> int:

@@ -127,7 +127,7 @@ def explain(
         UserError: the model has no such feature map (a plain vision transformer).
         ValueError: ``target``, ``method``, ``on_error`` or ``batch_size`` is not allowed.
     """
-    from .classifier import is_single, name_of
+    from .imaging import is_single, name_of
 
     if target is not None and target not in LABELS:
         raise ValueError(f"target must be one of {', '.join(LABELS)}, not {target!r}")
@@ -195,8 +195,7 @@ def explain_classes(
         UserError: the model has no such feature map (a plain vision transformer).
         ValueError: ``method`` is not allowed.
     """
-    from .classifier import name_of
-    from .imaging import load_image
+    from .imaging import load_image, name_of
     from .trust import picture_fault
 
     if method not in METHODS:

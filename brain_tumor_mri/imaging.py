@@ -119,6 +119,20 @@ def load_image(source: ImageSource, name: str | None = None) -> PIL.Image.Image:
     )
 
 
+def is_single(images: object) -> bool:
+    """Whether this is one image; strings, bytes and open files are iterable too, but never a list of images."""
+    if isinstance(images, np.ndarray):
+        return images.ndim != 4
+    return isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image) or hasattr(
+        images, "read"
+    )
+
+
+def name_of(source: object, number: int) -> str:
+    """Return an image's name: its path, or ``image-0001`` by its place in the call."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else f"image-{number:04d}"
+
+
 def to_8bit(values: np.ndarray) -> np.ndarray:
     """Bring pixel values of any accepted depth to 0..255 by a fixed rule, never by stretching the contrast.
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .classifier import TumorClassifier, name_of
+from .classifier import TumorClassifier
 from .errors import UserError
 from .features import StageFeatures
-from .imaging import ImageSource, load_image
+from .imaging import ImageSource, load_image, name_of
 from .trust import picture_fault
 
 MAX_DIFFERENCE = 1e-4
