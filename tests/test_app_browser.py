@@ -4,7 +4,6 @@ import base64
 import csv
 import os
 import shutil
-import subprocess
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from accessibility import barriers
 from app_server import EXAMPLES, NO_MODEL, running_app
 from PIL import Image
 from test_trust import trust_for, write
@@ -338,48 +338,24 @@ def test_example_on_a_phone_brings_its_answer_into_view(browser: "sync_api.Brows
     assert visit.problems == []
 
 
-@pytest.fixture(scope="session")
-def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The source of axe-core, from the package registry or the file that AXE_CORE names; skips where neither is."""
-    if given := os.environ.get("AXE_CORE"):
-        return Path(given).read_text(encoding="utf-8")
-    if not (npm := shutil.which("npm")):
-        pytest.skip("npm is not installed, and AXE_CORE names no axe.min.js")
-    folder = tmp_path_factory.mktemp("axe")
-    options = ["--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=0", "--prefix", str(folder)]
-    try:
-        subprocess.run([npm, "install", *options, "axe-core@4.10"], check=True, capture_output=True, timeout=30)
-    except (subprocess.SubprocessError, OSError) as error:
-        pytest.skip(f"axe-core could not be fetched ({type(error).__name__}); AXE_CORE can name its axe.min.js")
-    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_view_has_a_serious_barrier_for_people_with_disabilities(
-    browser: "sync_api.Browser", trusted_model_dir: Path, axe: str, tmp_path: Path, scheme: str
+    browser: "sync_api.Browser", trusted_model_dir: Path, tmp_path: Path, scheme: str
 ) -> None:
     visit = Visit(browser, running_app(str(trusted_model_dir)), scheme=scheme)
     visit.page.set_input_files(FILE_INPUT, PHANTOM)
     visit.page.wait_for_selector(HEAT_MAP, timeout=ANSWER_MS)
-    visit.page.evaluate(axe)
     (tmp_path / "bad.jpg").write_text("no image")
-    barriers = []
+    found = []
     for view in ("One slice", "Many files", "Model"):
         visit.open_view(view)
         if view == "Many files":
             visit.page.set_input_files(BATCH_INPUT, [PHANTOM, tmp_path / "bad.jpg"])
             visit.page.get_by_text("Done: 2 of 2 files").wait_for(timeout=ANSWER_MS)
         visit.page.wait_for_timeout(300)
-        result = visit.page.evaluate("async () => await axe.run(document)")
-        assert len(result["passes"]) > 10
-        barriers += [
-            f"{view}: {rule['id']} at {node['target'][-1]} ({node['failureSummary']})"
-            for rule in result["violations"]
-            if rule["impact"] in ("serious", "critical")
-            for node in rule["nodes"]
-        ]
+        found += barriers(visit.page, view)
     visit.context.close()
-    assert not barriers, "\n".join(barriers)
+    assert not found, "\n".join(found)
 
 
 def test_missing_model_shows_a_message_on_the_page(browser: "sync_api.Browser") -> None:
