@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .report import _matplotlib_figure, markdown_table, percent
+from .plots import matplotlib_figure
+from .report import markdown_table, percent
 from .weights import TORCH
 
 BATCHES = (1, 32)
@@ -169,7 +170,7 @@ def plot_latency(record: Mapping[str, Any], path: Path) -> None:
     entries = [entry for entry in shown(record) if "accuracy" in entry]
     models = list(dict.fromkeys(_model(record, entry) for entry in entries))
     ways = list(dict.fromkeys(_run_by(entry) for entry in entries))
-    figure = _matplotlib_figure()(figsize=(10, 4.8), layout="constrained")
+    figure = matplotlib_figure()(figsize=(10, 4.8), layout="constrained")
     panels = figure.subplots(1, len(BATCHES), sharex=True, sharey=True)
     for axes, batch in zip(panels, BATCHES, strict=True):
         for entry in entries:

@@ -2,8 +2,8 @@
 
 Every figure people read comes from such a file. ``python -m brain_tumor_mri.report README.md`` renders the results
 tables of a Markdown file anew, between its ``<!-- results: FILE ... -->`` and ``<!-- /results -->`` marks;
-``protocols``, ``external``, ``trust``, ``check``, ``stress``, ``explain``, ``speed`` and ``latency`` in place of
-``results`` give theirs.
+``protocols``, ``external``, ``ablation``, ``trust``, ``check``, ``stress``, ``explain``, ``speed`` and ``latency`` in
+place of ``results`` give theirs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 from .errors import UserError
 from .labels import LABELS, TITLES
+from .plots import plot_confusion_matrix, plot_training_curves
 from .protocols import EXTERNAL, NOTES, ProtocolArguments
 
 SCHEMA = 1
@@ -152,6 +153,13 @@ def percent(figure: dict[str, float] | None, decimals: int = 1) -> str:
     return f"{value} %" + (f" ({'-'.join(interval)})" if interval else "")
 
 
+def points(figure: dict[str, float] | None) -> str:
+    """Return ``+1.2 (-0.3 to +2.7)`` of a difference of shares, in -1..1; a dash where there is none."""
+    if figure is None:
+        return "-"
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * figure[key] for key in ("value", "low", "high")))
+
+
 def summary_table(records: Sequence[dict[str, Any]], split: str = "test") -> str:
     """Return one Markdown row a run: what it is, its protocol, and its main figures with intervals."""
     rows = []
@@ -243,6 +251,28 @@ def external_table(records: Sequence[dict[str, Any]]) -> str:
     return markdown_table(["model", "protocol", *shares], rows)
 
 
+def ablation_table(record: dict[str, Any]) -> str:
+    """Return one Markdown row a step of benchmarks/ablation.py: its figures, and changes in points with intervals."""
+    rows = []
+    for step in record["steps"]:
+        test, found = step["test"], step["external"]
+        change = step["change"] or dict.fromkeys(("accuracy", "answers", "sensitivity"))
+        rows.append(
+            [
+                step["title"],
+                percent(test["accuracy"]),
+                points(change["accuracy"]),
+                percent(change["answers"]),
+                percent(found["sensitivity"]),
+                points(change["sensitivity"]),
+                *(percent(found[key]) for key in ("specificity", "sensitivity_at_95_specificity", "auroc")),
+            ]
+        )
+    header = [f"step ({record['protocol']})", "accuracy, four classes", "change", "slices answered otherwise"]
+    header += ["Br35H tumours found", "change", "`notumor` left alone", "found at 95 % specificity", "AUROC"]
+    return markdown_table(header, rows)
+
+
 def external_title(record: dict[str, Any]) -> str:
     """Return the external protocol's name, with the protocol whose ``notumor`` slices it takes."""
     protocol = record["protocol"]
@@ -315,6 +345,9 @@ def render_results(text: str, base: Path) -> str:
 
         return "\n".join(check_tables(record) for record in records)
 
+    def ablations(records: Sequence[dict[str, Any]]) -> str:
+        return "\n".join(ablation_table(record) for record in records)
+
     def latencies(records: Sequence[dict[str, Any]]) -> str:
         from .latency_report import latency_text
 
@@ -330,6 +363,7 @@ def render_results(text: str, base: Path) -> str:
         ("latency", latencies),
         ("protocols", protocol_table),
         ("external", externals),
+        ("ablation", ablations),
     ):
 
         def block(match: re.Match[str], kind: str = kind, render: Callable[..., str] = render) -> str:
@@ -338,49 +372,6 @@ def render_results(text: str, base: Path) -> str:
 
         text = re.sub(rf"<!-- {kind}: (.*?) -->\n.*?<!-- /{kind} -->", block, text, flags=re.DOTALL)
     return text
-
-
-def plot_training_curves(rows: Sequence[dict[str, float]], path: Path, title: str) -> None:
-    """Draw loss and accuracy by epoch, training and validation, into a PNG."""
-    figure_class = _matplotlib_figure()
-    figure = figure_class(figsize=(10, 4), layout="constrained")
-    figure.suptitle(title)
-    epochs = [row["epoch"] for row in rows]
-    for axes, kind in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for part, style in (("train", "C0o--"), ("validation", "C1o-")):
-            axes.plot(epochs, [row[f"{part}_{kind}"] for row in rows], style, markersize=3, label=part)
-        axes.set(xlabel="epoch", ylabel=kind)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(path, dpi=120)
-
-
-def plot_confusion_matrix(figures: dict[str, Any], path: Path, title: str) -> None:
-    """Draw counts and row percentages of ``figures['confusion_matrix']`` into a PNG."""
-    import numpy as np
-
-    counts = np.asarray(figures["confusion_matrix"])
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = _matplotlib_figure()(figsize=(6.4, 5.6), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    names = [TITLES[name] for name in LABELS]
-    axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="predicted", ylabel="true", title=title)
-    for (i, j), n in np.ndenumerate(counts):
-        colour = "white" if share[i, j] > 0.5 else "black"
-        axes.text(j, i, f"{n}\n{100 * share[i, j]:.1f} %", ha="center", va="center", color=colour)
-    figure.colorbar(image, label="share of the true class", shrink=0.8)
-    figure.savefig(path, dpi=120)
-
-
-def _matplotlib_figure() -> type:
-    # The Figure class draws without pyplot's global state or a display.
-    from matplotlib.figure import Figure
-
-    return Figure
 
 
 def main(argv: Sequence[str]) -> int:
