@@ -151,7 +151,9 @@ def parse_size_schedule(setting: str | None, image_size: int, epochs: float) -> 
     try:
         stages = [(int(size), int(count)) for size, count in (part.split(":") for part in setting.split(","))]
     except ValueError:
-        raise UserError(f"--train_sizes {setting}: give SIZE:EPOCHS,SIZE:EPOCHS,...") from None
+        raise UserError(
+            f"--train_sizes {setting}: give SIZE:EPOCHS,SIZE:EPOCHS,... (in a YAML file a single one in quotes)"
+        ) from None
     if any(size < 32 or count < 1 for size, count in stages) or sum(count for _, count in stages) != epochs:
         raise UserError(f"--train_sizes {setting}: sizes from 32 up, and epochs that add up to {epochs:g}")
     return stages

@@ -262,6 +262,8 @@ def test_size_schedules_are_checked():
     for wrong in ("128", "128:5", "128:x", "8:18", "128:-2,224:20"):
         with pytest.raises(UserError, match="--train_sizes"):
             parse_size_schedule(wrong, 224, 18)
+    with pytest.raises(UserError, match="in quotes"):
+        parse_size_schedule("17283", 288, 3)  # what YAML makes of 288:3 without them
 
 
 def test_flags_override_the_file_and_every_training_argument_works():
