@@ -80,7 +80,7 @@ def randomised(classifier: TumorClassifier, what: str, calibration: Tensor, seed
             of batch normalisation are taken from them, as signals would otherwise fade or explode on their way.
         seed: of the draw.
     """
-    members = []
+    members, inputs = [], classifier.inputs(calibration)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for i, member in enumerate(classifier.members):
@@ -91,7 +91,7 @@ def randomised(classifier: TumorClassifier, what: str, calibration: Tensor, seed
                 if hasattr(layer, "reset_parameters"):
                     layer.reset_parameters()
             if what == "all":
-                _settle_statistics(network, calibration[:, i] if calibration.ndim == 5 else calibration)
+                _settle_statistics(network, inputs[i])
             options = {"device": member.device, "batch_size": member.batch_size, "mirror": member.mirror}
             members.append(TumorClassifier(model, member.processor, **options))
     return Ensemble(members) if isinstance(classifier, Ensemble) else members[0]

@@ -74,7 +74,7 @@ def look(classifier: TumorClassifier, pixel_values: Tensor, method: str) -> tupl
     """
     import torch
 
-    by_member = pixel_values.unbind(1) if pixel_values.ndim == 5 else (pixel_values,)
+    by_member = classifier.inputs(pixel_values)
     # a caller's inference mode would forbid the gradients
     with torch.inference_mode(False), torch.enable_grad():
         views = [_views(member, x, method) for member, x in zip(classifier.members, by_member, strict=True)]

@@ -219,6 +219,10 @@ class TumorClassifier:
         sets = {coverage: calibration.prediction_sets(probabilities, coverage) for coverage in COVERAGES}
         return Answers(probabilities, sets, self.trust.in_distribution.unlikeness(features))
 
+    def inputs(self, pixel_values: Tensor) -> list[Tensor]:
+        """Return the input of each of the ``members``, of a batch from ``preprocess``: the batch."""
+        return [pixel_values]
+
     def combine(self, of_members: Sequence[Answers]) -> Answers:
         """Return one answer of those of the ``members``: the only one."""
         return of_members[0]

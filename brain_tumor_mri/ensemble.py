@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from .classifier import TumorClassifier
 from .errors import UserError
@@ -16,22 +17,20 @@ class Ensemble(TumorClassifier):
     """Several classifiers that answer as one, with the mean of their probabilities; each keeps its own preprocessing.
 
     Args:
-        members: two or more, of one input size, on one device.
+        members: two or more, on one device. Their input sizes may differ: ``image_size`` is the largest.
 
     Raises:
-        UserError: there are no members, or their input sizes differ.
+        UserError: there are no members.
     """
 
     def __init__(self, members: Sequence[TumorClassifier]) -> None:
         if not members:
             raise UserError("no model is named; give one folder or Hub id, or several")
-        if len({member.image_size for member in members}) > 1:
-            sizes = ", ".join(str(member.image_size[0]) for member in members)
-            raise UserError(f"these models take images of different sizes ({sizes} px); an ensemble needs one size")
         first = members[0]
         self._members = tuple(members)
         self.device, self.batch_size, self.mirror = first.device, first.batch_size, first.mirror
-        self.labels, self.image_size, self.folder = first.labels, first.image_size, None
+        self.labels, self.folder = first.labels, None
+        self.image_size = max(m.image_size[0] for m in members), max(m.image_size[1] for m in members)
         self.coverage, self.trust = first.coverage, None
 
     @property
@@ -40,8 +39,18 @@ class Ensemble(TumorClassifier):
         return self._members
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Turn an RGB image into every member's input: float32 (members, 3, H, W)."""
-        return torch.stack([member.preprocess(image) for member in self.members])
+        """Turn an RGB image into every member's input: float32 (members, 3, H, W).
+
+        Height and width are ``image_size``; what is below and right of a smaller input is 0, and ``inputs`` drops it.
+        """
+        height, width = self.image_size
+        own = (member.preprocess(image) for member in self.members)
+        return torch.stack([functional.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in own])
+
+    def inputs(self, pixel_values: Tensor) -> list[Tensor]:
+        """Return each member's own input (N, 3, H, W) of a batch (N, members, 3, H, W) from ``preprocess``."""
+        sizes = (member.image_size for member in self.members)
+        return [x[..., :height, :width] for x, (height, width) in zip(pixel_values.unbind(1), sizes, strict=True)]
 
     def answers(self, pixel_values: Tensor) -> Answers:
         """Answer a batch with all members; see ``combine``.
@@ -49,7 +58,7 @@ class Ensemble(TumorClassifier):
         Args:
             pixel_values: float (N, members, 3, H, W) from ``preprocess``.
         """
-        return self.combine([member.answers(pixel_values[:, i]) for i, member in enumerate(self.members)])
+        return self.combine([m.answers(x) for m, x in zip(self.members, self.inputs(pixel_values), strict=True)])
 
     def combine(self, of_members: Sequence[Answers]) -> Answers:
         """Return one answer of those of the members.

@@ -266,13 +266,12 @@ def _explain_batch(
 
 
 def _as_seen(classifier: TumorClassifier, pixel_values: Tensor) -> list[Image.Image]:
-    """Undo the normalisation, which the processor shows on black and on white; of an ensemble, the first member's."""
+    """Undo the normalisation, which the processor shows on black and on white; of an ensemble, its largest input's."""
     import numpy as np
     from PIL import Image
 
-    first = classifier.members[0]
-    if pixel_values.ndim == 5:
-        pixel_values = pixel_values[:, 0]
-    black, white = (first.preprocess(Image.new("RGB", (8, 8), level))[:, :1, :1] for level in ("black", "white"))
+    by_member = zip(classifier.members, classifier.inputs(pixel_values), strict=True)
+    member, pixel_values = max(by_member, key=lambda pair: pair[1].shape[-1])
+    black, white = (member.preprocess(Image.new("RGB", (8, 8), level))[:, :1, :1] for level in ("black", "white"))
     pixels = (255 * (pixel_values - black) / (white - black)).clamp(0, 255).round().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(slice_) for slice_ in pixels.astype(np.uint8)]

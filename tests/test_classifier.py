@@ -365,12 +365,23 @@ def test_an_ensemble_answers_with_the_mean_of_its_members(
     assert TumorClassifier.from_pretrained([tiny_model_dir]).members[0].folder.source == str(tiny_model_dir)
 
 
-def test_an_ensemble_needs_members_of_one_input_size(tiny_model_dir: Path, copied_model: Path):
-    config = json.loads((copied_model / "config.json").read_text())
-    config["pretrained_cfg"]["input_size"] = [3, 96, 96]
-    (copied_model / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="224, 96 px"):
-        TumorClassifier.from_pretrained([tiny_model_dir, copied_model])
+def test_an_ensemble_asks_each_member_at_its_own_input_size(
+    classifier: TumorClassifier, tiny_model_dir: Path, copied_model: Path, slices: list[Path]
+):
+    for name in ("config.json", "preprocessor_config.json"):
+        if (copied_model / name).is_file():
+            config = json.loads((copied_model / name).read_text())
+            config["pretrained_cfg"]["input_size"] = [3, 96, 96]
+            (copied_model / name).write_text(json.dumps(config))
+    small = TumorClassifier.from_pretrained(copied_model, device="cpu")
+    assert small.image_size == (96, 96)
+    for folders in ([tiny_model_dir, copied_model], [copied_model, tiny_model_dir]):
+        both = TumorClassifier.from_pretrained(folders, device="cpu")
+        assert both.image_size == (224, 224)
+        for path, answer in zip(slices[:4], both.predict(slices[:4]), strict=True):
+            rows = [row(member.predict(path)) for member in (classifier, small)]
+            assert np.abs(rows[0] - rows[1]).max() > 1e-3
+            assert row(answer) == pytest.approx(np.mean(rows, axis=0), abs=1e-5)
     with pytest.raises(UserError, match="no model"):
         TumorClassifier.from_pretrained([])
 

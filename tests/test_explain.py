@@ -195,6 +195,20 @@ def test_an_ensemble_averages_its_members_maps():
     assert answer.heat_map[24, 16] > 0.9 and answer.heat_map[44, 44] > 0.9
 
 
+def test_an_ensemble_of_two_input_sizes_shows_the_larger():
+    class Halved(PlainProcessor):
+        def __call__(self, image, **options):
+            return {"pixel_values": super().__call__(image, **options)["pixel_values"][..., ::2, ::2]}
+
+    half = TumorClassifier(Model(ColourNetwork()), Halved(), device="cpu")
+    (alone,) = explain(half, RED_AND_BLUE, "glioma")
+    assert alone.heat_map.shape == (SIDE // 2, SIDE // 2)
+    for members in ([half, colour_classifier()], [colour_classifier(), half]):
+        (answer,) = explain(Ensemble(members), RED_AND_BLUE, "glioma")
+        assert answer.heat_map.shape == (SIDE, SIDE) and answer.image.size == (SIDE, SIDE)
+        assert answer.heat_map[24, 16] > 0.9 and answer.heat_map[44, 44] < 0.1
+
+
 def test_the_model_is_left_as_it_was(classifier: TumorClassifier, slices: list[Path]):
     model = classifier.model
     free = [parameter.requires_grad for parameter in model.parameters()]
