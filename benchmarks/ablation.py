@@ -27,7 +27,7 @@ from brain_tumor_mri.evaluation import describe_data, describe_model, predict_sp
 from brain_tumor_mri.external import external_figures, load_external
 from brain_tumor_mri.labels import LABEL2ID, NO_TUMOR
 from brain_tumor_mri.metrics import mean_figure
-from brain_tumor_mri.protocols import PATIENT_DISJOINT, PROTOCOLS, ProtocolArguments
+from brain_tumor_mri.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
 from brain_tumor_mri.report import ablation_table, run_record, write_json
 
 SETTINGS = (
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data_dir", type=Path, required=True, help="the Kaggle set: holds Training/ and Testing/")
     parser.add_argument("--external_dir", type=Path, required=True, help="the Br35H tumours: holds images/")
-    parser.add_argument("--protocol", default=PATIENT_DISJOINT, choices=PROTOCOLS)
+    parser.add_argument("--protocol", default=PATIENT_DISJOINT, choices=(PATIENT_DISJOINT, OFFICIAL))
     parser.add_argument("--fold", type=int, default=1)
     parser.add_argument("--output", type=Path, required=True, help="write the figures to this metrics.json")
     args = parser.parse_args(argv)

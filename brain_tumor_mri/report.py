@@ -153,11 +153,16 @@ def percent(figure: dict[str, float] | None, decimals: int = 1) -> str:
     return f"{value} %" + (f" ({'-'.join(interval)})" if interval else "")
 
 
-def points(figure: dict[str, float] | None) -> str:
-    """Return ``+1.2 (-0.3 to +2.7)`` of a difference of shares, in -1..1; a dash where there is none."""
+def points(figure: dict[str, float] | None, scale: float = 100) -> str:
+    """Return ``+1.2 (-0.3 to +2.7)`` of a difference of shares; a dash where there is none.
+
+    Args:
+        figure: ``value``, ``low`` and ``high``.
+        scale: 100 for a figure in -1..1, 1 for one that is in points already.
+    """
     if figure is None:
         return "-"
-    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * figure[key] for key in ("value", "low", "high")))
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(scale * figure[key] for key in ("value", "low", "high")))
 
 
 def summary_table(records: Sequence[dict[str, Any]], split: str = "test") -> str:

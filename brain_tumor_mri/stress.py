@@ -318,15 +318,16 @@ def stress_table(record: dict[str, Any]) -> str:
 
 def stress_summary(records: Sequence[dict[str, Any]]) -> str:
     """Return one Markdown row a model: clean and mean accuracy, their difference, and what ``answer`` is worth."""
-    from .report import markdown_table, model_title, percent
+    from .report import markdown_table, model_title, percent, points
 
     rows = []
     for record in records:
         stress = record["stress"]
         shares = [percent(stress["clean"]["accuracy"]), percent(stress["mean_accuracy"])]
-        points = "{value:+.1f} ({low:+.1f} to {high:+.1f})".format(**stress["difference"])
         answered = [percent(stress["answered"][key]) for key in ("share", "accuracy")]
-        rows.append([model_title(record), record["protocol"], *shares, points, *answered])
+        rows.append(
+            [model_title(record), record["protocol"], *shares, points(stress["difference"], scale=1), *answered]
+        )
     header = ["model", "protocol", "clean", "disturbed, mean", "points", "decided `answer`", "of these right"]
     return markdown_table(header, rows)
 
