@@ -5,7 +5,7 @@
     accelerate launch --cpu --num_processes 2 train.py configs/smoke.yaml
 
 Flags override the file; every field of TrainingArguments works. The same command again takes a killed run up where
-its last checkpoint left it. See brain_tumor_mri/arguments.py for the arguments and training.py for the weighted loss.
+its last checkpoint left it. See brain_tumor_mri/training/: arguments.py has the arguments, trainer.py the loss.
 """
 
 import os
@@ -15,32 +15,40 @@ from pathlib import Path
 from transformers import set_seed
 from transformers.utils import logging
 
-from brain_tumor_mri import (
-    arguments,
-    data,
-    evaluation,
-    external,
-    modeling,
-    outlines,
-    publish,
-    report,
-    training,
-    transforms,
-)
-from brain_tumor_mri.classifier import TumorClassifier
+from brain_tumor_mri.data import br35h as external
+from brain_tumor_mri.data import outlines
+from brain_tumor_mri.data import slices as data
 from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.evaluation import split as evaluation
+from brain_tumor_mri.evaluation.record import describe_data, describe_model, run_record
+from brain_tumor_mri.hub import plan_model as publish
+from brain_tumor_mri.inference.classifier import TumorClassifier
+from brain_tumor_mri.reports import tables as report
+from brain_tumor_mri.training import arguments
+from brain_tumor_mri.training import backbone as modeling
+from brain_tumor_mri.training import dataset as transforms
+from brain_tumor_mri.training import trainer as training
+from brain_tumor_mri.training.run import (
+    EpochTable,
+    describe_training,
+    epoch_rows,
+    prepare_output_dir,
+    start_missing_processes,
+    tune_for_cpu,
+    write_run,
+)
 
 
 def main(argv: list[str]) -> None:
     """Train, evaluate and save; everything is decided by the arguments."""
     # Arguments, and everything that can be found wrong before hours are spent.
-    training.start_missing_processes()
+    start_missing_processes()
     args = arguments.parse_arguments(argv)
     output_dir = Path(args.training.output_dir)
     main_process = args.training.process_index == 0
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # of weight files; the training's own stays
-    training.tune_for_cpu(args.training)
+    tune_for_cpu(args.training)
     sizes = arguments.parse_size_schedule(args.model.train_sizes, args.model.image_size, args.training.num_train_epochs)
     if (output_dir / "metrics.json").is_file():
         raise UserError(f"{output_dir}: holds a finished run; choose another --output_dir, or remove it to train anew")
@@ -70,7 +78,7 @@ def main(argv: list[str]) -> None:
         from_scratch=args.model.from_scratch,
         image_size=args.model.image_size,
     )
-    checkpoint = training.prepare_output_dir(args, parameters=model.num_parameters())
+    checkpoint = prepare_output_dir(args, parameters=model.num_parameters())
     augment = transforms.TrainTransform(model.config, args.augmentation)
     preprocess = transforms.eval_transform(model.config)
     teacher = None
@@ -93,7 +101,7 @@ def main(argv: list[str]) -> None:
         mixup=args.model.mixup,
         guidance=args.guidance.guidance if guide else 0.0,
         optimizer_cls_and_kwargs=arguments.optimizer_class(args),
-        callbacks=[training.EpochTable(output_dir)],
+        callbacks=[EpochTable(output_dir)],
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
 
@@ -102,19 +110,19 @@ def main(argv: list[str]) -> None:
     if trainer.is_world_process_zero():
         classifier = TumorClassifier.from_pretrained(output_dir, device=args.training.device)
         held_out = ("test",) if args.protocol.train_on_validation else ("validation", "test")
-        record = report.run_record(
+        record = run_record(
             protocol=args.protocol,
-            model=evaluation.describe_model(str(output_dir), classifier),
-            data=evaluation.describe_data(args.data.data_dir, slices),
+            model=describe_model(str(output_dir), classifier),
+            data=describe_data(args.data.data_dir, slices),
             splits={n: evaluation.evaluate_split(classifier, slices.splits[n], progress=True) for n in held_out},
             config=arguments.run_settings(args),
-            training=training.describe_training(trainer, result, class_weights),
+            training=describe_training(trainer, result, class_weights),
             external=tumours
             and evaluation.evaluate_external(
                 classifier, tumours, slices.splits, with_threshold="validation" in held_out, progress=True
             ),
         )
-        report.write_run(output_dir, record, training.epoch_rows(trainer.state.log_history))
+        write_run(output_dir, record, epoch_rows(trainer.state.log_history))
         print(report.summary_table([record]) + "\n" + report.class_table(record))
         if tumours:
             print(report.external_table([record]))

@@ -23,7 +23,7 @@ class Ours:
 
     def __init__(self, model: str, backend: str) -> None:
         sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-        from brain_tumor_mri.classifier import TumorClassifier
+        from brain_tumor_mri.inference.classifier import TumorClassifier
 
         self.classifier = TumorClassifier.from_pretrained(model, backend=backend, device="cpu")
 
@@ -35,7 +35,7 @@ class Ours:
         """The model's input (N, 3, H, W) of these files."""
         import torch
 
-        from brain_tumor_mri.imaging import load_image
+        from brain_tumor_mri.images.read import load_image
 
         return torch.stack([self.classifier.preprocess(load_image(path)) for path in paths])
 

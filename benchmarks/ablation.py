@@ -20,15 +20,17 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from brain_tumor_mri.classifier import TumorClassifier
-from brain_tumor_mri.data import load_slices
+from brain_tumor_mri.data.br35h import load_external
+from brain_tumor_mri.data.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
+from brain_tumor_mri.data.slices import load_slices
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.evaluation import describe_data, describe_model, predict_split, split_figures
-from brain_tumor_mri.external import external_figures, load_external
+from brain_tumor_mri.evaluation.metrics import external_figures, mean_figure
+from brain_tumor_mri.evaluation.record import describe_data, describe_model, run_record
+from brain_tumor_mri.evaluation.split import predict_split, split_figures
+from brain_tumor_mri.files import write_json
+from brain_tumor_mri.inference.classifier import TumorClassifier
 from brain_tumor_mri.labels import LABEL2ID, NO_TUMOR
-from brain_tumor_mri.metrics import mean_figure
-from brain_tumor_mri.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
-from brain_tumor_mri.report import ablation_table, run_record, write_json
+from brain_tumor_mri.reports.tables import ablation_table
 
 SETTINGS = (
     "model_name_or_path", "num_train_epochs", "train_sizes", "metric_for_best_model", "gamma", "framing", "artefacts",

@@ -29,14 +29,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from brain_tumor_mri.duplicates import (
-    CANDIDATE_CORRELATION,
-    COPY_SCORE,
-    copy_scores,
-    find_copies,
-    thumbnail,
-)
-from brain_tumor_mri.imaging import load_image
+from brain_tumor_mri.audit.copies import CANDIDATE_CORRELATION, COPY_SCORE, copy_scores, find_copies, thumbnail
+from brain_tumor_mri.images.read import load_image
 
 Change = Callable[[Image.Image], Image.Image]
 
@@ -220,7 +214,7 @@ def main() -> None:
     parser.add_argument(
         "--data_dir", type=Path, required=True, help="holds figshare-brain-tumor, brain-tumor-mri-dataset"
     )
-    parser.add_argument("--provenance", type=Path, default=Path("data_scripts/splits/provenance.csv"))
+    parser.add_argument("--provenance", type=Path, default=Path("brain_tumor_mri/data/splits/provenance.csv"))
     parser.add_argument("--output_dir", type=Path, default=Path("results/audit-accuracy"))
     parser.add_argument("--count", type=int, default=500, help="slices to copy (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
@@ -228,7 +222,7 @@ def main() -> None:
     args = parser.parse_args()
     started = time.monotonic()
     metrics = {
-        "what": "pairs of copies found by brain_tumor_mri.duplicates.find_copies",
+        "what": "pairs of copies found by brain_tumor_mri.audit.copies.find_copies",
         "min_score": COPY_SCORE,
         "min_correlation": CANDIDATE_CORRELATION,
         "seed": args.seed,

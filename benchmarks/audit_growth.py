@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from brain_tumor_mri.duplicates import THUMBNAIL_SIZE, find_copies, orient
+from brain_tumor_mri.audit.copies import THUMBNAIL_SIZE, find_copies, orient
 
 
 def synthetic_thumbnails(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

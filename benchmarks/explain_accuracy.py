@@ -38,16 +38,8 @@ from benchmarks.heat_map_scores import (
     score,
 )
 from benchmarks.shortcut import images_met
-from brain_tumor_mri.classifier import TumorClassifier
-from brain_tumor_mri.data import load_slices
-from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.evaluation import describe_data, describe_model
-from brain_tumor_mri.explain import DEFAULT_METHOD, METHODS, heat_maps
-from brain_tumor_mri.external import external_rows
-from brain_tumor_mri.imaging import load_image
-from brain_tumor_mri.labels import LABEL2ID, LABELS, NO_TUMOR
-from brain_tumor_mri.metrics import bootstrap_weights
-from brain_tumor_mri.outlines import (
+from brain_tumor_mri.data.br35h import external_rows
+from brain_tumor_mri.data.outlines import (
     FILE_NAME,
     PROVENANCE,
     Outlines,
@@ -56,8 +48,17 @@ from brain_tumor_mri.outlines import (
     outline_mask,
     read_provenance,
 )
-from brain_tumor_mri.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
-from brain_tumor_mri.report import markdown_table, percent, run_record, write_json
+from brain_tumor_mri.data.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
+from brain_tumor_mri.data.slices import load_slices
+from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.evaluation.metrics import bootstrap_weights
+from brain_tumor_mri.evaluation.record import describe_data, describe_model, run_record
+from brain_tumor_mri.files import write_json
+from brain_tumor_mri.heat_maps.explain import DEFAULT_METHOD, METHODS, heat_maps
+from brain_tumor_mri.images.read import load_image
+from brain_tumor_mri.inference.classifier import TumorClassifier
+from brain_tumor_mri.labels import LABEL2ID, LABELS, NO_TUMOR
+from brain_tumor_mri.reports.tables import markdown_table, percent
 
 BATCH = 16
 GAUSSIAN, RANDOM = "centred gaussian", "random map"

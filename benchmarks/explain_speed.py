@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.training_speed import environment
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.explain import DEFAULT_METHOD, METHODS, explain, heat_maps
-from brain_tumor_mri.report import write_json
+from brain_tumor_mri.files import write_json
+from brain_tumor_mri.heat_maps.explain import DEFAULT_METHOD, METHODS, explain, heat_maps
 
 FORWARD, MAP, PREDICT, EXPLAIN = "forward pass", "heat_maps", "predict", "explain"
 RATIOS = {"map_to_forward": (MAP, FORWARD), "explain_to_predict": (EXPLAIN, PREDICT)}
@@ -60,7 +60,7 @@ def measure(model: str, *, rounds: int, method: str, device: str | None) -> dict
     """
     import torch
 
-    from brain_tumor_mri.classifier import TumorClassifier
+    from brain_tumor_mri.inference.classifier import TumorClassifier
     from data_scripts.make_phantoms import make_phantom
 
     classifier = TumorClassifier.from_pretrained(model, device=device)

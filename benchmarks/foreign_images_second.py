@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.foreign_images import ForeignImage, parts, upright
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.imaging import load_image
+from brain_tumor_mri.images.read import load_image
 
 APT = (
     "elastix-doc", "insighttoolkit4-examples", "invesalius-examples", "kstars-data", "labelme-examples", "mayavi2",

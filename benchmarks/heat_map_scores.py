@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from brain_tumor_mri.classifier import TumorClassifier
-from brain_tumor_mri.ensemble import Ensemble
+from brain_tumor_mri.inference.classifier import Ensemble, TumorClassifier
 
 TOLERANCE = 15  # pixels of the model's input: the pointing game's (Zhang et al. 2018), there of photographs
 GAUSSIAN_SIGMA = 0.25  # of the side
@@ -76,8 +75,8 @@ def randomised(classifier: TumorClassifier, what: str, calibration: Tensor, seed
     Args:
         classifier: the model.
         what: ``head`` (the last layer) or ``all``.
-        calibration: pixel values as of :func:`~brain_tumor_mri.explain.heat_maps`; with ``all``, the running statistics
-            of batch normalisation are taken from them, as signals would otherwise fade or explode on their way.
+        calibration: pixel values as of :func:`~brain_tumor_mri.heat_maps.explain.heat_maps`; with ``all``, the running
+            statistics of batch normalisation are taken from them, as signals would otherwise fade or explode on their way.
         seed: of the draw.
     """
     members, inputs = [], classifier.inputs(calibration)

@@ -27,13 +27,14 @@ from benchmarks._latency_worker import PEAK_SIDE
 from benchmarks.latency_flops import onnx_flops
 from benchmarks.latency_rounds import SEED, Contestant, Worker, measure_group
 from benchmarks.peers import NAME, VERSION, add_peer_arguments, make_environment
+from benchmarks.speed.report import BATCHES, EAGER, latency_text, plot_latency
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.image_files import find_images
+from brain_tumor_mri.export.parity import MAX_DIFFERENCE
+from brain_tumor_mri.files import write_json
+from brain_tumor_mri.images.find import find_images
+from brain_tumor_mri.inference.model_folder import EXPORT_FILE, TORCH_WAYS, find_model
 from brain_tumor_mri.labels import LABELS
-from brain_tumor_mri.latency_report import BATCHES, EAGER, latency_text, plot_latency
-from brain_tumor_mri.parity import MAX_DIFFERENCE
-from brain_tumor_mri.report import hardware, versions, write_json
-from brain_tumor_mri.weights import EXPORT_FILE, TORCH_WAYS, find_model
+from brain_tumor_mri.machine import hardware, versions
 
 PRECISIONS = {"F32": "fp32", "I8": "int8"}
 

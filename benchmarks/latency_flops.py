@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from brain_tumor_mri.backends import require_onnxruntime
 from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.inference.run_onnx import require_onnxruntime
 
 _COUNTED = ("Conv", "Gemm", "MatMul")
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.speed.report import BATCHES, EAGER, WHATS
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.latency_report import BATCHES, EAGER, WHATS
 
 WORKER = Path(__file__).with_name("_latency_worker.py")
 PAUSE = 0.05  # seconds after each turn, in which threads that wait for work in a loop go to sleep

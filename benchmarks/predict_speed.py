@@ -75,7 +75,7 @@ def main() -> None:
         )
     )
     if args.output:
-        from brain_tumor_mri.report import write_json
+        from brain_tumor_mri.files import write_json
 
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.output, record)
@@ -99,7 +99,7 @@ def compare(model: str, paths: list[Path], rounds: int) -> dict[str, float]:
     """Return the median images/s of both, measured by turns."""
     import torch
 
-    from brain_tumor_mri.classifier import TumorClassifier
+    from brain_tumor_mri.inference.classifier import TumorClassifier
 
     classifier = TumorClassifier.from_pretrained(model, batch_size=BATCH)
     pixels = torch.randn(BATCH, 3, *classifier.image_size).contiguous(memory_format=torch.channels_last)

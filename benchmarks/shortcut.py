@@ -26,15 +26,16 @@ from sklearn.metrics import log_loss
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from brain_tumor_mri.classifier import TumorClassifier
-from brain_tumor_mri.data import load_slices, scan_folders
+from brain_tumor_mri.data.protocols import PARTS, PATIENT_DISJOINT, PROTOCOLS, ProtocolArguments, assign, leaking_share
+from brain_tumor_mri.data.slices import load_slices, scan_folders
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.evaluation import describe_data, describe_model
-from brain_tumor_mri.imaging import load_image
+from brain_tumor_mri.evaluation.metrics import bootstrap_weights, classification_figures
+from brain_tumor_mri.evaluation.record import describe_data, describe_model, run_record
+from brain_tumor_mri.files import write_json
+from brain_tumor_mri.images.read import load_image
+from brain_tumor_mri.inference.classifier import TumorClassifier
 from brain_tumor_mri.labels import LABEL2ID, LABELS
-from brain_tumor_mri.metrics import bootstrap_weights, classification_figures
-from brain_tumor_mri.protocols import PARTS, PATIENT_DISJOINT, PROTOCOLS, ProtocolArguments, assign, leaking_share
-from brain_tumor_mri.report import percent, run_record, write_json
+from brain_tumor_mri.reports.tables import percent
 
 SIDE, FRAME, BLOCK = 224, 11, 8  # pixels: a slice's side, the width of its border (5 %), the length of a border block
 PATCH, STRIDE, SHOWN = 32, 16, 3  # occlusion: pixels, pixels, tumours in the figure

@@ -21,10 +21,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.peers import TRAINING_DATA_NOTE, Peer, add_peer_arguments, start_peer
-from brain_tumor_mri.classifier import Prediction
+from brain_tumor_mri.commands.stress import add_stress_arguments, check_targets, show
 from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.evaluation.stress import stress_record
+from brain_tumor_mri.inference.classifier import Prediction
 from brain_tumor_mri.labels import LABELS
-from brain_tumor_mri.stress import add_stress_arguments, check_targets, show, stress_record
 
 
 def answers(peer: Peer, images: Iterator[Image.Image]) -> Iterator[Prediction]:

@@ -68,7 +68,7 @@ def main() -> None:
     ]
     print(json.dumps({k: record[k] for k in ("ratio_to_bare_loop", "ratio_to_fixed_batch", "peak_memory_gb")}))
     if args.output:
-        from brain_tumor_mri.report import write_json
+        from brain_tumor_mri.files import write_json
 
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.output, record)
@@ -77,7 +77,7 @@ def main() -> None:
 def environment() -> dict:
     import torch  # noqa: F401, so that hardware() can ask it
 
-    from brain_tumor_mri.report import hardware, versions
+    from brain_tumor_mri.machine import hardware, versions
 
     return {"versions": versions(), "hardware": hardware()}
 
@@ -127,7 +127,6 @@ def time_trainer(args: argparse.Namespace) -> list[float]:
     from transformers import TrainerCallback
 
     import train
-    from brain_tumor_mri import training
 
     times: list[float] = []
 
@@ -138,7 +137,7 @@ def time_trainer(args: argparse.Namespace) -> list[float]:
                 raise StopIteration
 
     # The run's own callback for its table is the place to hook in; everything else is train.py as it is.
-    training.EpochTable = lambda folder: Clock()
+    train.EpochTable = lambda folder: Clock()
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--data_dir", args.data_dir, "--output_dir", f"{folder}/run", "--image_size", str(args.image_size)]
         flags += ["--num_train_epochs", "1", "--train_sizes", f"{args.image_size}:1", "--disable_tqdm", "true"]

@@ -9,9 +9,9 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Prediction": "prediction",
-    "TumorClassifier": "classifier",
-    "UnreadableImageError": "imaging",
+    "Prediction": "inference.prediction",
+    "TumorClassifier": "inference.classifier",
+    "UnreadableImageError": "images.read",
     "UserError": "errors",
 }
 __all__ = [*_HOMES, "__version__"]

@@ -10,7 +10,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone that is not installed
 
-from brain_tumor_mri import audit
+from brain_tumor_mri.commands import audit
 from brain_tumor_mri.errors import UserError
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.image_files import IMAGE_SUFFIXES
+from brain_tumor_mri.images.find import IMAGE_SUFFIXES
 from brain_tumor_mri.labels import FOLDER_TO_LABEL, LABELS
 
 HANDLE = "masoudnickparvar/brain-tumor-mri-dataset"

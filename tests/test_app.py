@@ -22,8 +22,8 @@ from PIL import Image
 from ports import free_port
 
 from brain_tumor_mri import TumorClassifier
-from brain_tumor_mri.archive import MAX_ARCHIVE_BYTES
-from brain_tumor_mri.explain import explain
+from brain_tumor_mri.heat_maps.explain import explain
+from brain_tumor_mri.images.archive import MAX_ARCHIVE_BYTES
 from brain_tumor_mri.labels import LABELS, RESEARCH_NOTICE, TITLES
 from brain_tumor_mri.page import LAUNCH_OPTIONS, ModelHandle, ModelUnavailableError, build_page
 

@@ -14,10 +14,10 @@ import pytest
 from accessibility import barriers
 from app_server import EXAMPLES, NO_MODEL, running_app
 from PIL import Image
-from test_trust import trust_for, write
 
 from brain_tumor_mri.labels import LABELS, RESEARCH_NOTICE, TITLES
-from brain_tumor_mri.page_slice import TEMPLATE
+from brain_tumor_mri.page.view_slice import TEMPLATE
+from tests.trust.test_trust_file import trust_for, write
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 if not CHROMIUM:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.inference.model_folder import EXPORT_FILE, ModelFolder, find_model
 from brain_tumor_mri.labels import CLASSES, RESEARCH_NOTICE
-from brain_tumor_mri.trust import FILE_NAME as TRUST_FILE
-from brain_tumor_mri.trust import load_trust
-from brain_tumor_mri.weights import EXPORT_FILE, ModelFolder, find_model
+from brain_tumor_mri.trust.trust_file import FILE_NAME as TRUST_FILE
+from brain_tumor_mri.trust.trust_file import load_trust
 
 HERE = Path(__file__).resolve().parent
 SOURCES = ("README.md", "app.js", "decode.js", "icon.svg", "preprocess.js", "style.css", "trust.js", "worker.js")
@@ -42,7 +42,7 @@ def build(model: Path, output: Path, form: str) -> dict[str, Any]:
         UserError: the export, its trust.json, the libraries or the output cannot be used.
     """
     folder = find_model(model, backend=form)
-    trusted = load_trust(folder) is not None
+    trusted = load_trust(folder.path, folder.sha256) is not None
     if not all((RUNTIME / "dist" / name).is_file() for name in VENDORED):
         raise UserError(f"{RUNTIME} is not there; run `npm install --prefix web --ignore-scripts --omit dev` first")
     if output.exists() and not (output / "page.json").is_file() and (not output.is_dir() or any(output.iterdir())):

@@ -1,5 +1,5 @@
 // Opens a picture file in the browser: which kinds, and what is said of others. Every kind gives the pixels of its
-// plain 8-bit RGB twin, as brain_tumor_mri/imaging.py has it: upright by EXIF, over black where it is transparent,
+// plain 8-bit RGB twin, as brain_tumor_mri/images/read.py has it: upright by EXIF, over black where it is transparent,
 // colour profiles ignored.
 
 import { withoutAlpha } from "./preprocess.js";

@@ -1,4 +1,4 @@
-// What an answer is worth, as brain_tumor_mri/trust.py and decisions.py have it: calibrated probabilities, prediction
+// What an answer is worth, as brain_tumor_mri/trust/trust_file.py and decisions.py have it: calibrated probabilities, prediction
 // sets, and whether the picture is a brain MRI slice. Numbers and decisions equal Python's; a test compares them.
 
 import { resize } from "./preprocess.js";

@@ -10,9 +10,9 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _http as client_http
 
-from brain_tumor_mri import hub as pushing
-from brain_tumor_mri.report import write_json
-from brain_tumor_mri.weights import find_model
+from brain_tumor_mri.files import write_json
+from brain_tumor_mri.hub import push as pushing
+from brain_tumor_mri.inference.model_folder import find_model
 
 from .server import TOKEN, LocalHub
 

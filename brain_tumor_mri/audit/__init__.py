@@ -1,0 +1,1 @@
+"""Copies in a folder of images, within and across its parts."""

@@ -1,0 +1,1 @@
+"""Folders in, parts out: slices, protocols, outlines, and the versioned splits."""

@@ -1,0 +1,107 @@
+"""Tumours of a collection that the Kaggle set has none of: the ``external`` protocol, and training on half of them.
+
+Br35H gives the Kaggle set three quarters of its published ``notumor`` images and, of its tumours, next to none: only a
+model that sees tumours, rather than collections, finds these. Their type is unknown: every label is ``ANY_TUMOR``.
+``load_external(folder)`` gives the parts of ``splits/br35h.csv``; ``evaluation/metrics.py`` measures on them.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+from ..labels import ANY_TUMOR
+from .protocols import PARTS
+
+if TYPE_CHECKING:
+    import datasets
+
+
+SPLIT_FILE = Path(__file__).with_name("splits") / "br35h.csv"
+IN_KAGGLE = "in-kaggle"
+"""Part of slices that are, or are grouped with, a copy of a Kaggle image: neither trained on nor measured."""
+
+
+@dataclass
+class ExternalArguments:
+    """Tumours of unknown type from another collection, added to the training part."""
+
+    external_dir: str | None = field(
+        default=None, metadata={"help": "The Br35H tumours (images/): some train as 'some tumour', half only measure."}
+    )
+    external_train: bool = field(
+        default=True, metadata={"help": "Train on the training part of --external_dir; else only measure on it."}
+    )
+    external_repeats: int = field(default=3, metadata={"help": "How often an epoch draws each of them."})
+
+    def __post_init__(self) -> None:
+        if self.external_repeats < 1:
+            raise UserError(f"--external_repeats {self.external_repeats}: give 1 or more")
+
+
+@dataclass(frozen=True)
+class ExternalRow:
+    """A line of br35h.csv: the group of near-copies, and the part: train, validation, test or in-kaggle."""
+
+    group: str
+    part: str
+
+
+def load_external(folder: str | Path) -> datasets.DatasetDict:
+    """Load the external tumours.
+
+    Args:
+        folder: holds ``images/``, with the file names as published.
+
+    Returns:
+        ``train``, ``validation`` and ``test``; columns ``image``, ``label`` (int64, all ``ANY_TUMOR``), ``path`` and
+        ``group`` (near-copies, never in two parts). Files that the versioned split does not list are left out.
+
+    Raises:
+        UserError: the folder holds none of the listed files.
+    """
+    import datasets
+
+    root = Path(folder)
+    rows = external_rows()
+    found = {path: row for path, row in rows.items() if (root / path).is_file()}
+    if not found:
+        raise UserError(
+            f"{root}: holds none of the tumours of {SPLIT_FILE.name}; give --external_dir the folder above images/"
+        )
+    parts = {}
+    for part in PARTS:
+        ours = [path for path, row in found.items() if row.part == part]
+        table = {
+            "image": [str((root / path).resolve()) for path in ours],
+            "label": [ANY_TUMOR] * len(ours),
+            "path": ours,
+            "group": [found[path].group for path in ours],
+        }
+        parts[part] = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
+    return datasets.DatasetDict(parts)
+
+
+def with_external(split: datasets.Dataset, tumours: datasets.Dataset, repeats: int = 1) -> datasets.Dataset:
+    """Return a split (of :func:`~brain_tumor_mri.data.slices.load_slices`) followed by ``repeats`` times the tumours.
+
+    The column ``label`` becomes a plain int64, as ``ANY_TUMOR`` names no class.
+    """
+    import datasets
+
+    plain = split.cast_column("label", datasets.Value("int64"))
+    same = tumours.select_columns(plain.column_names).cast(plain.features)
+    return datasets.concatenate_datasets([plain, *[same] * repeats])
+
+
+@cache
+def external_rows() -> dict[str, ExternalRow]:
+    """Return the versioned split by path; empty where the package is installed without it."""
+    if not SPLIT_FILE.is_file():
+        return {}
+    with SPLIT_FILE.open(newline="", encoding="utf-8") as file:
+        return {row["path"]: ExternalRow(row["group"], row["part"]) for row in csv.DictReader(file)}

@@ -1,0 +1,267 @@
+"""Evaluation protocols: which slice trains, which validates, which tests. Every figure of this project names one.
+
+- ``official``: the published folders. Patients and copies leak from Training to Testing; kept for comparison.
+- ``patient-disjoint``: fold k of ``splits/patient_disjoint.csv`` tests, fold k+1 validates, the rest
+  trains. No patient and no near-copy is in two parts; four labels are corrected to those of the source.
+- ``figshare-5fold``: the Figshare slices (three classes, no ``notumor``) in their published patient-disjoint folds.
+- ``external``: measures only. Br35H's tumours, of which the Kaggle set has next to none, against the ``notumor`` slices
+  of the test fold of ``patient-disjoint``; see br35h.py.
+
+``assign(...)`` needs no image: a slice is known by its published path.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..labels import LABEL2ID, LABELS
+
+OFFICIAL, PATIENT_DISJOINT, FIGSHARE_5FOLD, EXTERNAL = PROTOCOLS = (
+    "official", "patient-disjoint", "figshare-5fold", "external",
+)  # fmt: skip
+FOLDS = (1, 2, 3, 4, 5)
+PARTS = ("train", "validation", "test")
+SPLITS_FILE = Path(__file__).with_name("splits") / "patient_disjoint.csv"
+
+NOTES = {
+    OFFICIAL: "published folders; patients and copies leak from training to test, so it flatters every model",
+    PATIENT_DISJOINT: "no patient and no near-copy in two parts; four source labels corrected",
+    FIGSHARE_5FOLD: "three classes, the data set's published patient-disjoint folds",
+    EXTERNAL: "tumours of Br35H, in groups that train no model of this project, against held-out notumor slices",
+}
+
+
+@dataclass
+class ProtocolArguments:
+    """Which protocol, and what it needs to know."""
+
+    protocol: str = field(default=OFFICIAL, metadata={"help": f"One of {', '.join(PROTOCOLS)}."})
+    fold: int = field(
+        default=1, metadata={"help": "Test fold, 1 to 5, of a protocol with folds; the next one validates."}
+    )
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "official: share of the training images kept for validation."}
+    )
+    random_validation: bool = field(
+        default=False,
+        metadata={"help": "official: draw validation images one by one, so that patients and copies leak into it."},
+    )
+
+    train_on_validation: bool = field(
+        default=False,
+        metadata={"help": "The validation part trains as well, so that nothing but the test part is held out."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise UserError(f"--protocol {self.protocol}: give one of {', '.join(PROTOCOLS)}")
+        if self.fold not in FOLDS:
+            raise UserError(f"--fold {self.fold}: give a fold from {FOLDS[0]} to {FOLDS[-1]}")
+        if not 0 < self.validation_fraction < 1:
+            raise UserError(f"--validation_fraction {self.validation_fraction}: give a number between 0 and 1")
+
+    @property
+    def title(self) -> str:
+        """The protocol's name for tables and plots, with its fold where it has folds."""
+        return self.protocol if self.protocol == OFFICIAL else f"{self.protocol} fold {self.fold}"
+
+
+@dataclass(frozen=True)
+class FoundSlice:
+    """An image file as it was found.
+
+    Attributes:
+        relative: path under the data folder, as published.
+        label: the class of the folder (or table) it was found in.
+        split: ``train`` or ``test`` for the Kaggle folders.
+        group: patient, where the data set itself names one; else empty.
+        fold: published fold, where there is one; else 0.
+    """
+
+    relative: str
+    label: str
+    split: str = ""
+    group: str = ""
+    fold: int = 0
+
+
+@dataclass(frozen=True)
+class AssignedSlice:
+    """A slice with its part (train, validation or test), its label and group under the protocol."""
+
+    relative: str
+    label: str
+    group: str
+    part: str
+
+
+@dataclass(frozen=True)
+class SplitRow:
+    """A line of patient_disjoint.csv: corrected label, folder's label, group of patient or near-copies, fold 1..5."""
+
+    label: str
+    source_label: str
+    group: str
+    fold: int
+
+
+@dataclass
+class Assignment:
+    """What a protocol makes of the files that were found.
+
+    Attributes:
+        slices: every slice that is used.
+        unlisted: files that the versioned splits do not know (used under ``official`` as groups of their own, left
+            out under ``patient-disjoint``), when they know others.
+        missing: files that the splits list and the folder lacks.
+        corrected: files whose label differs from their folder's.
+    """
+
+    slices: list[AssignedSlice]
+    unlisted: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    corrected: list[str] = field(default_factory=list)
+
+
+def assign(found: Sequence[FoundSlice], arguments: ProtocolArguments, seed: int) -> Assignment:
+    """Give every slice its part.
+
+    Args:
+        found: what the data folder holds.
+        arguments: the protocol.
+        seed: of the validation draw under ``official``.
+
+    Raises:
+        UserError: the folder is not the one that the protocol is made for, or a part would be empty.
+    """
+    if arguments.protocol == FIGSHARE_5FOLD:
+        result = Assignment([_by_fold(f.relative, f.label, f.group, f.fold, arguments.fold) for f in found])
+    else:
+        rows = split_rows()
+        known = [f for f in found if f.relative in rows]
+        by_patient = arguments.protocol in (PATIENT_DISJOINT, EXTERNAL)
+        result = _patient_disjoint(known, rows, arguments) if by_patient else None
+        if result is None:
+            result = _official(found, rows, arguments, seed)
+        if known:
+            paths = {f.relative for f in found}
+            result.unlisted = sorted(paths - rows.keys())
+            result.missing = sorted(rows.keys() - paths)
+    if arguments.train_on_validation:
+        result.slices += [replace(s, part="train") for s in result.slices if s.part == "validation"]
+    sizes = Counter(s.part for s in result.slices)
+    if empty := [part for part in PARTS if not sizes[part]]:
+        raise UserError(f"--protocol {arguments.protocol}: no images for {' and '.join(empty)} in this folder")
+    return result
+
+
+def leaking_share(train_groups: Sequence[str], test_groups: Sequence[str]) -> float:
+    """Return the share of test slices, in 0..1, whose group (a patient, or a slice and its copies) is in training."""
+    seen = set(train_groups)
+    return sum(group in seen for group in test_groups) / len(test_groups)
+
+
+@cache
+def split_rows() -> dict[str, SplitRow]:
+    """Return the versioned splits by published path; empty where the package is installed without them."""
+    if not SPLITS_FILE.is_file():
+        return {}
+    with SPLITS_FILE.open(newline="", encoding="utf-8") as file:
+        return {
+            row["path"]: SplitRow(row["label"], row["source_label"], row["group"], int(row["fold"]))
+            for row in csv.DictReader(file)
+        }
+
+
+def _official(
+    found: Sequence[FoundSlice], rows: dict[str, SplitRow], arguments: ProtocolArguments, seed: int
+) -> Assignment:
+    def group_of(f: FoundSlice) -> str:
+        return rows[f.relative].group if f.relative in rows else f.relative
+
+    train = [f for f in found if f.split == "train"]
+    draw = _random_draw if arguments.random_validation else _group_draw
+    held_out = draw(train, [group_of(f) for f in train], arguments.validation_fraction, seed)
+    parts = {f.relative: "validation" if chosen else "train" for f, chosen in zip(train, held_out, strict=True)}
+    return Assignment([AssignedSlice(f.relative, f.label, group_of(f), parts.get(f.relative, "test")) for f in found])
+
+
+def _random_draw(train: Sequence[FoundSlice], groups: Sequence[str], fraction: float, seed: int) -> list[bool]:
+    """Hold out single images, stratified by class, as ``datasets`` draws them."""
+    import datasets
+
+    features = datasets.Features({"label": datasets.ClassLabel(names=list(LABELS)), "index": datasets.Value("int64")})
+    rows = {"label": [LABEL2ID[f.label] for f in train], "index": list(range(len(train)))}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    chosen = set(table.train_test_split(fraction, stratify_by_column="label", seed=seed)["test"]["index"])
+    return [i in chosen for i in range(len(train))]
+
+
+def _group_draw(train: Sequence[FoundSlice], groups: Sequence[str], fraction: float, seed: int) -> list[bool]:
+    """Hold out whole groups, about ``fraction`` of each class (scikit-learn's StratifiedGroupKFold, its first fold)."""
+    import numpy as np
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels = [LABEL2ID[f.label] for f in train]
+    smallest = min(Counter(labels).values())
+    if smallest < 2:
+        raise UserError("a class has a single training image, so none can be held out for validation; add images")
+    folds = StratifiedGroupKFold(min(max(2, round(1 / fraction)), smallest), shuffle=True, random_state=seed)
+    _, held_out = next(folds.split(np.zeros(len(train)), labels, groups))
+    chosen = set(held_out.tolist())
+    return [i in chosen for i in range(len(train))]
+
+
+def _patient_disjoint(
+    known: Sequence[FoundSlice], rows: dict[str, SplitRow], arguments: ProtocolArguments
+) -> Assignment:
+    if not known:
+        raise UserError(
+            f"--protocol {PATIENT_DISJOINT}: no file here is in the versioned splits, which are for the published "
+            "Kaggle set; for other data use --protocol official"
+        )
+    slices = []
+    for f in known:
+        row = rows[f.relative]
+        slices.append(_by_fold(f.relative, row.label, row.group, row.fold, arguments.fold))
+    return Assignment(slices, corrected=sorted(f.relative for f in known if rows[f.relative].label != f.label))
+
+
+def _by_fold(relative: str, label: str, group: str, fold: int, test_fold: int) -> AssignedSlice:
+    validation_fold = test_fold % len(FOLDS) + 1
+    part = "test" if fold == test_fold else "validation" if fold == validation_fold else "train"
+    return AssignedSlice(relative, label, group, part)
+
+
+def read_figshare_table(root: Path) -> list[FoundSlice]:
+    """List the Figshare slices of ``slices.csv`` with their published folds; patients become numbers.
+
+    Raises:
+        UserError: the table is missing or is not one that data_scripts/download_figshare.py wrote.
+    """
+    table = root / "slices.csv"
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+        patients = {patient: f"p{i:03}" for i, patient in enumerate(dict.fromkeys(r["patient_id"] for r in rows), 1)}
+        return [
+            FoundSlice(
+                relative=f"images/{row['image_id']}.jpg",
+                label=LABELS[LABEL2ID[row["label_name"]]],
+                group=patients[row["patient_id"]],
+                fold=int(row["fold"]),
+            )
+            for row in rows
+        ]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{table}: no table of Figshare slices ({type(error).__name__}); give --data_dir the folder that "
+            "data_scripts/download_figshare.py wrote"
+        ) from error

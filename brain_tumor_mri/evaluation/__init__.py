@@ -1,0 +1,1 @@
+"""Figures: metrics, parts, trust, disturbances, and the record that holds them."""

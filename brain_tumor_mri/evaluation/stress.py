@@ -1,0 +1,247 @@
+"""``brain-tumor-mri stress``: how much of a model's accuracy is left when its images get worse.
+
+A fixed sample of a test part is measured as it is and under every disturbance of disturbances.py. Each answer goes to
+``OUTPUT.HASH.part`` at once, and the same command goes on from there. ``benchmarks/stress_peers.py`` sends the same
+pixels to a published peer: whatever answers images can be measured by :func:`stress_record`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.protocols import ProtocolArguments
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+    from ..inference.classifier import Prediction
+    from .disturbances import Sample
+
+
+Answerer = Callable[["Iterator[Image]"], "Iterator[Prediction]"]
+"""Gives one answer an image, in order; one with ``error`` where there is none."""
+RESAMPLES = 2000
+
+
+def stress_record(
+    args: argparse.Namespace,
+    model: dict[str, Any],
+    identity: dict[str, Any],
+    answer: Answerer,
+    *,
+    note: str | None = None,
+) -> dict[str, Any]:
+    """Measure whatever answers; with ``args.output``, take an interrupted run up again and write the record.
+
+    Args:
+        args: as of :func:`add_stress_arguments`.
+        model: what the record says of the model.
+        identity: what decides its answers; those of another identity are never mixed in.
+        answer: the model.
+        note: a caveat on the model's training data.
+
+    Returns:
+        A metrics.json: :func:`~brain_tumor_mri.evaluation.record.run_record` without splits, with ``stress`` (see
+        :func:`stress_figures`), ``unreadable`` (drawn slices that cannot be read: ``path``, ``reason``) and
+        ``unanswered`` (the same of images without an answer, with ``disturbance`` and ``strength``).
+
+    Raises:
+        UserError: the data cannot be used, the output cannot be written, or no undisturbed image is answered.
+        KeyboardInterrupt: Ctrl-C; its text says what is kept.
+    """
+    from ..files import write_json
+    from .disturbances import load_sample
+    from .record import run_record
+
+    started = time.monotonic()
+    protocol = ProtocolArguments(**{setting.name: getattr(args, setting.name) for setting in fields(ProtocolArguments)})
+    sample = load_sample(Path(args.data_dir), protocol, args.sample, seed=args.seed)
+    data = {
+        "name": Path(args.data_dir).resolve().name,
+        "sample": sample.describe(),
+        "leaking_share": {} if note else {"test": sample.leaking_share},
+    }
+    key = hashlib.sha256(json.dumps([identity, data["sample"]], sort_keys=True).encode()).hexdigest()
+    part = args.output.with_name(f"{args.output.name}.{key[:8]}.part") if args.output else None
+    with Journal(part) as journal:
+        measure(sample, answer, journal, started)
+    record = run_record(protocol=protocol, model=model, data=data, splits={}, title=args.title)
+    if note:
+        record["protocol_note"] += f"; {note}"
+        record["training_data_note"] = note
+    record["stress"] = stress_figures(journal.rows, sample)
+    record["unreadable"] = sample.unreadable
+    record["unanswered"] = [
+        {"path": row["path"], "disturbance": row["name"], "strength": row["strength"], "reason": row["error"]}
+        for row in journal.rows
+        if row["error"] is not None
+    ]
+    if part:
+        write_json(args.output, record)
+        part.unlink()
+    return record
+
+
+class Journal(AbstractContextManager["Journal"]):
+    """Answers, each written to a file as soon as it is there.
+
+    Attributes:
+        rows: the answers in order, those that an interrupted run left first.
+        part: the file; None keeps them in memory only.
+    """
+
+    def __init__(self, part: Path | None) -> None:
+        self.part = part
+        try:
+            content = part.read_bytes() if part and part.is_file() else b""
+            content = content[: content.rfind(b"\n") + 1]  # the line that a kill cut off has no end yet
+            self.rows: list[dict[str, Any]] = [json.loads(line) for line in content.splitlines()]
+            self.stream = part.open("ab") if part else io.BytesIO()
+            self.stream.truncate(len(content))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{part} cannot be taken up again ({error}); delete it to start anew") from error
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep one answer."""
+        self.rows.append(row)
+        self.stream.write(json.dumps(row).encode() + b"\n")
+        self.stream.flush()
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+
+
+def measure(sample: Sample, answer: Answerer, journal: Journal, started: float) -> None:
+    """Ask about every image under every condition that the journal has no answer for yet.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; its text says what is kept.
+    """
+    from ..commands.progress import DelayedProgress
+    from ..labels import LABELS
+    from .disturbances import conditions, disturbed_images
+
+    jobs = [(name, strength, i) for name, strength in conditions() for i in range(len(sample.slices))]
+    todo = jobs[len(journal.rows) :]
+    pixels: deque[str] = deque()  # of the images asked about, in order
+
+    def images() -> Iterator[Image]:
+        with closing(disturbed_images(sample, todo)) as made:
+            for image, digest in made:
+                pixels.append(digest)
+                yield image
+
+    try:
+        with DelayedProgress(len(jobs), started) as progress:
+            progress.count = len(journal.rows)
+            for (name, strength, i), prediction in zip(todo, answer(images()), strict=True):
+                row = {"name": name, "strength": strength, "path": sample.slices[i].relative}
+                row |= {"pixels": pixels.popleft(), "error": prediction.error}
+                row["p"] = None if prediction.error else [prediction.probabilities[label] for label in LABELS]
+                row["decision"] = prediction.decision
+                journal.add(row)
+                progress.advance()
+    except KeyboardInterrupt:
+        kept = f"; the same command goes on from there ({journal.part} keeps what is done)" if journal.part else ""
+        raise KeyboardInterrupt(f"stopped after {len(journal.rows):,} of {len(jobs):,} images{kept}") from None
+
+
+def stress_figures(rows: Sequence[dict[str, Any]], sample: Sample) -> dict[str, Any]:
+    """Turn answers into figures.
+
+    Args:
+        rows: of :func:`measure`, complete.
+        sample: what they are about.
+
+    Returns:
+        ``clean`` and, by disturbance, five ``levels`` of figures: ``strength``, ``level``, ``n`` (images answered),
+        ``accuracy``, ``ece`` (15 bins), ``decisions`` (share of each among the answers; None where the model decides
+        nothing) and ``accuracy_answered`` (of those decided ``answer``). ``mean_accuracy`` is over all disturbances and
+        strengths, each counting the same; ``difference`` is that minus the clean one in points (-100..100), its
+        interval drawn over the same groups on both sides. ``answered`` pools ``share`` and ``accuracy`` of ``answer``
+        over all disturbed images. ``pixels_sha256`` is of all images: equal where two models saw the same.
+
+    Raises:
+        UserError: no image of a condition is answered.
+    """
+    import numpy as np
+
+    from ..labels import LABEL2ID
+    from ..trust.decision import ANSWER, DECISIONS
+    from .disturbances import CLEAN, DISTURBANCES, conditions
+    from .metrics import bootstrap_weights, classification_figures
+
+    n = len(sample.slices)
+    labels = np.array([LABEL2ID[s.label] for s in sample.slices])
+    weights = np.vstack([np.ones((1, n)), bootstrap_weights(n, [s.group for s in sample.slices], RESAMPLES, 0)])
+    accuracies: list[np.ndarray] = []
+    counts = np.zeros((3, len(weights)))  # of all disturbed images: decided, of these answered, of these right
+    levels: list[dict[str, Any]] = []
+    for place, (name, strength) in enumerate(conditions()):
+        mine = rows[place * n : (place + 1) * n]
+        asked = np.array([row["p"] is not None for row in mine])
+        if not asked.any():
+            raise UserError(f"{name} {strength}: none of {n} images is answered: {mine[0]['error']}")
+        probabilities = np.array([row["p"] or [0.0] * len(LABEL2ID) for row in mine])
+        right = asked & (probabilities.argmax(1) == labels)
+        answered = np.array([row["decision"] == ANSWER for row in mine])
+        decisions = Counter(row["decision"] for row in mine if row["decision"] is not None)
+        accuracies.append(_ratio(weights @ right, weights @ asked))
+        if name != CLEAN:
+            decided = np.array([row["decision"] is not None for row in mine])
+            counts += [weights @ decided, weights @ answered, weights @ (answered & right)]
+        levels.append(
+            {
+                "strength": strength,
+                "level": None if name == CLEAN else DISTURBANCES[name].levels[strength - 1],
+                "n": int(asked.sum()),
+                "accuracy": _figure(accuracies[-1]),
+                "ece": classification_figures(probabilities[asked], labels[asked], n_resamples=0)["ece"]["value"],
+                "decisions": {d: decisions[d] / decisions.total() for d in DECISIONS} if decisions else None,
+                "accuracy_answered": _figure(_ratio(weights @ (answered & right), weights @ answered)),
+            }
+        )
+    mean = np.mean(accuracies[1:], axis=0)
+    by_name = {d: [x for x, (name, _) in zip(levels, conditions(), strict=True) if name == d] for d in DISTURBANCES}
+    return {
+        "n": n,
+        "interval": {"method": "percentile bootstrap", "confidence": 0.95, "resamples": RESAMPLES, "over": "group"},
+        "clean": levels[0],
+        "disturbances": {d: {"levels": entries} for d, entries in by_name.items()},
+        "mean_accuracy": _figure(mean),
+        "difference": _figure(100 * (mean - accuracies[0])),
+        "answered": {
+            "share": _figure(_ratio(counts[1], counts[0])),
+            "accuracy": _figure(_ratio(counts[2], counts[1])),
+        },
+        "pixels_sha256": hashlib.sha256("".join(row["pixels"] for row in rows).encode()).hexdigest(),
+    }
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Divide sums of the sample and its resamples; NaN where one has none of the whole."""
+    import numpy as np
+
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+
+def _figure(samples: np.ndarray) -> dict[str, float] | None:
+    """The sample's own value, which comes first, and its 95 % interval over the resamples; None where it is NaN."""
+    import numpy as np
+
+    if np.isnan(samples[0]):
+        return None
+    low, high = np.nanpercentile(samples[1:], (2.5, 97.5))
+    return {"value": float(samples[0]), "low": float(low), "high": float(high)}

@@ -1,0 +1,251 @@
+"""What trust.json is worth on slices not seen yet: calibration, coverage, decisions, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..labels import LABEL2ID, LABELS, NO_TUMOR
+from ..trust.calibration import Outputs
+from ..trust.decision import COVERAGES, DECISIONS, DEFAULT_COVERAGE, decide, picture_fault
+from ..trust.trust_file import Calibration, Trust
+from .metrics import CALIBRATION_BINS, classification_figures, mean_figure
+
+if TYPE_CHECKING:
+    from ..images.read import ImageSource
+    from ..inference.classifier import TumorClassifier
+    from ..trust.calibration import Outputs
+
+
+def network_outputs(
+    classifier: TumorClassifier,
+    images: Iterable[ImageSource],
+    labels: Sequence[int],
+    groups: Sequence[str],
+    *,
+    stage: str,
+    names: Sequence[str] = (),
+) -> Outputs:
+    """Run the network over images and their mirror images.
+
+    Args:
+        classifier: a single model; its ``trust``, if any, is not used.
+        images: N of them, all readable.
+        labels: (N,) class indices or ``ANY_TUMOR``.
+        groups: (N,) groups.
+        stage: of ``in_distribution.stage_of``.
+        names: (N,) names, where they matter.
+    """
+    import torch
+
+    from ..images.read import load_image
+    from ..inference.run_pytorch import StageFeatures
+
+    tap = StageFeatures(getattr(classifier.model, "timm_model", classifier.model), stage)
+    logits: list[np.ndarray] = []
+    features: list[np.ndarray] = []
+    faults: list[str | None] = []
+    try:
+        for batch in _batches(images, 16):
+            pictures = [load_image(image) for image in batch]
+            faults += [picture_fault(picture) for picture in pictures]
+            pixels = torch.stack([classifier.preprocess(picture) for picture in pictures])
+            pixels = pixels.to(classifier.device, memory_format=torch.channels_last)
+            with torch.inference_mode():
+                plain = classifier.model(pixel_values=pixels).logits
+                features.append(tap.take())
+                mirrored = classifier.model(pixel_values=pixels.flip(-1)).logits
+            logits.append(torch.stack([plain, mirrored], dim=1).float().cpu().numpy())
+    finally:
+        tap.remove()
+    return Outputs(
+        np.concatenate(logits), np.concatenate(features), faults, np.asarray(labels), list(groups), list(names)
+    )
+
+
+def _batches(images: Iterable[ImageSource], size: int) -> Iterable[list[ImageSource]]:
+    batch: list[ImageSource] = []
+    for image in images:
+        batch.append(image)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def trust_figures(trust: Trust, outputs: Outputs, *, mirror: bool = False) -> dict[str, Any]:
+    """Measure a fitted trust on slices that it was not fitted to.
+
+    Args:
+        trust: fitted on other slices.
+        outputs: N slices. Where tumour types are not known (``ANY_TUMOR``), a set covers a slice when any tumour class
+            is left, and an answer is right when it is any tumour.
+        mirror: measure the answers averaged with the mirror image's.
+
+    Returns:
+        ``n``; ``before`` and ``after``, both ``{"ece", "brier", "log_loss", "reliability"}`` (left out where types are
+        not known); ``coverage``: coverage in percent -> ``{"covered", "size", "per_class"}``; ``decisions`` -> share of
+        each; ``correct`` -> share of right answers ``all`` and among each decision (None where there is none). Shares
+        are ``{"value", "low", "high"}`` in [0, 1], sizes in classes.
+    """
+    calibration = trust.calibration(mirror)
+    probabilities = calibration.probabilities(outputs.views(mirror))
+    typed = bool((outputs.labels >= 0).all())
+    groups = outputs.groups
+    right = _is_right(probabilities.argmax(1), outputs.labels)
+    sets = {coverage: calibration.prediction_sets(probabilities, coverage) for coverage in COVERAGES}
+    decisions = np.array(decisions_of(trust, outputs, sets[DEFAULT_COVERAGE]))
+    figures: dict[str, Any] = {"n": len(outputs)}
+    if typed:
+        plain = Calibration(1.0, {}).probabilities(outputs.views(mirror))
+        figures |= {
+            "before": _calibration_figures(plain, outputs),
+            "after": _calibration_figures(probabilities, outputs),
+        }
+    figures["coverage"] = {str(c): _coverage(left, outputs) for c, left in sets.items()}
+    figures["decisions"] = {name: mean_figure(decisions == name, groups) for name in DECISIONS}
+    figures["correct"] = {"all": mean_figure(right, groups)}
+    figures["correct"] |= {name: mean_figure(right, groups, among=decisions == name) for name in DECISIONS}
+    return figures
+
+
+def decisions_of(trust: Trust, outputs: Outputs, left: np.ndarray) -> list[str]:
+    """Return each slice's decision; ``left`` (N, 4) bool are the prediction sets."""
+    unlikeness = trust.in_distribution.unlikeness(outputs.features)
+    names = [[LABELS[c] for c in np.flatnonzero(row)] for row in left]
+    return [decide(*row)[0] for row in zip(names, unlikeness.tolist(), outputs.faults, strict=True)]
+
+
+def _is_right(answered: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return np.where(labels >= 0, answered == labels, answered != LABEL2ID[NO_TUMOR])
+
+
+def _calibration_figures(probabilities: np.ndarray, outputs: Outputs) -> dict[str, Any]:
+    figures = classification_figures(probabilities, outputs.labels, groups=outputs.groups)
+    kept = {key: figures[key] for key in ("ece", "brier", "log_loss")}
+    return kept | {"reliability": reliability(probabilities, outputs.labels)}
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str, float]]:
+    """Return the reliability diagram: ``confidence`` (mean), ``accuracy`` and ``n`` of each bin that is not empty."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    return [
+        {
+            "confidence": float(confidence[inside].mean()),
+            "accuracy": float(right[inside].mean()),
+            "n": int(inside.sum()),
+        }
+        for inside in (bins == b for b in range(CALIBRATION_BINS))
+        if inside.any()
+    ]
+
+
+def _coverage(left: np.ndarray, outputs: Outputs) -> dict[str, Any]:
+    rows = np.arange(len(outputs))
+    tumours = [c for c in range(len(LABELS)) if c != LABEL2ID[NO_TUMOR]]
+    covered = np.where(outputs.labels >= 0, left[rows, outputs.labels], left[:, tumours].any(axis=1))
+    size = left.sum(axis=1)
+    figures: dict[str, Any] = {
+        "covered": mean_figure(covered, outputs.groups),
+        "size": mean_figure(size, outputs.groups),
+    }
+    if (outputs.labels >= 0).all():
+        figures["per_class"] = {
+            name: {
+                "covered": mean_figure(covered, outputs.groups, among=outputs.labels == c),
+                "size": mean_figure(size, outputs.groups, among=outputs.labels == c),
+            }
+            for c, name in enumerate(LABELS)
+        }
+    return figures
+
+
+def foreign_figures(trust: Trust, foreign: Outputs, known: Sequence[Outputs], kinds: Sequence[str]) -> dict[str, Any]:
+    """Measure the in-distribution check: pictures that are no brain MRI against held-out slices.
+
+    Args:
+        trust: fitted on other slices.
+        foreign: F pictures that are no brain MRI slice.
+        known: held-out slices, a part a collection.
+        kinds: (F,) what each foreign picture is.
+
+    Returns:
+        ``n``; ``auroc`` (foreign above known; a picture with a fault is above all) and ``auroc_without_faults`` (only
+        pictures and slices without one); ``refused``: share of the foreign pictures; ``n_without_faults`` and
+        ``refused_without_faults``; ``refused_by_kind``; ``let_through``: names and scores of those that pass;
+        ``n_known``. Foreign pictures are no sample of anything, so there are no intervals.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    score, faulty = _scores(trust, foreign)
+    of_known = [_scores(trust, outputs) for outputs in known]
+    known_score = np.concatenate([s for s, _ in of_known])
+    known_faulty = np.concatenate([f for _, f in of_known])
+
+    def auroc(ours: np.ndarray, theirs: np.ndarray) -> float | None:
+        if not len(ours) or not len(theirs):
+            return None
+        values = np.minimum(np.concatenate([theirs, ours]), 1e300)  # scikit-learn takes no infinity
+        return float(roc_auc_score(np.repeat([0, 1], [len(theirs), len(ours)]), values))
+
+    refused = score > 1
+    return {
+        "n": len(foreign),
+        "n_known": len(known_score),
+        "auroc": auroc(score, known_score),
+        "auroc_without_faults": auroc(score[~faulty], known_score[~known_faulty]),
+        "refused": float(refused.mean()),
+        "n_without_faults": int((~faulty).sum()),
+        "refused_without_faults": float(refused[~faulty].mean()) if not faulty.all() else None,
+        "refused_by_kind": _refused_by_kind(refused, faulty, kinds),
+        "let_through": [
+            {"name": foreign.names[i], "unlikeness": round(float(score[i]), 3)} for i in np.flatnonzero(~refused)
+        ],
+    }
+
+
+def familiar_figures(trust: Trust, familiar: Outputs, kinds: Sequence[str]) -> dict[str, Any]:
+    """Measure what the check does to brain MRI slices of other collections: whatever it refuses is an error.
+
+    Args:
+        trust: fitted on other slices.
+        familiar: F brain MRI slices.
+        kinds: (F,) the collection of each.
+
+    Returns:
+        ``n``, ``refused`` (share), ``refused_by_kind``, and ``refused_names``: each with its score, or its fault.
+    """
+    score, faulty = _scores(trust, familiar)
+    refused = score > 1
+    return {
+        "n": len(familiar),
+        "refused": float(refused.mean()),
+        "refused_by_kind": _refused_by_kind(refused, faulty, kinds),
+        "refused_names": [
+            {"name": familiar.names[i]}
+            | ({"fault": familiar.faults[i]} if faulty[i] else {"unlikeness": round(float(score[i]), 3)})
+            for i in np.flatnonzero(refused)
+        ],
+    }
+
+
+def _scores(trust: Trust, outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores (N,), infinite where there is a fault, and where there is one (N,)."""
+    faulty = np.array([fault is not None for fault in outputs.faults], dtype=bool)
+    return np.where(faulty, np.inf, trust.in_distribution.unlikeness(outputs.features)), faulty
+
+
+def _refused_by_kind(refused: np.ndarray, faulty: np.ndarray, kinds: Sequence[str]) -> dict[str, dict[str, float]]:
+    names = np.asarray(kinds)
+    return {
+        kind: {
+            "n": int((names == kind).sum()),
+            "refused": float(refused[names == kind].mean()),
+            "faults": int(faulty[names == kind].sum()),
+        }
+        for kind in sorted(set(kinds))
+    }

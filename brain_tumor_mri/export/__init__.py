@@ -1,0 +1,1 @@
+"""A model as ONNX, LiteRT or TensorRT, checked against PyTorch."""

@@ -1,0 +1,264 @@
+"""A trained network as an ONNX file, and an ONNX file as its int8 twin; ``export.py`` is the command around both.
+
+int8 is static QDQ (Jacob et al. 2018, arXiv:1712.05877): weights symmetric int8 a channel, activations 8 bits a tensor
+with ranges from calibration slices, as onnxruntime's kernels take them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..inference.network import FEATURES, INPUT, LOGITS, reason
+from ..inference.run_pytorch import StageFeatures
+
+OPSET = 20
+"""Of the ONNX operators: what torch writes by default, and what the runtimes of browsers and phones read too."""
+FLOAT_CONVOLUTIONS = 3
+"""How many of the first convolutions stay float32. They hold few weights, and what eight bits lose in them goes through
+all others: with them in int8, an EfficientNet-Lite0's features were off by half of the largest, and its check against
+unlike pictures refused one slice in two (64 test slices, on which this number was chosen too)."""
+METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+"""How activation ranges are taken from the calibration slices -> onnxruntime's name."""
+ACTIVATIONS = {"uint8": "QUInt8", "int8": "QInt8"}
+"""8-bit type of the activations -> onnxruntime's name."""
+_BATCH = 8  # slices; ResNet50's activations of 8, all of which a calibration looks at, are 0.4 GB
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How int8 files are made.
+
+    Attributes:
+        method: one of ``METHODS``. ``minmax`` is quick and keeps every value; the others build histograms, minutes for
+            a ResNet50, and cut rare large values off (``percentile``: 0.001 %) to have finer steps for the rest.
+        activations: one of ``ACTIVATIONS``; x86 multiplies uint8 by int8, Arm likes int8 for both.
+    """
+
+    method: str = "minmax"
+    activations: str = "uint8"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, as in export.json."""
+        return asdict(self) | {"format": "QDQ", "weights": "int8, symmetric, per channel"}
+
+
+def feature_stage(network: torch.nn.Module, wanted: str | None, size: tuple[int, int]) -> str | None:
+    """Name the stage whose spatial means an export gives as ``features``.
+
+    Args:
+        network: a transformers model.
+        wanted: the stage that trust.json names; None takes the one that a calibration would choose.
+        size: (height, width) of the input in pixels.
+
+    Returns:
+        Its name; None where the network has no stages, or none with maps (N, C, H, W).
+
+    Raises:
+        UserError: there is no such stage as ``wanted``.
+    """
+    from ..inference.run_pytorch import stage_of
+
+    inner = getattr(network, "timm_model", network)
+    if wanted is None:
+        try:
+            wanted = stage_of(inner)
+        except UserError:
+            return None
+    tap = StageFeatures(inner, wanted)
+    try:
+        with torch.inference_mode():
+            network(pixel_values=torch.zeros(1, 3, *size, device=next(network.parameters()).device))
+        return wanted if tap.take().ndim == 2 else None
+    except IndexError:  # a stage of tokens, which has no height and width to average over
+        return None
+    finally:
+        tap.remove()
+
+
+def write_onnx(
+    network: torch.nn.Module, file: Path, *, stage: str | None, size: tuple[int, int], half: bool = False
+) -> None:
+    """Write a network as ONNX, its batch of any size, valid under onnx.checker.
+
+    Args:
+        network: a transformers model; it is not changed.
+        file: to be written, weights inside.
+        stage: of ``feature_stage``; None for no ``features``.
+        size: (height, width) of the input in pixels.
+        half: weights and layers in float16, for TensorRT; input and outputs stay float32.
+
+    Raises:
+        UserError: onnx or onnxscript is missing, or the network cannot be expressed.
+    """
+    onnx = require_onnx()
+    whole = LogitsAndFeatures(network, stage, half=half)
+    try:
+        with silence(), torch.no_grad():
+            torch.onnx.export(
+                whole,
+                (torch.zeros(2, 3, *size),),  # two: the exporter takes a batch of one for a constant
+                file,
+                input_names=[INPUT],
+                output_names=[LOGITS, FEATURES] if stage else [LOGITS],
+                opset_version=OPSET,
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+            onnx.checker.check_model(str(file), full_check=True)
+    except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError) as error:
+        raise UserError(f"this network cannot be written as ONNX ({reason(error)})") from error
+
+
+def write_int8(source: Path, file: Path, batches: Sequence[np.ndarray], how: Quantization) -> None:
+    """Write the int8 twin of a float32 ONNX file.
+
+    The last layer's output stays float32: eight bits over the range of the logits would be a coarse probability. So do
+    the first ``FLOAT_CONVOLUTIONS``.
+
+    Args:
+        source: of ``write_onnx``.
+        file: to be written.
+        batches: float32 (N, 3, H, W) each, of calibration slices.
+        how: the settings.
+
+    Raises:
+        UserError: onnx or onnxruntime is missing.
+    """
+    onnx = require_onnx()
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory(prefix=".quantizing-", dir=file.parent) as scratch, silence():
+        prepared = Path(scratch) / "prepared.onnx"
+        quant_pre_process(source, prepared)
+        quantize_static(
+            prepared,
+            file,
+            _Batches(batches),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=getattr(QuantType, ACTIVATIONS[how.activations]),
+            weight_type=QuantType.QInt8,
+            calibrate_method=getattr(CalibrationMethod, METHODS[how.method]),
+            nodes_to_exclude=[node.name for node in _convolutions(onnx.load(prepared))[:FLOAT_CONVOLUTIONS]],
+            extra_options={
+                "WeightSymmetric": True,
+                "ActivationSymmetric": how.activations == "int8",
+                "CalibTensorRangeSymmetric": False,  # percentile's default, half the steps of what is never negative
+                "CalibStridedMinMax": 1,  # batch by batch; histograms else need the activations of all slices at once
+                "OpTypesToExcludeOutputQuantization": ["Gemm"],
+            },
+        )
+        onnx.checker.check_model(str(file), full_check=True)
+
+
+def require_onnx() -> Any:
+    """Import onnx, and see that what writes with it is there.
+
+    Raises:
+        UserError: onnx, onnxruntime or onnxscript is not installed.
+    """
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        missing = f"an export needs onnx, onnxruntime and onnxscript ({reason(error)})"
+        raise UserError(f"{missing}: pip install onnx onnxruntime onnxscript") from error
+    return onnx
+
+
+def _convolutions(model: Any) -> list[Any]:
+    """Nodes of a model's convolutions, in the order in which they run."""
+    return [node for node in model.graph.node if node.op_type == "Conv"]
+
+
+def batched(slices: Sequence[Tensor]) -> list[np.ndarray]:
+    """Return slices (3, H, W) as batches (N, 3, H, W) for ``write_int8``."""
+    return [torch.stack(list(slices[i : i + _BATCH])).numpy() for i in range(0, len(slices), _BATCH)]
+
+
+class LogitsAndFeatures(torch.nn.Module):
+    """A copy of a network, on the CPU and in eval mode, whose answer is a tuple of plain tensors."""
+
+    def __init__(self, network: torch.nn.Module, stage: str | None, *, half: bool = False) -> None:
+        """Copy the network.
+
+        Args:
+            network: a transformers model; it is not changed.
+            stage: of ``feature_stage``; None for no features.
+            half: compute in float16; input and outputs are float32 all the same.
+        """
+        super().__init__()
+        self.network = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format)
+        self.stage, self.dtype = stage, torch.float16 if half else torch.float32
+        self.network.to(self.dtype)
+        self.eval()
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Return logits (N, 4) and, where a stage is named, its spatial means (N, D)."""
+        pixel_values = pixel_values.to(self.dtype)
+        if self.stage is None:
+            return (self.network(pixel_values=pixel_values).logits.float(),)
+        means: list[Tensor] = []
+        module = getattr(self.network, "timm_model", self.network).get_submodule(self.stage)
+        # not StageFeatures, which detaches its means from the graph that is exported here
+        handle = module.register_forward_hook(lambda module, inputs, output: means.append(output.float().mean((2, 3))))
+        try:
+            logits = self.network(pixel_values=pixel_values).logits.float()
+        finally:
+            handle.remove()
+        return logits, means[-1]
+
+
+class _Batches:
+    """Calibration batches as onnxruntime asks for them."""
+
+    def __init__(self, batches: Sequence[np.ndarray]) -> None:
+        self.batches = batches
+        self.set_range(0, len(batches))
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Hand out these batches next."""
+        self.left = iter(self.batches[start_index:end_index])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next batch, None after the last."""
+        batch = next(self.left, None)
+        return None if batch is None else {INPUT: batch}
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        while (batch := self.get_next()) is not None:
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keep the writers' own notes, meant for their authors, off the console."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,153 @@
+"""``brain-tumor-mri publish``: a model folder, or the app as a Space, becomes a version on the Hub, in one commit.
+
+``plan_model`` checks the folder and lists what would be sent (for a Space ``space.plan_space`` and
+``space_check.check_space``); ``hub.push`` compares it with the Hub and sends it.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import UserError
+from ..inference.model_folder import find_model
+from ..reports.card import render_card
+from ..reports.tables import model_title, percent
+from .push import Outcome, Plan, PublishError, Upload, one_line, push
+
+REQUIRED_METADATA = ("license", "library_name", "pipeline_tag", "metrics", "tags", "model-index")
+_MODEL_FILES = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "metrics.json",
+    "trust.json",
+    "stress.json",
+    "explain.json",
+    "*.png",
+)
+_MODEL_STALE = (
+    *_MODEL_FILES[1:7], "confusion_matrix.png", "training_curves.png", "reliability.png", "stress.png",
+)  # fmt: skip
+"""What of an earlier version goes when this one does not have it: it would be taken for this one's."""
+
+
+def plan_model(folder: str | Path, repo_id: str, *, tag: str | None = None) -> Plan:
+    """Check a model folder and list its files as they are to be on the Hub.
+
+    Args:
+        folder: holds config.json, safetensors and metrics.json, as train.py saved them; perhaps trust.json, plots.
+        repo_id: the Hub id ``owner/name``, for the card.
+        tag: name of the version, for the commit's message.
+
+    Raises:
+        UserError: no such folder; a file is missing or damaged; metrics.json or trust.json are of other weights; other
+            classes than this project's; a card that lacks metadata; no licence to send along.
+    """
+    model = find_model(Path(folder))
+    model.require_project_labels()
+    _ = model.tensors  # refuses weights that are cut off
+    record = _read_json(model.path / "metrics.json")
+    card = render_card(model.path, repo_id=repo_id)
+    weights = model.sha256()
+    measured = record.get("model") or {}
+    _require_same_weights(model.path / "metrics.json", "model.weights_sha256", measured.get("weights_sha256"), weights)
+    trust = model.path / "trust.json"
+    if trust.is_file():
+        _require_same_weights(trust, "weights_sha256", _read_json(trust).get("weights_sha256"), weights)
+    for measured_file in (model.path / "stress.json", model.path / "explain.json"):
+        if measured_file.is_file():
+            of = (_read_json(measured_file).get("model") or {}).get("weights_sha256")
+            _require_same_weights(measured_file, "model.weights_sha256", of, weights)
+    require_metadata(card)
+    names = sorted({file.name for pattern in _MODEL_FILES for file in model.path.glob(pattern)})
+    files = [Upload("LICENSE", _licence(model.path)), Upload("README.md", card.encode())]
+    return Plan(
+        repo_id,
+        tuple(files + [Upload(name, model.path / name) for name in names]),
+        message=f"{tag or 'Update'}: {headline(record)}",
+        description=f"weights sha256 {weights}\npublished by brain-tumor-mri {__version__}",
+        stale=_MODEL_STALE,
+    )
+
+
+def publish_run(folder: str | Path, repo_id: str, *, token: str | None = None) -> Outcome:
+    """Push a finished training run's folder, as ``train.py --push_to_hub`` ends.
+
+    Args:
+        folder: what train.py saved.
+        repo_id: the Hub id ``owner/name``.
+        token: in place of ``HF_TOKEN``'s or the login's.
+
+    Raises:
+        UserError: it cannot be pushed; the run is complete all the same, and the text says how to push it later.
+    """
+    try:
+        return push(plan_model(folder, repo_id), token=token)
+    except (UserError, PublishError) as error:
+        later = f"brain-tumor-mri publish model --model {folder} --repo_id {repo_id}"
+        raise UserError(f"the run is complete, but not on the Hub: {error}; later: {later}") from None
+
+
+def headline(record: dict[str, Any]) -> str:
+    """Return a record's main figures, each with protocol and interval, on one line."""
+    parts = [model_title(record)]
+    if test := record["splits"].get("test"):
+        parts.append(f"{record['protocol']} accuracy {percent(test['accuracy'])}")
+    if external := record.get("external"):
+        found = percent(external["sensitivity_at_95_specificity"])
+        parts.append(f"external sensitivity at 95 % specificity {found}")
+    return "; ".join(parts)
+
+
+def require_metadata(card: str) -> None:
+    """Refuse a card whose YAML header lacks what the Hub needs to list and measure a model.
+
+    Raises:
+        UserError: names the missing fields.
+    """
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(card).data
+    present = data.to_dict() | {"model-index": data.eval_results}  # the model-index is there without results, too
+    missing = [key for key in REQUIRED_METADATA if not present.get(key)]
+    if missing:
+        raise UserError(
+            f"the card's metadata has no {', '.join(missing)}; complete metrics.json "
+            "(`brain-tumor-mri card` shows the card) or brain_tumor_mri/reports/card.py"
+        )
+
+
+def _require_same_weights(file: Path, key: str, recorded: object, weights: str) -> None:
+    if recorded != weights:
+        whose = f"belongs to other weights ({recorded[:12]}...)" if isinstance(recorded, str) else f"has no {key}"
+        raise UserError(f"{file} {whose}; those here are {weights[:12]}...: measure them, and publish that record")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("no JSON object")
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing; a version needs its figures: train or evaluate the model first") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({one_line(error)}); write it again") from error
+    return record
+
+
+def _licence(folder: Path) -> Path | bytes:
+    """Find LICENSE in the model folder, the source tree, or the installed package's metadata."""
+    for file in (folder / "LICENSE", Path(__file__).parents[2] / "LICENSE"):
+        if file.is_file():
+            return file
+    try:
+        text = metadata.distribution("brain-tumor-mri").read_text("licenses/LICENSE")
+    except metadata.PackageNotFoundError:
+        text = None
+    if not text:
+        raise UserError(f"there is no LICENSE to send along; put one into {folder}")
+    return text.encode()

@@ -1,0 +1,105 @@
+"""Which files a person means: ``find_images(["folder", "scan_*.png"])`` lists images and opens none."""
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import UserError, safe_line
+
+IMAGE_SUFFIXES: frozenset[str] = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+"""What a picture's name ends with; data sets hold these alone, as ``imagefolder`` loads nothing else."""
+DICOM_SUFFIXES: frozenset[str] = frozenset({".dcm", ".dicom"})
+"""What a folder or pattern yields besides. Many DICOM files have no suffix at all; those are to be named one by one."""
+_FOUND_SUFFIXES = IMAGE_SUFFIXES | DICOM_SUFFIXES
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Expand files, folders and glob patterns into a list of image files.
+
+    Args:
+        paths: files, kept whatever their suffix and even if missing, so that a person sees what became of each;
+            folders, searched to any depth for ``IMAGE_SUFFIXES`` and ``DICOM_SUFFIXES`` (upper or lower case),
+            skipping hidden files and folders; and patterns such as ``scans/**/*.png``, whose matches are treated like
+            the content of a folder.
+
+    Returns:
+        Paths in the order given, those of a folder or pattern in natural order (``s2.png`` before ``s10.png``), each
+        file once.
+
+    Raises:
+        UserError: a folder or a pattern yields no image, or a folder cannot be read.
+    """
+    found: dict[str, Path] = {}
+    for given in paths:
+        text = os.fspath(given)
+        if not text:
+            raise UserError("an empty path was given; name a file, a folder or a pattern")
+        path = Path(text)
+        if _is_dir(path):
+            matches = _images_in_folder(path)
+            if not matches:
+                raise UserError(f"{safe_line(text)}: the folder holds no images ({_suffix_list()})")
+        elif glob.has_magic(text) and not os.path.lexists(text):
+            matches = _images_matching(text)
+            if not matches:
+                raise UserError(f"{safe_line(text)}: no image matches this pattern ({_suffix_list()})")
+        else:
+            matches = [path]
+        for match in matches:
+            found.setdefault(os.path.abspath(match), match)
+    return list(found.values())
+
+
+def _is_dir(path: Path) -> bool:
+    # os.path.isdir answers False for names that the system cannot hold, where Path.is_dir may raise.
+    return os.path.isdir(path)
+
+
+def _images_in_folder(folder: Path) -> list[Path]:
+    """Images below ``folder`` in natural order; linked folders are followed, each real folder once."""
+    images: list[Path] = []
+    seen: set[str] = set()
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{safe_line(str(error.filename))}: {error.strerror}")
+
+    for where, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted((f for f in folders if not f.startswith(".")), key=_natural_key)
+        images += [Path(where, f) for f in files if _is_visible_image(f)]
+    return sorted(images, key=lambda p: [_natural_key(part) for part in p.parts])
+
+
+def _images_matching(pattern: str) -> list[Path]:
+    """Images that a glob pattern names, itself or through the folders that it names."""
+    images: list[Path] = []
+    for match in sorted(glob.glob(pattern, recursive=True), key=_natural_key):
+        path = Path(match)
+        if _is_dir(path):
+            images += _images_in_folder(path)
+        elif _is_visible_image(path.name):
+            images.append(path)
+    return images
+
+
+def _is_visible_image(file_name: str) -> bool:
+    return not file_name.startswith(".") and os.path.splitext(file_name)[1].lower() in _FOUND_SUFFIXES
+
+
+def _natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Sort key by which numbers in names count as numbers."""
+    return [
+        (0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part.lower())
+        for part in re.split(r"(\d+)", text)
+        if part
+    ] + [(2, 0, text)]
+
+
+def _suffix_list() -> str:
+    return ", ".join(sorted(_FOUND_SUFFIXES))

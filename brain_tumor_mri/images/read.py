@@ -1,0 +1,354 @@
+"""The only module that opens image files: whatever comes in leaves as an upright RGB image or as one readable error.
+
+``load_image("slice.png")`` takes a path, bytes, a PIL image or an array. Everything that can be wrong with a file
+becomes :class:`UnreadableImageError` here and nowhere else.
+"""
+
+import ctypes
+import logging
+import os
+import stat
+import warnings
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+import numpy as np
+import PIL.Image
+from PIL import Image
+
+from ..errors import UserError, safe_line
+
+ImageSource: TypeAlias = str | Path | bytes | PIL.Image.Image | np.ndarray
+
+MAX_PIXELS = 100_000_000
+"""Largest image that is decoded, in pixels (width x height); the header is asked before any pixel is."""
+
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+_ACCEPTED_FORMATS = "JPEG, PNG, BMP, TIFF, WebP or DICOM"
+_ACCEPTED_ARRAYS = (
+    "accepted are shapes (H, W), (H, W, 1), (H, W, 3), (H, W, 4) of bool, uint8, uint16 or float (0..1 or 0..255)"
+)
+_ORIENTATION_TAG = 0x0112
+_PHOTOMETRIC_TAG = 262
+_BIT_DEPTHS = (8, 10, 12, 16)
+
+# First bytes of files that people try by mistake; (offset, magic, what to say).
+_FOREIGN = (
+    (344, b"n+1\0", "a NIfTI volume; export its slices as PNG first"),
+    (0, b"\x1f\x8b", "a gzip archive, not an image"),
+    (0, b"PK\x03\x04", "a zip archive, not an image"),
+    (0, b"%PDF", "a PDF document, not an image"),
+    (0, b"GIF8", f"a GIF image; accepted are {_ACCEPTED_FORMATS}"),
+)
+_SNIFF_BYTES = 512
+_DICOM_MAGIC = (128, b"DICM")
+"""Offset and bytes by which a DICOM file (PS3.10, 7.1) is known; its suffix may be any."""
+
+# What Pillow has to say about odd metadata is of no use to the person who runs a command. A filter for Pillow's own
+# modules, set once, is used because warnings.catch_warnings() around each load is not safe with several threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+# Likewise its log messages: with no handler at all, Python would print them on stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+# And libtiff writes to stderr from C, besides the error that Pillow raises. Where the platform lets the bundled library
+# be reached through Pillow's own, it is told not to; elsewhere (Windows) the extra lines stay.
+with suppress(OSError, AttributeError):
+    _silence = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+    _silence.argtypes, _silence.restype = [ctypes.c_void_p], ctypes.c_void_p
+    _silence(None)
+
+
+class UnreadableImageError(UserError):
+    """An image cannot be read; ``str(error)`` is the one line ``NAME: reason``.
+
+    Attributes:
+        name: the file as it was given, or ``<bytes>``, ``<array>``, ``<image>``.
+        reason: what is wrong with it, for a person.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self.reason = safe_line(reason)
+        super().__init__(f"{safe_line(name)}: {self.reason}")
+
+    def __reduce__(self) -> tuple[type["UnreadableImageError"], tuple[str, str]]:
+        # Without this the error could not come back from a worker process: Exception pickles only its message.
+        return type(self), (self.name, self.reason)
+
+
+def load_image(source: ImageSource, name: str | None = None) -> PIL.Image.Image:
+    """Read one image and give it the single form that the rest of the project works with.
+
+    Every kind of file gives the pixels of its plain 8-bit RGB twin: EXIF orientation is applied, grey is repeated in
+    three channels, transparent parts become black (the background of an MRI slice), of several frames or pages the
+    first is taken, and deeper pixels are brought to 8 bits by :func:`to_8bit`. Embedded colour profiles are ignored.
+    A DICOM slice comes as its own window and photometric interpretation show it (:mod:`.dicom`).
+
+    Args:
+        source: a path; the bytes of a file; a PIL image (left unchanged); or an array of shape (H, W), (H, W, 1),
+            (H, W, 3) or (H, W, 4, the last being alpha) and dtype bool, uint8, uint16 or float (see :func:`to_8bit`).
+        name: what errors call the image; by default the path as given, ``<bytes>``, ``<array>`` or ``<image>``.
+
+    Returns:
+        The decoded image in mode "RGB", without metadata and with no file left open.
+
+    Raises:
+        UnreadableImageError: the file is missing, empty, truncated, damaged, larger than ``MAX_PIXELS``, not one of
+            JPEG, PNG, BMP, TIFF, WebP and DICOM of a single slice, or the array is of another kind.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        label = name if name is not None else os.fsdecode(path)
+        with _open_regular_file(path, label) as file:
+            return _decode(file, label)
+    if isinstance(source, bytes | bytearray):
+        label = name if name is not None else "<bytes>"
+        if not source:
+            raise UnreadableImageError(label, "there are no bytes to read")
+        return _decode(BytesIO(source), label)
+    if isinstance(source, Image.Image):
+        label = name if name is not None else str(getattr(source, "filename", "") or "<image>")
+        return _to_rgb(source, label)
+    if isinstance(source, np.ndarray):
+        label = name if name is not None else "<array>"
+        return _from_array(source, label)
+    raise UnreadableImageError(
+        name if name is not None else f"<{type(source).__name__}>",
+        "not an image; accepted are a path, bytes, a PIL image or a numpy array",
+    )
+
+
+def is_single(images: object) -> bool:
+    """Whether this is one image; strings, bytes and open files are iterable too, but never a list of images."""
+    if isinstance(images, np.ndarray):
+        return images.ndim != 4
+    return isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image) or hasattr(
+        images, "read"
+    )
+
+
+def name_of(source: object, number: int) -> str:
+    """Return an image's name: its path, or ``image-0001`` by its place in the call."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else f"image-{number:04d}"
+
+
+def to_8bit(values: np.ndarray) -> np.ndarray:
+    """Bring pixel values of any accepted depth to 0..255 by a fixed rule, never by stretching the contrast.
+
+    Integers. A file of 16-bit pixels does not say how many bits its scanner used: 12-bit slices are common in 16-bit
+    files, and read as 16-bit they would be black. So the depth is the smallest of 8, 10, 12 and 16 bits that holds the
+    largest value, and values are multiplied by ``255 / (2**bits - 1)`` and rounded. Before that, the two usual ways of
+    widening an 8-bit image (``v * 257`` and ``v << 8``) are recognised exactly, because every value is then divisible
+    by 257 or 256; a dark 8-bit image so comes back as it was. What is known: an image gets one of four fixed
+    brightness scales, so contrast within it is kept. What is guessed: which one. An image much darker than its depth
+    allows (a 16-bit one whose largest value is below 4096) is taken for a shallower one and comes out up to 16 times
+    brighter; with no depth on record the two cannot be told apart, and a slice that uses 1/16 of its range is rarer.
+
+    Floats. Up to 1 they are 0..1 and are multiplied by 255; from 2 up they are treated as integers.
+
+    Args:
+        values: any shape, dtype bool, integer or floating; 0..65535.
+
+    Returns:
+        The same shape, uint8, 0..255. uint8 input is returned as it is.
+
+    Raises:
+        ValueError: values are negative, above 65535, not finite, or floats with a maximum between 1 and 2 (which
+            could be either scale).
+    """
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255)
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("pixel values are not all finite (NaN or infinity)")
+    if low < 0:
+        raise ValueError(f"pixel values go below 0 (to {low:g}); shift them to start at 0")
+    if high > 65535:
+        raise ValueError(f"pixel values go up to {high:g}; at most 65535 (16 bits) is accepted")
+    if np.issubdtype(values.dtype, np.floating):
+        # A thousandth above 1 is rounding, as resampling leaves it.
+        if high <= 1.001:
+            return np.rint(np.clip(values, 0, 1) * np.float32(255)).astype(np.uint8)
+        if high < 2:
+            raise ValueError(f"float pixel values go up to {high:g}, which is neither 0..1 nor 0..255")
+        values = np.rint(values)
+    values = values.astype(np.uint16, copy=False)
+    return _eight_bit_table(values)[values]
+
+
+def _open_regular_file(path: str, label: str) -> BinaryIO:
+    """Open a file for reading; pipes and devices are refused because reading them could wait for ever."""
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise UnreadableImageError(label, "this is a folder, not an image file")
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableImageError(label, "this is not a regular file")
+        if status.st_size == 0:
+            raise UnreadableImageError(label, "the file is empty")
+        return open(path, "rb")
+    except FileNotFoundError as error:
+        raise UnreadableImageError(label, "no such file") from error
+    except OSError as error:
+        raise UnreadableImageError(label, error.strerror or str(error)) from error
+    except ValueError as error:  # a NUL character in the path
+        raise UnreadableImageError(label, f"not a valid path ({error})") from error
+
+
+def _decode(file: BinaryIO, label: str) -> Image.Image:
+    """Decode an open file; the allow-list keeps Pillow's rarely tested decoders away from untrusted bytes."""
+    if file.read(_DICOM_MAGIC[0] + len(_DICOM_MAGIC[1]))[_DICOM_MAGIC[0] :] == _DICOM_MAGIC[1]:
+        return _decode_dicom(file, label)
+    file.seek(0)
+    try:
+        image = Image.open(file, formats=_FORMATS)
+    except PIL.UnidentifiedImageError as error:
+        raise UnreadableImageError(label, _describe_foreign(file)) from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(label, f"the image is too large; the limit is {MAX_PIXELS:,} pixels") from error
+    except Exception as error:  # on damaged headers decoders raise nearly anything: struct.error, KeyError, ...
+        raise UnreadableImageError(label, _damage(error)) from error
+    with image:
+        return _to_rgb(image, label)
+
+
+def _decode_dicom(file: BinaryIO, label: str) -> Image.Image:
+    """Decode a DICOM file's single slice; ``from None`` keeps pydicom's messages, which quote headers, out of logs."""
+    from .dicom import DicomError, read_slice  # pydicom: 0.2 s that other files do not need
+
+    try:
+        return Image.fromarray(read_slice(file)).convert("RGB")
+    except DicomError as error:
+        raise UnreadableImageError(label, str(error)) from None
+
+
+def _to_rgb(image: Image.Image, label: str) -> Image.Image:
+    """Decode, turn upright and convert; ``image`` may be lazy and is not changed otherwise."""
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise UnreadableImageError(label, f"the image has no pixels ({width} x {height})")
+    if width * height > MAX_PIXELS:
+        raise UnreadableImageError(label, f"{width} x {height} pixels is too large; the limit is {MAX_PIXELS:,} pixels")
+    try:
+        image.load()
+        rgb = _convert(image)
+        # Turned after conversion, as Pillow cannot turn every mode; metadata would only mislead from here on.
+        orientation = _orientation(image)
+        rgb.info = {}
+        return rgb if orientation is None else rgb.transpose(orientation)
+    except UnreadableImageError:
+        raise
+    except _UnsupportedPixelsError as error:
+        raise UnreadableImageError(label, str(error)) from error
+    except Exception as error:  # as above: damaged data surfaces as any kind of error
+        raise UnreadableImageError(label, _damage(error)) from error
+
+
+class _UnsupportedPixelsError(Exception):
+    """The file is intact but its pixels are of a kind that has no 8-bit RGB twin."""
+
+
+def _convert(image: Image.Image) -> Image.Image:
+    """Any decoded mode to a new image in mode "RGB"."""
+    mode = image.mode
+    if mode == "RGB" and "transparency" not in image.info:
+        return image.convert("RGB")
+    if mode == "F" or mode.startswith("I"):
+        values = np.asarray(image)
+        if mode.startswith("I;16") and _is_white_zero(image):
+            values = np.uint16(65535) - values
+        try:
+            return Image.fromarray(to_8bit(values)).convert("RGB")
+        except ValueError as error:
+            raise _UnsupportedPixelsError(str(error)) from error
+    if mode in ("LAB", "HSV"):
+        raise _UnsupportedPixelsError(f"pixels in the {mode} colour space are not supported; save the image as RGB")
+    if image.has_transparency_data:
+        if mode == "La":
+            image = image.convert("LA")
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """Whether a TIFF counts from white to black; Pillow honours that for 8-bit pixels but not for 16-bit ones."""
+    tags = getattr(image, "tag_v2", None)
+    return tags is not None and tags.get(_PHOTOMETRIC_TAG) == 0
+
+
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    """The turn that EXIF asks for, or None; metadata too damaged to read does not make the pixels unreadable."""
+    with suppress(Exception):
+        return _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    return None
+
+
+# EXIF 2.32, table 6: how rows and columns of the stored image lie.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _from_array(array: np.ndarray, label: str) -> Image.Image:
+    """An array of the accepted kinds to mode "RGB"; see :func:`load_image`."""
+    kind = f"an array of shape {array.shape} and dtype {array.dtype} is not an image"
+    shape_ok = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    dtype_ok = array.dtype in (np.bool_, np.uint8, np.uint16) or np.issubdtype(array.dtype, np.floating)
+    if not (shape_ok and dtype_ok):
+        raise UnreadableImageError(label, f"{kind}; {_ACCEPTED_ARRAYS}")
+    height, width = array.shape[:2]
+    if height < 1 or width < 1:
+        raise UnreadableImageError(label, f"the image has no pixels ({width} x {height})")
+    if height * width > MAX_PIXELS:
+        raise UnreadableImageError(label, f"{width} x {height} pixels is too large; the limit is {MAX_PIXELS:,} pixels")
+    try:
+        pixels = to_8bit(array)
+    except ValueError as error:
+        raise UnreadableImageError(label, str(error)) from error
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(pixels)), label)
+
+
+def _eight_bit_table(values: np.ndarray) -> np.ndarray:
+    """The look-up table, (65536,) uint8, that :func:`to_8bit` applies to these uint16 values."""
+    levels = np.arange(65536, dtype=np.uint32)
+    high = int(values.max())
+    if high > 255:
+        for widening in (257, 256):
+            if not np.any(values % np.uint16(widening)):
+                return np.minimum(levels // widening, 255).astype(np.uint8)
+    top = next(2**bits - 1 for bits in _BIT_DEPTHS if high < 2**bits)
+    return np.minimum((levels * 255 + top // 2) // top, 255).astype(np.uint8)
+
+
+def _damage(error: Exception) -> str:
+    """A reason for a file that looked like an image and could not be decoded."""
+    if isinstance(error, MemoryError):
+        return "decoding it needs more memory than there is"
+    detail = str(error) or type(error).__name__
+    if "truncated" in detail.lower():
+        return "the file is truncated; copy or download it again"
+    return f"the file is damaged or of an unsupported kind ({detail[:120]})"
+
+
+def _describe_foreign(file: BinaryIO) -> str:
+    """A reason for a file that is none of the accepted formats, naming what it is where its first bytes tell."""
+    file.seek(0)
+    head = file.read(_SNIFF_BYTES)
+    for offset, magic, what in _FOREIGN:
+        if head[offset : offset + len(magic)] == magic:
+            return f"this is {what}"
+    if b"<svg" in head.lower():
+        return f"this is an SVG drawing; accepted are {_ACCEPTED_FORMATS}"
+    return f"not a readable {_ACCEPTED_FORMATS} image"

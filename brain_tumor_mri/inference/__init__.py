@@ -1,0 +1,1 @@
+"""A model answers: the classifier and the runtimes behind it."""

@@ -1,0 +1,312 @@
+"""Model folders without torch: a folder or Hub id becomes a local folder, checked for what would fail or mislead later.
+
+``find_model("model")`` -> ``ModelFolder``; ``.labels``, ``.sha256()`` and ``.pretrained_cfg`` read JSON and bytes only,
+so that ``brain-tumor-mri info`` stays fast and nothing is ever unpickled. A folder that ``brain-tumor-mri export`` made
+has ``onnx/``, ``litert/`` or ``tensorrt/`` in place of the safetensors, and ``export.json``, which says whose weights
+these are.
+"""
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..labels import LABELS
+
+DEFAULT_MODEL = "model"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+TORCH, TENSORRT = "torch", "tensorrt"
+EXPORT_FILES = {
+    "onnx": "onnx/model.onnx",
+    "onnx-int8": "onnx/model_int8.onnx",
+    "litert": "litert/model.tflite",
+    "litert-int8": "litert/model_int8.tflite",
+    TENSORRT: "tensorrt/model.engine",
+}
+"""Backend -> its file. The ONNX names are transformers.js's: ``dtype: "fp32"`` asks for ``model.onnx``, ``"int8"`` for
+``model_int8.onnx`` (and ``"q8"`` for ``model_quantized.onnx``, by custom the dynamically quantized one)."""
+TORCH_WAYS = ("torch-bf16", "torch-compile", "torch-compile-bf16")
+"""Other ways in which PyTorch runs the safetensors: bfloat16 autocast, ``torch.compile``, both."""
+BACKENDS = (TORCH, *EXPORT_FILES, *TORCH_WAYS)
+"""What can run a model, in the order in which a folder's files choose. A TensorRT engine is run only when it is asked
+for: it holds machine code, so it is to be one's own."""
+_TITLES = {"onnx": "an ONNX", "litert": "a LiteRT", TENSORRT: "a TensorRT"}
+EXPORT_FILE = "export.json"
+EXPORT_SCHEMA = 1
+_LFS_POINTER = b"version https://git-lfs"
+_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder in the Hub's layout: ``config.json``, and safetensors or an export of them.
+
+    Attributes:
+        source: the folder or Hub id as it was asked for.
+        path: the local folder.
+        config: the content of ``config.json``.
+        weights: the safetensors files, sorted by name, at least one; or the one file of the export.
+        backend: one of ``BACKENDS``; what runs ``weights``.
+        export: the content of ``export.json``; None for safetensors.
+    """
+
+    source: str
+    path: Path
+    config: dict[str, Any]
+    weights: tuple[Path, ...]
+    backend: str = TORCH
+    export: dict[str, Any] | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in output order; empty when the config has none."""
+        names = self.config.get("label_names")
+        if isinstance(names, list | tuple):
+            return tuple(str(name) for name in names)
+        id2label = self.config.get("id2label")
+        if isinstance(id2label, dict) and all(str(key).isdigit() for key in id2label):
+            return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
+        return ()
+
+    @property
+    def architecture(self) -> str:
+        """The timm architecture (``resnet50``), or the transformers class of a model that is none of timm's."""
+        return str(self.config.get("architecture") or (self.config.get("architectures") or ["unknown"])[0])
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The preprocessing as timm writes it: input_size (3, H, W), crop_pct, crop_mode, interpolation, mean, std."""
+        return dict(self.config.get("pretrained_cfg") or {})
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the weights on disk."""
+        return sum(file.stat().st_size for file in self.weights)
+
+    def sha256(self) -> str:
+        """Say which trained weights these are, as ``metrics.json`` and ``trust.json`` do.
+
+        Returns:
+            SHA-256 of the safetensors' bytes (of all files one after the other, by name), as 64 hex digits; of an
+            export, that of the weights it was made from.
+        """
+        if self.export:
+            return str(self.export["source"]["weights_sha256"])
+        digest = hashlib.sha256()
+        for file in self.weights:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    def run_sha256(self) -> str:
+        """SHA-256 of what answers: the weights', or that which ``export.json`` gives of the exported file."""
+        return str(self.export["files"][self.backend]["sha256"]) if self.export else self.sha256()
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers were trained.
+
+        Raises:
+            UserError: a file is no safetensors file, or is cut off.
+        """
+        if self.export:
+            return int(self.export["source"]["parameters"])
+        return sum(
+            math.prod(entry["shape"])
+            for name, entry in self.tensors.items()
+            if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        )
+
+    @property
+    def stored_as(self) -> list[str]:
+        """The number formats of the stored weights, such as ``F16``.
+
+        Raises:
+            UserError: a file is no safetensors file, or is cut off.
+        """
+        if self.export:
+            return [str(self.export["files"][self.backend]["stored_as"])]
+        return sorted({entry["dtype"] for entry in self.tensors.values() if entry["dtype"] != "I64"})
+
+    @cached_property
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """Name -> ``{"dtype": "F16", "shape": [...], ...}`` of every stored tensor, from the safetensors' headers.
+
+        Raises:
+            UserError: a file is no safetensors file, or is cut off.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for file in self.weights:
+            try:
+                with file.open("rb") as stream:
+                    length = int.from_bytes(stream.read(8), "little")
+                    if not 2 <= length <= _MAX_HEADER:
+                        raise ValueError(length)
+                    header = json.loads(stream.read(length))
+                header.pop("__metadata__", None)
+                end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{file} is not a safetensors file; copy or download it again") from error
+            if file.stat().st_size < 8 + length + end:
+                raise UserError(f"{file} is cut off ({file.stat().st_size:,} bytes); copy or download it again")
+            found.update(header)
+        return found
+
+    def require_project_labels(self) -> None:
+        """Refuse a model whose outputs are not this project's classes in this project's order.
+
+        Raises:
+            UserError: names both lists.
+        """
+        if self.labels != LABELS:
+            shown = ", ".join(self.labels[:5]) or "none"
+            more = f", ... ({len(self.labels)} in all)" if len(self.labels) > 5 else ""
+            raise UserError(
+                f"{self.source} answers with other classes ({shown}{more}); "
+                f"a model of this project has, in this order: {', '.join(LABELS)}"
+            )
+
+
+def find_model(model: str | Path, revision: str | None = None, backend: str | None = TORCH) -> ModelFolder:
+    """Find a model folder, downloading it from the Hub when ``model`` is no folder here but looks like a Hub id.
+
+    All files come from one commit, so weights and preprocessing cannot be of two different versions.
+
+    Args:
+        model: a local folder, or a Hub id ``owner/name``. A folder that exists wins.
+        revision: branch, tag or commit on the Hub; not used with a local folder.
+        backend: one of ``BACKENDS``, whose weights are needed; None takes the first that the folder has, TensorRT
+            left out.
+
+    Returns:
+        The folder, with its ``config.json`` read and its weights listed (not loaded).
+
+    Raises:
+        UserError: no such folder, repository or revision; no network; no config; no such weights; a git-lfs pointer;
+            an export without its ``export.json``.
+        ValueError: ``backend`` is not one of ``BACKENDS``.
+    """
+    if backend not in (None, *BACKENDS):
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    source = str(model)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _read_folder(source, path, backend)
+    if isinstance(model, Path) or not _HUB_ID.fullmatch(source):
+        what = "is a file, not a model folder" if path.exists() else "is not a model folder here"
+        raise UserError(f"{source} {what}; give a folder with config.json and model.safetensors, or owner/name")
+    if backend == TENSORRT:
+        raise UserError(f"{source}: a TensorRT engine is built on the machine that runs it; export the model here")
+    path = _download(source, revision, EXPORT_FILES.get(backend or TORCH, "*.safetensors"))
+    for name in EXPORT_FILES:
+        if backend is not None or name == TENSORRT or any(_weights_of(path, there) for there in BACKENDS):
+            break
+        path = _download(source, revision, EXPORT_FILES[name])
+    return _read_folder(source, path, backend)
+
+
+def runtime_of(backend: str) -> str:
+    """``onnx`` of ``onnx-int8``: what runs a backend's file, whatever its precision."""
+    return backend.removesuffix("-int8")
+
+
+def _read_folder(source: str, path: Path, backend: str | None) -> ModelFolder:
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise UserError(f"{source} has no config.json; give the folder that a training saved, or a Hub id owner/name")
+    config = _read_object(config_file, "a model's configuration")
+    there = [name for name in BACKENDS if _weights_of(path, name)]
+    chosen = backend or next((name for name in there if name != TENSORRT), TORCH)
+    if backend is None and there == [TENSORRT]:
+        raise UserError(f"{source} has only a TensorRT engine, machine code; if you built it, use --backend tensorrt")
+    if chosen not in there:
+        raise UserError(_lacking(source, chosen, there))
+    weights = _weights_of(path, chosen)
+    for file in weights:
+        with file.open("rb") as stream:
+            if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise UserError(f"{file} is only a git-lfs pointer; run `git lfs pull` there to get the weights")
+    export = _read_export(path, chosen) if chosen in EXPORT_FILES else None
+    return ModelFolder(source, path, config, weights, chosen, export)
+
+
+def _weights_of(path: Path, backend: str) -> tuple[Path, ...]:
+    if backend not in EXPORT_FILES:
+        return tuple(sorted(path.glob("model*.safetensors")))
+    file = path / EXPORT_FILES[backend]
+    return (file,) if file.is_file() else ()
+
+
+def _lacking(source: str, backend: str, there: list[str]) -> str:
+    """Say what the folder lacks, and what is there in its place."""
+    if backend in EXPORT_FILES:
+        made = f"make it with `brain-tumor-mri export --format {backend}`"
+        return f"{source} has no {EXPORT_FILES[backend]}; {made}" + (f", or use --backend {there[0]}" if there else "")
+    if there:
+        title = _TITLES[runtime_of(there[0])]
+        return f"{source} is {title} export without model.safetensors; this needs the model that it was made from"
+    return f"{source} has no model.safetensors; other weight formats are not loaded, for safety"
+
+
+def _read_export(path: Path, backend: str) -> dict[str, Any]:
+    """Read ``export.json``, as far as what runs here depends on it."""
+    file = path / EXPORT_FILE
+    if not file.is_file():
+        raise UserError(f"{path} has no {EXPORT_FILE}, so whose weights these are is unknown; export the model again")
+    record = _read_object(file, "what an export wrote")
+    try:
+        entry, source = record["files"][backend], record["source"]
+        digests = [entry["sha256"], source["weights_sha256"]]
+        sound = all(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+        sound = sound and record["schema"] == EXPORT_SCHEMA and int(source["parameters"]) and entry["stored_as"]
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise UserError(f"{file} does not describe {EXPORT_FILES[backend]}; export the model again")
+    return record
+
+
+def _read_object(file: Path, what: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({_one_line(error)}); copy or download it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not {what}; copy or download it again")
+    return content
+
+
+def _download(repo: str, revision: str | None, weights: str) -> Path:
+    """The Hub's files of one commit in the local cache; every way this fails becomes one line."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import errors as hub
+
+    at = f" at revision {revision}" if revision else ""
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=["*.json", weights]))
+    except hub.GatedRepoError as error:
+        raise UserError(f"{repo} needs permission; accept its terms on its page, then run `hf auth login`") from error
+    except hub.RevisionNotFoundError as error:
+        raise UserError(f"{repo} has no revision {revision}; see its page for branches, tags and commits") from error
+    except hub.RepositoryNotFoundError as error:
+        message = f"no folder and no Hub model is called {repo}; check the name; if it is private, `hf auth login`"
+        raise UserError(message) from error
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError) as error:
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+        raise UserError(
+            f"{repo}{at} is no folder here, is not in the local cache, and {why}; give a model folder instead"
+        ) from error
+    except (hub.HfHubHTTPError, hub.HFValidationError, OSError) as error:
+        raise UserError(f"{repo}{at} cannot be downloaded: {_one_line(error)}; give a model folder instead") from error
+
+
+def _one_line(error: BaseException, limit: int = 160) -> str:
+    """The start of an exception's text on one line, for use inside a message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

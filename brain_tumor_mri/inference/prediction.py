@@ -1,0 +1,112 @@
+"""What a model says: ``Prediction`` of an image, for people and programs; ``Answers`` to a batch, without names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..labels import LABELS, TITLES
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image, or why there is none.
+
+    Attributes:
+        name: the path as it was given, or ``image-0001`` (its place in the call) for an image from memory.
+        label: the class name, one of ``labels.LABELS``; None when the image could not be read.
+        confidence: the probability of ``label``, in [0, 1]; None when the image could not be read.
+        probabilities: class name -> probability in [0, 1], in the order of ``labels.LABELS``, summing to 1; empty
+            when the image could not be read.
+        error: why the image could not be read, without its name; None when there is an answer.
+        decision: one of ``decisions.DECISIONS``; None when the image could not be read or the model has no trust.json.
+        reason: why the picture is refused as no brain MRI slice, after "because"; None when it is not.
+        prediction_set: the classes left at the classifier's coverage, in the order of ``labels.LABELS``; empty where
+            ``decision`` is None.
+        prediction_sets: coverage in percent -> the classes left at that coverage.
+        unlikeness: how unlike the slices that the model knows the picture is; above 1 it is refused.
+    """
+
+    name: str
+    label: str | None
+    confidence: float | None
+    probabilities: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+    decision: str | None = None
+    reason: str | None = None
+    prediction_set: tuple[str, ...] = ()
+    prediction_sets: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    unlikeness: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The class as shown to people, such as ``Pituitary tumour``; ``Not readable`` when there is no answer."""
+        return TITLES[self.label] if self.label else "Not readable"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, ready for ``json.dumps``; the keys are the attributes' names."""
+        return {
+            "name": self.name,
+            "label": self.label,
+            "confidence": self.confidence,
+            "probabilities": dict(self.probabilities),
+            "error": self.error,
+            "decision": self.decision,
+            "reason": self.reason,
+            "prediction_set": list(self.prediction_set),
+            "prediction_sets": {str(coverage): list(left) for coverage, left in self.prediction_sets.items()},
+            "unlikeness": self.unlikeness,
+        }
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The model's answers to a batch, before they have names.
+
+    Attributes:
+        probabilities: (N, 4) float64, calibrated where the model has a ``trust.json``; rows sum to 1.
+        sets: coverage in percent -> (N, 4) bool, the classes left; empty without a ``trust.json``.
+        unlikeness: (N,) of ``InDistribution.unlikeness``; None without a ``trust.json``.
+    """
+
+    probabilities: np.ndarray
+    sets: Mapping[int, np.ndarray] = field(default_factory=dict)
+    unlikeness: np.ndarray | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Answers]) -> Answers:
+        """One batch of several, in order."""
+        return cls(
+            np.concatenate([part.probabilities for part in parts]),
+            {c: np.concatenate([part.sets[c] for part in parts]) for c in parts[0].sets},
+            None if parts[0].unlikeness is None else np.concatenate([part.unlikeness for part in parts]),
+        )
+
+
+CSV_COLUMNS = ("file", "label", "confidence", *LABELS, "decision", "prediction_set", "unlikeness", "reason", "error")
+
+
+def csv_row(prediction: Prediction) -> list[str]:
+    """One row in the order of ``CSV_COLUMNS``; numbers with six decimals, empty cells where there is no answer."""
+    numbers = (
+        [f"{p:.6f}" for p in (prediction.confidence, *prediction.probabilities.values())] if prediction.label else []
+    )
+    cells = [prediction.label or "", *(numbers or [""] * (1 + len(LABELS)))]
+    cells += [prediction.decision or "", " ".join(prediction.prediction_set)]
+    cells += ["" if prediction.unlikeness is None else f"{prediction.unlikeness:.6f}", prediction.reason or ""]
+    return [harmless_name(prediction.name), *cells, prediction.error or ""]
+
+
+def harmless_name(name: str) -> str:
+    """A path that no spreadsheet takes for a formula and that still names the same file.
+
+    File names come from strangers, and a cell that starts with ``=``, ``+``, ``-`` or ``@`` is run by spreadsheets
+    (CWE-1236). ``./=x.png`` is the same file as ``=x.png``; quoting it with an apostrophe would break the path.
+    """
+    return f"./{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else name

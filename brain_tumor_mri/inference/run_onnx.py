@@ -1,0 +1,84 @@
+"""Runs an ONNX export with onnxruntime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .network import FEATURES, INPUT, LOGITS, ExportedNetwork, as_array, physical_cores, reason
+
+
+class OnnxNetwork(ExportedNetwork):
+    """An exported file, run by onnxruntime; a session may be run by several threads at once and keeps no state."""
+
+    title = "an ONNX"
+
+    def __init__(
+        self,
+        content: bytes,
+        name: str,
+        device: str | torch.device | None = None,
+        *,
+        threads: int | None = None,
+        spinning: bool = False,
+    ) -> None:
+        """Open a session.
+
+        Args:
+            content: of the ONNX file; bytes, so that what was checked is what runs.
+            name: of the file, for messages.
+            device: cpu or cuda; None takes cuda where this onnxruntime has it.
+            threads: that share one batch; None for the physical cores that this process may use.
+            spinning: let idle threads wait in a loop, which answers sooner and takes the cores from everything else.
+
+        Raises:
+            UserError: onnxruntime is missing, cannot run the file, or has no such device.
+        """
+        runtime = require_onnxruntime()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads or physical_cores()
+        options.log_severity_level = 3  # errors; they are raised as well
+        for kind in ("intra_op", "inter_op"):
+            options.add_session_config_entry(f"session.{kind}.allow_spinning", str(int(spinning)))
+        providers = _providers(runtime, device)
+        try:
+            self.session = runtime.InferenceSession(content, options, providers=providers)
+        except Exception as error:  # onnxruntime's own classes share no base but this
+            raise UserError(f"{name} cannot be run ({reason(error)}); export the model again") from error
+        inputs, self.outputs = ([v.name for v in of()] for of in (self.session.get_inputs, self.session.get_outputs))
+        self.name = name
+        self._require_names(inputs, self.outputs)
+        self.device = torch.device("cpu")  # numpy arrays go in; onnxruntime itself carries them to a GPU
+
+    def __call__(self, pixel_values: Tensor) -> tuple[Tensor, np.ndarray | None]:
+        """Run the network; see :class:`Network`."""
+        found = dict(zip(self.outputs, self.session.run(None, {INPUT: as_array(pixel_values)}), strict=True))
+        return torch.from_numpy(found[LOGITS]), found.get(FEATURES)
+
+
+def require_onnxruntime() -> Any:
+    """Import onnxruntime.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f"an ONNX model needs onnxruntime ({reason(error)}): pip install onnxruntime") from error
+    return onnxruntime
+
+
+def _providers(runtime: Any, device: str | torch.device | None) -> list[Any]:
+    """What onnxruntime is to run on, best first."""
+    has_cuda = "CUDAExecutionProvider" in runtime.get_available_providers()
+    wanted = torch.device(device) if device is not None else torch.device("cuda" if has_cuda else "cpu")
+    if wanted.type == "cpu":
+        return ["CPUExecutionProvider"]
+    if wanted.type != "cuda" or not has_cuda:
+        raise UserError(f"this onnxruntime cannot run on {device}; use --device cpu, or pip install onnxruntime-gpu")
+    return [("CUDAExecutionProvider", {"device_id": wanted.index or 0}), "CPUExecutionProvider"]

@@ -1,0 +1,97 @@
+"""A TensorRT engine as a network. Written from NVIDIA's reference of the Python API; never run on a GPU so far.
+
+An engine runs on the kind of GPU and under the TensorRT version that it was built with. It holds machine code: load
+only engines of your own.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .network import FEATURES, INPUT, LOGITS, ExportedNetwork, reason
+
+MAX_BATCH = 64
+"""Slices in one pass; a larger batch is answered in parts."""
+
+
+class TensorRtNetwork(ExportedNetwork):
+    """An engine, run by TensorRT on torch's CUDA memory; a lock gives each thread its turn."""
+
+    title = "a TensorRT"
+
+    def __init__(self, content: bytes, name: str, device: str | torch.device | None = None) -> None:
+        """Load an engine.
+
+        Args:
+            content: of the engine; bytes, so that what was checked is what runs.
+            name: of the file, for messages.
+            device: cuda, cuda:1, ...; None for the first GPU.
+
+        Raises:
+            UserError: tensorrt or the GPU is missing, or the engine is of another GPU or TensorRT version.
+        """
+        self._tensorrt = tensorrt = require_tensorrt()
+        self.name, self.device = name, torch.device("cuda" if device is None else device)
+        if self.device.type != "cuda":
+            raise UserError(f"TensorRT runs on an NVIDIA GPU, not on {device}; use --device cuda")
+        self._lock = threading.Lock()
+        self._logger = tensorrt.Logger(tensorrt.Logger.ERROR)  # is to live as long as what was made with it
+        with torch.cuda.device(self.device):
+            self._runtime = tensorrt.Runtime(self._logger)
+            self._engine = self._runtime.deserialize_cuda_engine(content)
+            if self._engine is None:
+                told = f"{name} cannot be run by TensorRT {tensorrt.__version__} on this GPU"
+                raise UserError(f"{told}; an engine runs only where it was built: export the model again, here")
+            self._context = self._engine.create_execution_context()
+            self._stream = torch.cuda.Stream(self.device)
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        is_input = [self._engine.get_tensor_mode(tensor) == tensorrt.TensorIOMode.INPUT for tensor in names]
+        inputs, outputs = ([t for t, i in zip(names, is_input, strict=True) if i == wanted] for wanted in (True, False))
+        self._require_names(inputs, outputs)
+        self.outputs = outputs
+
+    def __call__(self, pixel_values: Tensor) -> tuple[Tensor, np.ndarray | None]:
+        """Run the network; see :class:`~brain_tumor_mri.inference.network.Network`."""
+        parts = [self._run(part) for part in pixel_values.to(self.device).float().split(MAX_BATCH)]
+        features = torch.cat([part[FEATURES] for part in parts]).cpu().numpy() if FEATURES in self.outputs else None
+        return torch.cat([part[LOGITS] for part in parts]), features
+
+    def _run(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """Answer at most ``MAX_BATCH`` slices on the device."""
+        pixels = pixel_values.contiguous()
+        with self._lock, torch.cuda.device(self.device):
+            self._context.set_input_shape(INPUT, tuple(pixels.shape))
+            self._context.set_tensor_address(INPUT, pixels.data_ptr())
+            found = {}
+            for output in self.outputs:
+                shape = tuple(self._context.get_tensor_shape(output))
+                found[output] = torch.empty(shape, dtype=torch.float32, device=self.device)
+                self._context.set_tensor_address(output, found[output].data_ptr())
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+            if not self._context.execute_async_v3(self._stream.cuda_stream):
+                raise UserError(f"{self.name}: TensorRT did not run it; export the model again, on this machine")
+            self._stream.synchronize()
+        return found
+
+
+def require_tensorrt() -> Any:
+    """Import tensorrt, and see that there is a GPU for it.
+
+    Raises:
+        UserError: names what is missing: the package, the GPU, or both.
+    """
+    missing = [] if torch.cuda.is_available() else ["an NVIDIA GPU that PyTorch sees"]
+    try:
+        import tensorrt
+    except ImportError as error:
+        tensorrt = None
+        missing.append(f"the package tensorrt ({reason(error)}; pip install tensorrt)")
+    if missing:
+        raise UserError(f"TensorRT needs {' and '.join(missing)}; --format onnx runs everywhere")
+    return tensorrt

@@ -1,0 +1,87 @@
+"""The demo page: builds the Gradio blocks around one classifier, for ``app.py`` and the tests.
+
+``build_page(ModelHandle("model"), "examples").launch(**LAUNCH_OPTIONS)`` serves it. The views are ``page_slice``,
+``page_batch`` and ``page_model``, its endpoints ``page_api``. Every file goes unopened to ``imaging.load_image``, which
+alone decides what is readable; problems become one line on the page, never a traceback.
+"""
+
+import html
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..images.archive import MAX_ARCHIVE_BYTES
+from ..labels import RESEARCH_NOTICE
+from .api import build_api
+from .fragments import problem_panel
+from .handle import ModelHandle, ModelUnavailableError
+from .style import CSS, HEAD, THEME
+from .view_batch import build_batch_view
+from .view_model import build_model_view
+from .view_slice import build_slice_view
+
+__all__ = ["LAUNCH_OPTIONS", "ModelHandle", "ModelUnavailableError", "build_page"]
+
+LAUNCH_OPTIONS: dict[str, Any] = {
+    "theme": THEME,
+    "css": CSS,
+    "head": HEAD,
+    "max_file_size": f"{MAX_ARCHIVE_BYTES // 2**20}mb",  # of images it is less: page_input
+    # Gradio keeps 0.1 MB of each visitor, by default of the last 10,000. One who is forgotten just starts afresh.
+    "state_session_capacity": 256,
+    "share": False,
+    "ssr_mode": False,  # no Node process: the page is small and starts faster without
+    "run_history": False,  # Gradio would keep every uploaded slice in the browser's storage
+    "footer_links": ["api", "settings"],
+}
+
+
+def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
+    """Build the page and its API.
+
+    Args:
+        model: the classifier to ask.
+        examples_dir: folder with ``phantom-<label>.png`` and ``page_slice.TEMPLATE``; those that exist are offered.
+
+    Returns:
+        The blocks, to be launched with :data:`LAUNCH_OPTIONS`.
+    """
+
+    def show_model_problem() -> dict[str, Any]:
+        """Wait for the model when a page is opened; a banner appears only if it failed."""
+        try:
+            model.get()
+        except ModelUnavailableError as error:
+            message = f"{error}. Set MODEL_ID to the right one, then start the app again."
+            return gr.update(value=problem_panel("The model is not available", message), visible=True)
+        return gr.skip()
+
+    # One queue for everything that runs the model: it uses all cores by itself.
+    queued: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+
+    with gr.Blocks(
+        title="Brain tumour MRI classifier",
+        analytics_enabled=False,
+        # Seconds: uploads are looked at every minute and gone after ten. Not at once: the same file of two visitors is
+        # one file in Gradio's cache, and one of them may still wait in the queue.
+        delete_cache=(60, 600),
+    ) as demo:
+        gr.HTML(f'<p role="note">{html.escape(RESEARCH_NOTICE)}</p>', elem_id="notice")
+        gr.HTML(
+            "<h1>Brain tumour MRI classifier</h1><p>One MRI slice in, four probabilities out: glioma, meningioma, "
+            "pituitary tumour, or none of them.</p>",
+            elem_id="intro",
+        )
+        banner = gr.HTML(visible=False, elem_id="model-problem")
+        with gr.Tabs(elem_id="views"):
+            with gr.Tab("One slice"):
+                build_slice_view(model, examples_dir, queued)
+            with gr.Tab("Many files"):
+                build_batch_view(model)
+            # filled when the page opens, so it is drawn then and not when it is first looked at
+            with gr.Tab("Model", render_children=True):
+                build_model_view(demo, model)
+        demo.load(show_model_problem, None, banner, api_visibility="private", show_progress="hidden", queue=False)
+        build_api(model, queued)
+    return demo

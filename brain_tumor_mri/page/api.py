@@ -1,0 +1,127 @@
+"""The page's API for programs: ``/predict``, ``/explain`` and ``/batch``, each with inputs and outputs of its own.
+
+So it does not depend on how the page looks. Every endpoint gives JSON; what a visitor did wrong comes back as an error
+of one line that names the file.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from ..errors import UserError
+from ..images.archive import MAX_ARCHIVE_BYTES
+from ..images.read import load_image
+from ..labels import LABELS, RESEARCH_NOTICE
+from .fragments import png_uri
+from .uploads import MAX_FILES, MAX_IMAGE_BYTES, batch_answer, checked, file_input
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..inference.prediction import Prediction
+    from .handle import ModelHandle
+
+ANSWERED = "answered"
+"""Stands for the class that the model answers, where ``/explain`` takes a class."""
+
+_FILE = f"an image (JPEG, PNG, BMP, TIFF, WebP, or DICOM of one slice; up to {MAX_IMAGE_BYTES // 2**20} MB)"
+_FIELDS = (
+    "label (glioma, meningioma, notumor or pituitary), title (the same for people), confidence (the label's "
+    "probability, 0 to 1), probabilities (label to 0..1; together 1), decision (answer, uncertain or not-a-brain-mri; "
+    "null where the weights have no trust.json), reason (of a refusal), prediction_set (the labels left), "
+    "prediction_sets (the labels left at 90 and at 95 % coverage), model (the weights that answered), notice (research "
+    "use only)"
+)
+_ERRORS = "A file that cannot be read gives an error of one line that names it."
+PREDICT = f"Classify one MRI slice. Input: file, {_FILE}. Output: JSON with {_FIELDS}. {_ERRORS}"
+EXPLAIN = (
+    f"Show where the model looks in one MRI slice (heat map). Input: file, {_FILE}; target, the class whose evidence "
+    f"is shown (default: {ANSWERED}, the one answered). Output: JSON with {_FIELDS}, as /predict, and target (the "
+    "class shown), size (width and height of the file in pixels), heat_map (data URI of a grey PNG at the size of the "
+    "model's input, 255 where most speaks for the class), overlay (data URI of an RGB PNG: the slice as the model sees "
+    f"it, under the map). {_ERRORS}"
+)
+BATCH = (
+    f"Classify many MRI slices. Input: files, a list of images as for /predict and zip archives of them (up to "
+    f"{MAX_ARCHIVE_BYTES // 2**20} MB each), {MAX_FILES} files in all. Output: JSON with model, notice, predictions "
+    "(in order, an object a file: name, label, confidence, probabilities, error, decision, reason, prediction_set, "
+    "prediction_sets, unlikeness; a file that cannot be read has only name and error, and ends nothing) and summary "
+    "(images, answered, errors, per_label, per_decision, complete)."
+)
+
+
+def answer_fields(prediction: "Prediction", model_name: str) -> dict[str, Any]:
+    """Return what ``/predict`` gives for a prediction."""
+    fields = prediction.to_dict()
+    return {
+        "label": prediction.label,
+        "title": prediction.title,
+        **{key: fields[key] for key in ("confidence", "probabilities", "decision", "reason")},
+        **{key: fields[key] for key in ("prediction_set", "prediction_sets")},
+        "model": model_name,
+        "notice": RESEARCH_NOTICE,
+    }
+
+
+def build_api(model: "ModelHandle", queued: dict[str, Any]) -> None:
+    """Add the endpoints to the blocks that are open.
+
+    Args:
+        model: the classifier to ask.
+        queued: the queue's arguments for events that run the model.
+    """
+
+    def predict(file: str) -> dict[str, Any]:
+        image = _image(file)
+        return answer_fields(model.get().predict(image), model.name)
+
+    def explain(file: str, target: str) -> dict[str, Any]:
+        from PIL import Image
+
+        from ..heat_maps.explain import explain as explain_image
+
+        image = _image(file)
+        found = explain_image(model.get(), image, None if target == ANSWERED else target)[0]
+        heat = Image.fromarray((255 * found.heat_map).round().astype("uint8"))
+        return answer_fields(found.prediction, model.name) | {
+            "target": found.target,
+            "size": list(image.size),
+            "heat_map": png_uri(heat),
+            "overlay": png_uri(found.overlay()),
+        }
+
+    def batch(files: list[str]) -> dict[str, Any]:
+        return batch_answer(model.get(), model.name, files or [])
+
+    file = file_input(label="file", visible=False)
+    files = file_input(label="files", file_count="multiple", visible=False)
+    target = gr.Dropdown([ANSWERED, *LABELS], value=ANSWERED, label="target", visible=False)
+    answer = gr.JSON(label="answer", visible=False)
+    for name, work, inputs, words, queue in (
+        ("predict", predict, [file], PREDICT, queued),
+        ("explain", explain, [file, target], EXPLAIN, queued),
+        ("batch", batch, [files], BATCH, {"concurrency_id": "batch", "concurrency_limit": 1}),
+    ):
+        gr.on([], _with_errors(work), inputs, answer, api_name=name, api_description=words, **queue)
+
+
+def _image(file: str | None) -> "Image.Image":
+    if not file:
+        raise UserError("No file was given.")
+    return load_image(checked(file), name=Path(file).name)
+
+
+def _with_errors(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Give the project's errors to the caller as one line; Gradio would log a traceback and say "error"."""
+
+    @functools.wraps(work)  # the parameters' names are the API's
+    def answered(*inputs: Any) -> dict[str, Any]:
+        try:
+            return work(*inputs)
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    return answered

@@ -1,0 +1,229 @@
+"""Many files, some of them zip archives, to answers one after the other; for the page's table and its API.
+
+``Files(paths)`` lists what there is, ``answer_files(classifier, files)`` yields a ``Row`` each. Memory holds a few
+slices at a time, however many there are, and a file that cannot be read becomes a row with its error.
+"""
+
+import base64
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from ..errors import UserError
+from ..images.archive import MAX_MEMBER_BYTES, MAX_MEMBERS, Archive, ArchiveError, is_archive, shown_name
+from ..images.read import UnreadableImageError, load_image
+from ..inference.prediction import Prediction
+from ..labels import LABELS, RESEARCH_NOTICE
+from ..trust.decision import DECISIONS
+from .fragments import picture_uri
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..inference.classifier import TumorClassifier
+
+
+MAX_FILES = MAX_MEMBERS
+"""Most files of one call, those in archives included."""
+CHUNK = 8
+"""Slices a forward pass: few, so that progress shows, a stop is quick, and one visitor leaves room for the others."""
+THUMBNAIL_PIXELS = 72
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file's answer.
+
+    Attributes:
+        prediction: with the file's name, and an error where it could not be read.
+        thumbnail: data URI of a small picture; "" where there is none.
+    """
+
+    prediction: Prediction
+    thumbnail: str = ""
+
+
+Reader = Callable[[], "str | bytes"]
+
+
+class Files(ExitStack):
+    """The files of one call, archives opened; to be closed.
+
+    Attributes:
+        entries: (name, how to get the content or path), in order. An archive that cannot be opened is an entry whose
+            reader raises.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        """Open the archives.
+
+        Args:
+            paths: of the files.
+
+        Raises:
+            UserError: no files, or over ``MAX_FILES``.
+        """
+        super().__init__()
+        self.entries: list[tuple[str, Reader]] = []
+        try:
+            for path in paths:
+                self._add(path)
+                if len(self.entries) > MAX_FILES:
+                    raise UserError(f"These are over {MAX_FILES} files; send them in parts")
+        except BaseException:
+            self.close()
+            raise
+        if not self.entries:
+            raise UserError("No file was given; choose several images, or a zip of them")
+
+    def _add(self, path: str) -> None:
+        name = shown_name(Path(path).name)
+        if not is_archive(path):
+            self.entries.append((name, lambda: checked(path)))
+            return
+        try:
+            archive = self.enter_context(Archive(path))
+        except ArchiveError as error:
+            self.entries.append((name, _raising(error)))
+            return
+        for number, member in enumerate(archive.members):
+            self.entries.append((f"{name}/{member}", lambda number=number: archive.read(number)))
+
+
+def _raising(error: ArchiveError) -> Reader:
+    def read() -> bytes:
+        raise error
+
+    return read
+
+
+def answer_files(
+    classifier: "TumorClassifier", files: Files, *, thumbnails: bool = True, stopped: Callable[[], bool] = bool
+) -> Iterator[Row]:
+    """Answer files in order.
+
+    Args:
+        classifier: the model.
+        files: open.
+        thumbnails: whether rows get one.
+        stopped: asked before each chunk; True ends.
+    """
+    import torch
+
+    pending = iter(files.entries)
+    while not stopped() and (chunk := list(islice(pending, CHUNK))):
+        readings = [_read(classifier, name, reader, thumbnails) for name, reader in chunk]
+        good = [reading for reading in readings if not isinstance(reading, str)]
+        answers = classifier.answers(torch.stack([pixels for pixels, _, _ in good])) if good else None
+        place = 0
+        for (name, _), reading in zip(chunk, readings, strict=True):
+            if isinstance(reading, str):
+                yield Row(Prediction(name, None, None, {}, reading))
+                continue
+            _, fault, thumbnail = reading
+            yield Row(classifier.prediction(name, answers, place, fault), thumbnail)
+            place += 1
+
+
+def _read(
+    classifier: "TumorClassifier", name: str, reader: Reader, thumbnails: bool
+) -> "tuple[Tensor, str | None, str] | str":
+    """Return the model's input, ``picture_fault`` and thumbnail of a file; or why it cannot be read."""
+    from ..trust.decision import picture_fault
+
+    try:
+        image = load_image(reader(), name=name)
+    except (ArchiveError, UnreadableImageError) as error:
+        return error.reason
+    # the picture itself is let go here: a chunk of the largest would take gigabytes
+    small = picture_uri(image, THUMBNAIL_PIXELS, quality=80) if thumbnails else ""
+    return classifier.preprocess(image), picture_fault(image), small
+
+
+def summary(predictions: Sequence[Prediction], total: int) -> dict[str, Any]:
+    """Count the answers, as ``brain-tumor-mri predict --json`` does."""
+    labels = Counter(prediction.label for prediction in predictions)
+    decisions = Counter(prediction.decision for prediction in predictions)
+    return {
+        "images": total,
+        "answered": len(predictions) - labels[None],
+        "errors": labels[None],
+        "per_label": {label: labels[label] for label in LABELS},
+        "per_decision": {decision: decisions[decision] for decision in DECISIONS},
+        "complete": len(predictions) == total,
+    }
+
+
+def csv_uri(predictions: Sequence[Prediction]) -> str:
+    """Return the table that ``brain-tumor-mri predict --csv`` writes, as a data URI: no file is made on the server."""
+    from ..inference.prediction import CSV_COLUMNS, csv_row
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(CSV_COLUMNS)
+    writer.writerows(csv_row(prediction) for prediction in predictions)
+    content = buffer.getvalue().encode("utf-8", errors="replace")
+    return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(content).decode()}"
+
+
+def batch_answer(classifier: "TumorClassifier", model_name: str, paths: Sequence[str]) -> dict[str, Any]:
+    """Return what the API's ``/batch`` gives for files.
+
+    Raises:
+        UserError: no files, or too many.
+    """
+    with Files(paths) as files:
+        predictions = [row.prediction for row in answer_files(classifier, files, thumbnails=False)]
+        return {
+            "model": model_name,
+            "notice": RESEARCH_NOTICE,
+            "predictions": [prediction.to_dict() for prediction in predictions],
+            "summary": summary(predictions, len(files.entries)),
+        }
+
+
+MAX_IMAGE_BYTES = MAX_MEMBER_BYTES
+"""Largest image, whether it comes alone or in an archive."""
+
+
+def file_input(**options: Any) -> gr.File:
+    """Make a file input.
+
+    Gradio's own (6.31) makes an empty temporary file for each upload that it hands over, and never removes one. A
+    subclass is no way out: Gradio writes a .pyi file beside the source of every new kind of component.
+
+    Args:
+        **options: of ``gr.File``.
+    """
+    component = gr.File(**options)
+    several = component.file_count != "single"
+
+    def paths(payload: Any) -> str | list[str] | None:
+        if payload is None:
+            return None
+        files = [payload] if hasattr(payload, "path") else list(payload)
+        found = [str(file.path) for file in files]
+        return found if several else found[0] if found else None
+
+    component.preprocess = paths  # type: ignore[method-assign]
+    return component
+
+
+def checked(path: str) -> str:
+    """Return the path of an upload as it is, for ``load_image`` to read.
+
+    Raises:
+        UnreadableImageError: the file is larger than ``MAX_IMAGE_BYTES``.
+    """
+    if os.path.exists(path) and os.path.getsize(path) > MAX_IMAGE_BYTES:
+        raise UnreadableImageError(Path(path).name, f"the file is over {MAX_IMAGE_BYTES // 2**20} MB; export one slice")
+    return path

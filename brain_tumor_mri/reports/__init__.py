@@ -1,0 +1,1 @@
+"""Records to Markdown, plots and the model card; no torch."""

@@ -1,0 +1,166 @@
+"""Tables of what ``trust.json`` records, for card and README: calibration, sets, decisions, foreign pictures.
+
+``check_tables`` is of the file that ``calibrate --report`` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..labels import LABELS, TITLES
+from ..trust.decision import COVERAGES, DECISIONS, DEFAULT_COVERAGE
+from .tables import markdown_table, percent
+
+PARTS = {"test": "{protocol}, test", "external": "external (Br35H tumours, test)"}
+"""Key under ``measured`` -> what stands in a table."""
+FOREIGN, FAMILIAR = "foreign", "familiar"
+
+
+def trust_tables(record: Mapping[str, Any]) -> str:
+    """Return every table and note of one ``trust.json``, as Markdown."""
+    return "\n".join(
+        [calibration_table([record]), coverage_table(record), decision_table([record]), trust_note(record)]
+    )
+
+
+def calibration_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return one row a model: calibration error and Brier score before and after temperature scaling."""
+    rows = []
+    for record in records:
+        figures = record["measured"]["test"]["single"]
+        rows.append(
+            [
+                f"{record['protocol']}, test",
+                f"{record['calibration']['single']['temperature']:.2f}",
+                *(percent(figures[when]["ece"]) for when in ("before", "after")),
+                *(_number(figures[when]["brier"]) for when in ("before", "after")),
+            ]
+        )
+    header = ["calibration", "temperature", "ECE before", "ECE after", "Brier before", "Brier after"]
+    return markdown_table(header, rows)
+
+
+def coverage_table(record: Mapping[str, Any]) -> str:
+    """Return one row a part, and a class of the test part: how often the sets hold the true class, and their size."""
+    rows = []
+    for part, title in _measured_parts(record):
+        coverage = record["measured"][part]["single"]["coverage"]
+        rows.append([title, *_coverage_cells(coverage, lambda entry: entry)])
+        if "per_class" in coverage[str(COVERAGES[0])]:
+            for name in LABELS:
+                cells = _coverage_cells(coverage, lambda entry, name=name: entry["per_class"][name])
+                rows.append([f"- {TITLES[name]}", *cells])
+    header = ["prediction sets"]
+    for coverage in COVERAGES:
+        header += [f"{coverage} % sets: true class in", "mean size"]
+    return markdown_table(header, rows)
+
+
+def decision_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return one row a model and part: share of each decision, and of right answers among those that are given."""
+    rows = []
+    for record in records:
+        for part, title in _measured_parts(record):
+            figures = record["measured"][part]["single"]
+            shares = [percent(figures["decisions"][name]) for name in DECISIONS]
+            right = [percent(figures["correct"][which]) for which in ("answer", "uncertain", "all")]
+            rows.append([title, str(figures["n"]), *shares, *right])
+    header = ["decisions", "slices", *DECISIONS.values(), "right when answered", "right when uncertain", "right of all"]
+    return markdown_table(header, rows)
+
+
+def trust_note(record: Mapping[str, Any]) -> str:
+    """Say what was fitted on what, what foreign pictures get, and where coverage is broken."""
+    fitted, measured = record["fitted_on"], record["measured"]
+    lines = [
+        f"Fitted on the {fitted['validation']:,} validation slices of `{record['protocol']}`, which chose the epoch "
+        f"too; decisions at {DEFAULT_COVERAGE} % coverage. 95 % intervals: percentile bootstrap over groups."
+    ]
+    by_class = measured["test"]["single"]["coverage"][str(DEFAULT_COVERAGE)]["per_class"]
+    short = [
+        f"{TITLES[name].lower()} ({percent({'value': entry['covered']['value']})})"
+        for name, entry in by_class.items()
+        if entry["covered"] and entry["covered"]["value"] < DEFAULT_COVERAGE / 100
+    ]
+    if short:
+        lines.append(
+            f"On the test part {DEFAULT_COVERAGE} % sets hold the true class less often than that for "
+            f"{', '.join(short)}: "
+            "test patients differ from those that validated."
+        )
+    if "external" in measured:
+        covered = measured["external"]["single"]["coverage"][str(DEFAULT_COVERAGE)]["covered"]
+        promise = DEFAULT_COVERAGE / 100
+        verdict = "below what they promise" if covered["value"] < promise else "as often as they promise"
+        lines.append(
+            f"For `external` a set is right when it holds any tumour class; {DEFAULT_COVERAGE} % sets are so "
+            f"{percent(covered)} of the time, {verdict}. Sets promise nothing for slices unlike the validation slices."
+        )
+    if FOREIGN in measured:
+        lines.append(foreign_note(measured[FOREIGN]))
+    return "\n".join(lines) + "\n"
+
+
+def foreign_note(figures: Mapping[str, Any]) -> str:
+    """Say how well pictures that are no brain MRI are told from held-out slices, and name those that pass."""
+    return (
+        f"Of {figures['n']} pictures that are no brain MRI (photographs, pages, textures, microscopy, other DICOM, "
+        f"noise) {100 * figures['refused']:.1f} % are refused; AUROC against held-out slices "
+        f"{100 * figures['auroc']:.2f} %, {100 * figures['auroc_without_faults']:.2f} % without those that are blank, "
+        f"tiny or in colour.{_let_through(figures)}"
+    )
+
+
+def check_tables(report: Mapping[str, Any]) -> str:
+    """Return what ``calibrate --report`` measured of the check: foreign pictures by kind, slices by collection."""
+    measured = report["measured"]
+    text = []
+    if FOREIGN in measured:
+        figures = measured[FOREIGN]
+        text.append(_refusal_table("pictures that are no brain MRI", "to be refused", figures))
+        lines = [f"AUROC against {figures['n_known']:,} held-out slices {100 * figures['auroc']:.2f} %."]
+        if figures["n_without_faults"]:
+            lines.append(
+                f"Of the {figures['n_without_faults']} pictures that are not tiny, blank or in colour "
+                f"{100 * figures['refused_without_faults']:.1f} % are refused; their AUROC is "
+                f"{100 * figures['auroc_without_faults']:.2f} %."
+            )
+        text.append(" ".join(lines) + _let_through(figures) + "\n")
+    if FAMILIAR in measured:
+        text.append(_refusal_table("brain MRI of other collections", "to be let through", measured[FAMILIAR]))
+    return "\n".join(text)
+
+
+def _refusal_table(title: str, wanted: str, figures: Mapping[str, Any]) -> str:
+    rows = [
+        [f"- {kind.replace('-', ' ')}", str(row["n"]), f"{100 * row['refused']:.1f} %", str(row["faults"])]
+        for kind, row in figures["refused_by_kind"].items()
+    ]
+    faults = sum(row["faults"] for row in figures["refused_by_kind"].values())
+    rows.insert(0, [f"all, {wanted}", str(figures["n"]), f"{100 * figures['refused']:.1f} %", str(faults)])
+    return markdown_table([title, "pictures", "refused", "tiny, blank or in colour"], rows)
+
+
+def _let_through(figures: Mapping[str, Any]) -> str:
+    passed = [f"`{row['name']}` ({row['unlikeness']:.2f})" for row in figures["let_through"]]
+    return f" Let through: {', '.join(passed[:6])}{', ...' if len(passed) > 6 else ''}." if passed else ""
+
+
+def _measured_parts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (part, title.format(protocol=record["protocol"])) for part, title in PARTS.items() if part in record["measured"]
+    ]
+
+
+def _coverage_cells(coverage: Mapping[str, Any], pick: Callable[[Any], Any]) -> list[str]:
+    cells = []
+    for percentage in COVERAGES:
+        entry = pick(coverage[str(percentage)])
+        size = entry["size"]
+        cells += [percent(entry["covered"]), f"{size['value']:.2f}" if size else "-"]
+    return cells
+
+
+def _number(figure: Mapping[str, float] | None) -> str:
+    return "-" if figure is None else "{value:.3f} ({low:.3f}-{high:.3f})".format(**figure)

@@ -1,0 +1,195 @@
+"""The arguments of a training run: ``CONFIG.yaml [--flag value ...]`` into dataclasses, one a topic.
+
+``parse_arguments`` reads them, ``run_settings`` gives those that decide the result, as metrics.json records them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..data.br35h import ExternalArguments
+from ..data.protocols import EXTERNAL, ProtocolArguments
+from ..data.slices import DataArguments
+from ..errors import UserError
+from .augmentation import AugmentationArguments
+from .backbone import DEFAULT_BACKBONE
+from .losses import GuidanceArguments
+
+
+@dataclass
+class ModelArguments:
+    """Which network, and how it is stored."""
+
+    model_name_or_path: str = field(
+        default=DEFAULT_BACKBONE, metadata={"help": "A timm Hub id, or a local folder in that layout."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub id."})
+    from_scratch: bool = field(default=False, metadata={"help": "Random weights; needs no network."})
+    image_size: int = field(
+        default=224, metadata={"help": "Side of the model's input in pixels, declared in its config."}
+    )
+    train_sizes: str | None = field(
+        default=None,
+        metadata={
+            "help": "Sizes trained at, as SIZE:EPOCHS,...; e.g. 128:14,176:7,224:3. Default: image_size throughout."
+        },
+    )
+    optimizer: str = field(
+        default="trainer",
+        metadata={
+            "help": "trainer (the --optim of TrainingArguments), or adam: torch.optim.Adam with coupled L2 decay."
+        },
+    )
+    schedule_epochs: int | None = field(
+        default=None,
+        metadata={"help": "Epochs that the learning-rate schedule spans; if more than are trained, it ends above 0."},
+    )
+    teacher: str | None = field(
+        default=None, metadata={"help": "Folder of a trained model of this project to learn from as well."}
+    )
+    teacher_weight: float = field(default=0.5, metadata={"help": "Share of the loss that the teacher gives, 0 to 1."})
+    mixup: float = field(
+        default=0.0, metadata={"help": "Mix pairs of training slices by shares from Beta(this, this); 0 for none."}
+    )
+    half_weights: bool = field(
+        default=True, metadata={"help": "Store the final weights as float16 (loaded as float32)."}
+    )
+
+
+@dataclass
+class RunArguments:
+    """All of a run's arguments, one dataclass a topic."""
+
+    model: ModelArguments
+    data: DataArguments
+    protocol: ProtocolArguments
+    external: ExternalArguments
+    guidance: GuidanceArguments
+    augmentation: AugmentationArguments
+    training: TrainingArguments
+
+
+class _OneLineParser(HfArgumentParser):
+    """Says what is wrong in one line instead of printing the usage of 200 flags."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{message}; see train.py --help")
+
+
+def parse_arguments(argv: Sequence[str]) -> RunArguments:
+    """Read ``CONFIG.yaml [--flag value ...]``; flags override the file.
+
+    Args:
+        argv: the command line without the program's name. The YAML file may be left out.
+
+    Raises:
+        UserError: an unknown key or flag, a value of the wrong kind, a missing file.
+    """
+    classes = (
+        ModelArguments, DataArguments, ProtocolArguments, ExternalArguments, GuidanceArguments, AugmentationArguments,
+        TrainingArguments,
+    )  # fmt: skip
+    parser = _OneLineParser(classes, allow_abbrev=False)
+    # Without an accelerator, bf16 needs use_cpu said; and a half-trained model has no business on the Hub.
+    on_cpu = not torch.accelerator.is_available()
+    parser.set_defaults(use_cpu=on_cpu, dataloader_pin_memory=not on_cpu, hub_strategy="end")
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        parser.set_defaults(**_read_config(Path(argv.pop(0)), {action.dest for action in parser._actions}))
+    try:
+        args = RunArguments(*parser.parse_args_into_dataclasses(argv))
+    except (ValueError, ImportError) as error:
+        raise UserError(str(error).strip().replace("\n", " ")) from error
+    if args.protocol.protocol == EXTERNAL:
+        raise UserError(f"--protocol {EXTERNAL}: it only measures; train under another with --external_dir")
+    if args.protocol.train_on_validation and args.training.load_best_model_at_end:
+        raise UserError(
+            "--train_on_validation: nothing is left to choose an epoch by; keep the last one with "
+            "--load_best_model_at_end false"
+        )
+    if not 0 <= args.model.teacher_weight <= 1:
+        raise UserError(f"--teacher_weight {args.model.teacher_weight}: give a share from 0 to 1")
+    if args.model.mixup < 0:
+        raise UserError(f"--mixup {args.model.mixup}: give 0 or more")
+    if args.guidance.outlines_dir:
+        if args.model.mixup:
+            raise UserError("--mixup and --outlines_dir: a mixed slice has no outline; use one of them")
+        args.training.remove_unused_columns = False  # the masks are the loss's, not the model's
+    return args
+
+
+def _read_config(path: Path, known: set[str]) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot read this configuration ({' '.join(str(error).split())})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a configuration; give lines of the form 'name: value'")
+    if unknown := sorted(set(config) - known):
+        raise UserError(f"{path}: unknown setting {', '.join(unknown)}; see train.py --help for the names")
+    # YAML reads 1e-4 as a string, lists as lists; argparse converts strings, so hand it those for plain numbers.
+    return {k: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for k, v in config.items()}
+
+
+def parse_size_schedule(setting: str | None, image_size: int, epochs: float) -> list[tuple[int, int]]:
+    """Return ``[(size in pixels, epochs), ...]`` in order.
+
+    Raises:
+        UserError: not of the form SIZE:EPOCHS,..., or the epochs do not add up to ``epochs``.
+    """
+    if not setting:
+        return [(image_size, max(1, int(-(-epochs // 1))))]
+    try:
+        stages = [(int(size), int(count)) for size, count in (part.split(":") for part in setting.split(","))]
+    except ValueError:
+        raise UserError(
+            f"--train_sizes {setting}: give SIZE:EPOCHS,SIZE:EPOCHS,... (in a YAML file a single one in quotes)"
+        ) from None
+    if any(size < 32 or count < 1 for size, count in stages) or sum(count for _, count in stages) != epochs:
+        raise UserError(f"--train_sizes {setting}: sizes from 32 up, and epochs that add up to {epochs:g}")
+    return stages
+
+
+def optimizer_class(args: RunArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+    """Return torch's Adam for ``--optimizer adam`` (the source's; TrainingArguments knows only AdamW), else None."""
+    if args.model.optimizer == "trainer":
+        return None
+    if args.model.optimizer != "adam":
+        raise UserError(f"--optimizer {args.model.optimizer}: give trainer or adam")
+    t = args.training
+    betas = (t.adam_beta1, t.adam_beta2)
+    return torch.optim.Adam, {"lr": t.learning_rate, "betas": betas, "eps": t.adam_epsilon, "fused": True}
+
+
+def run_settings(args: RunArguments) -> dict[str, Any]:
+    """Return the settings that decide a run's result, JSON-ready: what metrics.json records as ``config``.
+
+    Of ``TrainingArguments``, those that differ from their defaults, without folders, tokens and reporting.
+    """
+    topics = (args.model, args.data, args.protocol, args.external, args.guidance, args.augmentation)
+    plain = {key: value for topic in topics for key, value in asdict(topic).items()}
+    for key in ("data_dir", "external_dir", "outlines_dir", "teacher", "model_name_or_path"):
+        if plain[key] and (key == "data_dir" or os.path.isdir(plain[key])):
+            plain[key] = Path(plain[key]).name  # the rest of the path belongs to the machine
+    default = TrainingArguments(output_dir="default", report_to=[], use_cpu=True).to_dict()
+    own = args.training.to_dict()
+    recorded = (
+        "seed", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay", "optim",
+        "lr_scheduler_type", "warmup_steps", "label_smoothing_factor", "gradient_accumulation_steps", "bf16", "fp16",
+        "max_grad_norm", "metric_for_best_model",
+    )  # fmt: skip
+    ignored = ("dir", "token", "hub", "log", "report", "resume", "num_workers", "disable_tqdm", "use_cpu", "run_name")
+    for key, value in own.items():
+        differs = value != default.get(key) and not any(part in key for part in ignored)
+        if key in recorded or differs:
+            plain[key] = value
+    return json.loads(json.dumps(plain, default=str))

@@ -1,0 +1,185 @@
+"""Random changes of a training slice: geometry and light by torchvision, MRI artefacts by TorchIO, framing by us.
+
+``AugmentationArguments(rotation=10, artefacts=0.3).build()`` gives one transform of PIL images; it draws from torch's
+global generator alone, so a seed decides it.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from ..errors import UserError
+from ..images.artefacts import HEAD_LEVEL, motion
+
+
+@dataclass
+class AugmentationArguments:
+    """Random changes of a training slice; every default is off or mild. Angles in degrees, the rest as fractions."""
+
+    rotation: float = field(default=15.0, metadata={"help": "Rotation, uniform in +-this many degrees."})
+    translation: float = field(default=0.0, metadata={"help": "Shift, up to this fraction of the side."})
+    scaling: float = field(default=0.0, metadata={"help": "Zoom, uniform in 1 +- this."})
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability of a left-right mirror image."})
+    brightness: float = field(default=0.2, metadata={"help": "Brightness factor, uniform in 1 +- this."})
+    contrast: float = field(default=0.2, metadata={"help": "Contrast factor, uniform in 1 +- this."})
+    gamma: float = field(default=0.0, metadata={"help": "Gamma, exp of a number uniform in +-this."})
+    framing: float = field(
+        default=0.0, metadata={"help": "Probability that the head is cut out and given a border of random width."}
+    )
+    artefacts: float = field(
+        default=0.0,
+        metadata={"help": "Probability of one MRI artefact: bias field, noise, blur, ghosting, spike or motion."},
+    )
+    jpeg: float = field(default=0.0, metadata={"help": "Probability of saving as JPEG of quality 30 to 95."})
+
+    def __post_init__(self) -> None:
+        for name in ("horizontal_flip", "framing", "artefacts", "jpeg"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name} {getattr(self, name)}: give a probability from 0 to 1")
+        if negative := [f.name for f in fields(self) if getattr(self, f.name) < 0]:
+            raise UserError(f"--{negative[0]} {getattr(self, negative[0])}: give 0 or more")
+
+    def build(self) -> v2.Transform:
+        """Return the augmentation of PIL images as one torchvision transform."""
+        return v2.Compose([*self.geometry(), *self.light()])
+
+    def geometry(self) -> list[v2.Transform]:
+        """What moves pixels; takes masks (``tv_tensors.Mask``) along."""
+        steps: list[v2.Transform] = []
+        if self.framing:
+            steps.append(v2.RandomApply([RandomFraming()], self.framing))
+        return [
+            *steps,
+            v2.RandomHorizontalFlip(self.horizontal_flip),
+            v2.RandomAffine(
+                degrees=self.rotation,
+                translate=(self.translation, self.translation) if self.translation else None,
+                scale=(1 - self.scaling, 1 + self.scaling) if self.scaling else None,
+                interpolation=v2.InterpolationMode.BILINEAR,
+            ),
+        ]
+
+    def light(self) -> list[torch.nn.Module]:
+        """What changes grey values; for images only."""
+        steps: list[torch.nn.Module] = [v2.ColorJitter(brightness=self.brightness, contrast=self.contrast)]
+        if self.gamma:
+            steps.append(RandomGamma(self.gamma))
+        if self.artefacts:
+            steps.append(v2.RandomApply([RandomArtefact()], self.artefacts))
+        if self.jpeg:
+            steps.append(v2.RandomApply([RandomJpeg()], self.jpeg))
+        return steps
+
+
+class RandomFraming(v2.Transform):
+    """Cut the head out and put a black border of random width on each side: PIL image in, same size and mode out.
+
+    The collections differ in how tightly they frame the head, which tells them apart; after this nothing does. The
+    aspect ratio changes with the borders, as ``squash`` to a square already made it vary.
+
+    Args:
+        widest: of a border, as a fraction of the head's extent.
+    """
+
+    def __init__(self, widest: float = 0.2) -> None:
+        super().__init__()
+        self.widest = widest
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the new frame; a picture without a head (black, or bright throughout) is all head."""
+        left, top, right, bottom = head_box(next(item for item in flat_inputs if isinstance(item, Image.Image)))
+        borders = (torch.rand(4) * self.widest).tolist()
+        width, height = right - left, bottom - top
+        box = (
+            round(left - borders[0] * width),
+            round(top - borders[1] * height),
+            round(right + borders[2] * width),
+            round(bottom + borders[3] * height),
+        )
+        return {"box": box}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Return an image, or a mask (1, H, W), framed anew; beyond its edges an image is black, a mask 0."""
+        left, top, right, bottom = params["box"]
+        if isinstance(inpt, Image.Image):
+            return inpt.crop(params["box"]).resize(inpt.size, Image.Resampling.BILINEAR)
+        cut = v2.functional.crop(inpt, top, left, bottom - top, right - left)
+        return v2.functional.resize(cut, list(inpt.shape[-2:]), v2.InterpolationMode.NEAREST)
+
+
+def head_box(image: Image.Image) -> tuple[int, int, int, int]:
+    """Return left, top, right, bottom (exclusive) in pixels of what is brighter than the background.
+
+    Rows and columns count from two per cent of bright pixels on, so that specks and burnt-in letters do not. The whole
+    image where nothing is bright.
+    """
+    grey = np.asarray(image.convert("L"))
+    bright = grey > HEAD_LEVEL * max(int(grey.max()), 1)
+    columns, rows = (np.flatnonzero(bright.mean(axis) > 0.02) for axis in (0, 1))
+    if not len(columns) or not len(rows):
+        return 0, 0, image.width, image.height
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+class RandomGamma(torch.nn.Module):
+    """Raise grey values in 0..1 to the power exp(u), u uniform in +-``strength``: PIL image in and out."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Return the image with its grey values bent."""
+        exponent = float(torch.exp((2 * torch.rand(()) - 1) * self.strength))
+        table = [round(255 * (value / 255) ** exponent) for value in range(256)]
+        return image.point(table * len(image.getbands()))
+
+
+class RandomArtefact(torch.nn.Module):
+    """One of TorchIO's MRI artefacts at random, on the grey values: PIL image in, same mode out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import torchio
+
+        self.one_of = torchio.OneOf(
+            [
+                torchio.RandomBiasField(coefficients=0.4),
+                torchio.RandomNoise(std=(0.01, 0.08)),
+                torchio.RandomBlur(std=(0.3, 1.5)),
+                torchio.RandomGhosting(num_ghosts=(2, 6), axes=(0, 1), intensity=(0.2, 0.6)),
+                torchio.RandomSpike(intensity=(0.1, 0.5)),
+            ]
+        )
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Return the image with an artefact; values that leave 0..255 are clipped."""
+        if torch.rand(()) < 1 / (1 + len(self.one_of.transforms_dict)):
+            size = float(torch.empty(()).uniform_(0.5, 5))
+            # TorchIO's RandomMotion only shifts a single slice; see there
+            moved = motion(np.asarray(image.convert("L")), size, np.random.default_rng(int(torch.randint(1 << 31, ()))))
+            return Image.fromarray(moved.clip(0, 255).round().astype(np.uint8)).convert(image.mode)
+        grey = torch.from_numpy(np.array(image.convert("L"))).float()[None, :, :, None] / 255
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of single-slice volumes
+            changed = self.one_of(grey)
+        values = (changed[0, :, :, 0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        return Image.fromarray(values).convert(image.mode)
+
+
+class RandomJpeg(torch.nn.Module):
+    """Save as JPEG of a quality drawn from 30 to 95, and read it again: PIL image in and out."""
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Return the image as a decoder gives it."""
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=int(torch.randint(30, 96, ())))
+        return Image.open(buffer).convert(image.mode)

@@ -1,0 +1,223 @@
+"""What ``train.py`` needs beyond transformers: the weighted-loss Trainer, the epoch table, starting and resuming."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+import torch.nn.functional as F
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+
+from ..errors import UserError
+from ..evaluation.metrics import TumorClassificationMetric
+from ..labels import ANY_TUMOR, LABEL2ID, NO_TUMOR
+from .backbone import save_release
+from .losses import ALLOWED_CLASSES, EvidenceGuide, Teacher, weighted_cross_entropy_sum, with_any_tumor_weight
+
+
+class WeightedLossTrainer(Trainer):
+    """A ``Trainer`` whose loss is cross-entropy weighted by class.
+
+    loss = sum_i w[y_i] * CE_i / sum_i w[y_i], both sums over everything that makes one optimizer step: all
+    micro-batches of an accumulation step and all processes. So splitting a batch either way changes nothing.
+    A label may be ``ANY_TUMOR``. With a teacher, CE_i is (1 - a) CE_i + a T^2 KL_i in training, the KL unweighted.
+
+    Args:
+        class_weights: one weight a class, or None for all equal.
+        size_schedule: ``[(size, epochs), ...]``: training batches are shrunk to the size of the current epoch.
+        half_weights: store the final model (not the checkpoints) as float16.
+        schedule_epochs: epochs that the learning-rate schedule spans; by default those trained.
+        teacher: whose answers are learnt from as well.
+        teacher_weight: a in 0..1, the share of the loss that the teacher gives.
+        mixup: parameter of mixup's Beta distribution (Zhang et al. 2018); each training batch is mixed with itself in
+            another order, slices and losses alike, so that the sum of the w is that of the batch. 0 for none.
+        guidance: times w_i, what a slice costs whose evidence lies all outside its outline (``guidance.py``); its
+            batches have ``masks``. 0 for none.
+        **kwargs: as for ``Trainer``.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        class_weights: Sequence[float] | None = None,
+        size_schedule: Sequence[tuple[int, int]] | None = None,
+        half_weights: bool = True,
+        schedule_epochs: int | None = None,
+        teacher: Teacher | None = None,
+        teacher_weight: float = 0.5,
+        mixup: float = 0.0,
+        guidance: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        self.half_weights = half_weights
+        self.schedule_epochs = schedule_epochs
+        super().__init__(*args, **kwargs)
+        self.label_weights = with_any_tumor_weight(class_weights).to(self.args.device)
+        self.teacher = teacher.to(self.args.device) if teacher is not None else None
+        self.teacher_weight = teacher_weight
+        self.mixup = mixup
+        self.guidance = guidance
+        self.guide = EvidenceGuide(self.model) if guidance else None
+        self.loss_is_scaled_for_ga = True
+        self.size_schedule = list(size_schedule or [])
+        self.model.to(memory_format=torch.channels_last)
+        if self.args.bf16 and self.args.device.type == "cpu":
+            keep_depthwise_in_float32(self.model)
+        self._reset_epoch_totals()
+        self.add_callback(_EpochStart(self))
+
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """Create the schedule over ``schedule_epochs`` rather than over the epochs that are trained."""
+        if self.schedule_epochs:
+            num_training_steps = round(num_training_steps * self.schedule_epochs / self.args.num_train_epochs)
+        return super().create_scheduler(num_training_steps, *args, **kwargs)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        """Return the total class weight of the batches of one optimizer step, over all processes."""
+        if not batch_samples:
+            return None
+        labels = torch.cat([batch["labels"].to(self.label_weights.device) for batch in batch_samples])
+        total = self.label_weights[labels].sum()
+        if self.args.world_size > 1:
+            total = self.accelerator.reduce(total, reduction="sum")
+        return total.to(device)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """Return this process's share of the weighted loss, times the number of processes (gradients are averaged)."""
+        labels = inputs["labels"]
+        pixel_values = inputs["pixel_values"]
+        others, share = labels, 1.0
+        if model.training:
+            pixel_values = self._shrink(pixel_values)
+            if self.mixup:
+                order = torch.randperm(len(labels), device=labels.device)
+                drawn = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
+                others, share = labels[order], max(drawn, 1 - drawn)
+                pixel_values = torch.lerp(pixel_values[order], pixel_values, share)
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        outputs = model(pixel_values=pixel_values)
+        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        loss_sum = share * weighted_cross_entropy_sum(outputs.logits, labels, self.label_weights, smoothing)
+        if share < 1:
+            loss_sum += (1 - share) * weighted_cross_entropy_sum(outputs.logits, others, self.label_weights, smoothing)
+        total = num_items_in_batch if num_items_in_batch is not None else self.label_weights[labels].sum()
+        if model.training:
+            self._count(outputs.logits, labels, loss_sum)
+            if self.guide is not None:
+                misplaced = self.guide.misplaced_sum(outputs.logits, labels, inputs["masks"], self.label_weights)
+                loss_sum = loss_sum + self.guidance * misplaced
+            if self.teacher is not None:
+                with self.accelerator.autocast():
+                    divergence = self.teacher.divergence_sum(outputs.logits, pixel_values)
+                loss_sum = (1 - self.teacher_weight) * loss_sum + self.teacher_weight * divergence
+        loss = loss_sum / total * self.args.world_size
+        return (loss, outputs) if return_outputs else loss
+
+    def _count(self, logits: torch.Tensor, labels: torch.Tensor, loss_sum: torch.Tensor) -> None:
+        """Add a training batch to the epoch's totals: loss, weight, right answers, slices."""
+        right = ALLOWED_CLASSES.to(labels.device)[labels].gather(1, logits.argmax(-1, keepdim=True)).sum()
+        count = torch.tensor(len(labels), device=labels.device)
+        totals = [loss_sum.detach(), self.label_weights[labels].sum(), right, count]
+        self._epoch_totals += torch.stack(totals).float()
+
+    def _shrink(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Resize a batch (N, 3, H, W) to this epoch's training size, with antialiasing as PIL's resize has."""
+        epoch = int(self.state.epoch or 0)
+        sizes = [size for size, count in self.size_schedule for _ in range(count)]
+        size = sizes[epoch] if epoch < len(sizes) else pixel_values.shape[-1]
+        if size == pixel_values.shape[-1]:
+            return pixel_values
+        return F.interpolate(pixel_values, size=(size, size), mode="bilinear", antialias=True)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the release layout into the run's own folder; checkpoints keep full precision, as resuming needs."""
+        if output_dir is not None and Path(output_dir) != Path(self.args.output_dir):
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model)
+            save_release(model, self.args.output_dir, half=self.half_weights)
+
+    def init_hf_repo(self, token: str | None = None) -> None:
+        """Create the Hub repository before training; what prevents that is said in one line."""
+        try:
+            super().init_hf_repo(token)
+        except (OSError, HfHubHTTPError, ValueError, httpx.HTTPError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"--push_to_hub: cannot reach or create {self.args.hub_model_id or 'the repository'} ({reason}); "
+                "log in with `hf auth login`, or train without --push_to_hub and publish later"
+            ) from error
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the epoch's running training accuracy and loss to the evaluation's log entry."""
+        if "eval_loss" in logs:
+            totals = self._epoch_totals
+            if self.args.world_size > 1:
+                totals = self.accelerator.reduce(totals, reduction="sum")
+            loss_sum, weight, correct, count = totals.tolist()
+            if count:
+                logs |= {"epoch_train_loss": loss_sum / weight, "epoch_train_accuracy": correct / count}
+        super().log(logs, *args, **kwargs)
+
+    def _reset_epoch_totals(self) -> None:
+        self._epoch_totals = torch.zeros(4, device=self.args.device)
+
+
+class _EpochStart(TrainerCallback):
+    """Tells the data which epoch it is, and starts the epoch's training totals."""
+
+    def __init__(self, trainer: WeightedLossTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Pass the epoch's number on; ``Trainer`` itself does so in one process only."""
+        if hasattr(self.trainer.train_dataset, "set_epoch"):
+            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+        self.trainer._reset_epoch_totals()
+
+
+def validation_figures(prediction: EvalPrediction) -> dict[str, float]:
+    """Return an epoch's figures for ``Trainer``: of slices of known class, and the share of other tumours found.
+
+    Args:
+        prediction: ``predictions`` are logits (N, 4), ``label_ids`` (N,) class indices or ``ANY_TUMOR``.
+    """
+    labels = prediction.label_ids
+    probabilities = torch.from_numpy(prediction.predictions).double().softmax(-1).numpy()
+    known = labels != ANY_TUMOR
+    figures = TumorClassificationMetric().compute(
+        predictions=probabilities[known], references=labels[known], n_resamples=0
+    )
+    result = {key: figures[key]["value"] for key in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")}
+    if not known.all():
+        result["tumours_found"] = float((probabilities[~known].argmax(1) != LABEL2ID[NO_TUMOR]).mean())
+    return result
+
+
+def keep_depthwise_in_float32(model: torch.nn.Module) -> None:
+    """Run grouped convolutions in float32 under CPU autocast, and give their result as bfloat16 as autocast would.
+
+    oneDNN's bfloat16 gradients of depthwise convolutions are slow: EfficientNet-Lite0's training step at 224 px went
+    from 26 to 37 images/s here with this (one short trial). Weights and their names do not change.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.groups > 1:
+            module.forward = functools.partial(_float32_under_autocast, module.forward)
+
+
+def _float32_under_autocast(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    if not torch.is_autocast_enabled("cpu"):
+        return forward(x)
+    with torch.autocast("cpu", enabled=False):
+        return forward(x.float()).to(torch.get_autocast_dtype("cpu"))

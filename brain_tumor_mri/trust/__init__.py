@@ -1,0 +1,1 @@
+"""What an answer is worth: calibration, prediction sets, familiarity, decisions. NumPy only."""

@@ -1,0 +1,57 @@
+"""Whether an answer is to be used: the three decisions, and the coverages of the prediction sets; imports nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+ANSWER = "answer"
+UNCERTAIN = "uncertain"
+NOT_A_BRAIN_MRI = "not-a-brain-mri"
+DECISIONS = {ANSWER: "answer", UNCERTAIN: "uncertain", NOT_A_BRAIN_MRI: "not a brain MRI"}
+"""Decision -> as people read it."""
+COVERAGES = (90, 95)
+"""Percent of slices whose prediction set is to hold the true class."""
+DEFAULT_COVERAGE = 95
+
+
+def decide(prediction_set: Sequence[str], unlikeness: float, fault: str | None) -> tuple[str, str | None]:
+    """Return the decision, one of ``DECISIONS``, and the reason for a refusal.
+
+    Args:
+        prediction_set: the classes left; more than one makes the answer uncertain.
+        unlikeness: of ``trust.InDistribution.unlikeness``; above 1 the picture is refused.
+        fault: of ``trust.picture_fault``; a fault is a refusal.
+    """
+    if fault:
+        return NOT_A_BRAIN_MRI, fault
+    if not unlikeness <= 1:  # NaN, as of a network that overflowed, is no likeness
+        return NOT_A_BRAIN_MRI, f"it is unlike the slices that the model knows ({unlikeness:.2f}, at most 1 is allowed)"
+    return (ANSWER if len(prediction_set) == 1 else UNCERTAIN), None
+
+
+MIN_SIDE = 32
+"""Pixels; a smaller picture shows no brain that anyone could read."""
+MIN_CONTRAST = 4.0
+"""Standard deviation of grey values, 0..255; 700 validation slices had at least 21."""
+MAX_COLOUR = 8.0
+"""Mean difference of a pixel's red, green and blue from their mean, 0..255; 700 validation slices had at most 2."""
+
+
+def picture_fault(image: Image.Image) -> str | None:
+    """Say why a picture can be no MRI slice whatever the network makes of it: tiny, blank, or in colour; else None.
+
+    Args:
+        image: RGB, as ``imaging.load_image`` returns it.
+    """
+    if min(image.size) < MIN_SIDE:
+        return f"it is tiny ({image.width} x {image.height} pixels)"
+    pixels = np.asarray(image.resize((64, 64), Image.Resampling.BOX).convert("RGB"), dtype=np.float32)
+    grey = pixels.mean(axis=2)
+    if grey.std() < MIN_CONTRAST:
+        return "it is blank"
+    if np.abs(pixels - grey[..., None]).mean() > MAX_COLOUR:
+        return "it is in colour"
+    return None

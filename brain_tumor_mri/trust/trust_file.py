@@ -1,0 +1,253 @@
+"""What an answer is worth: calibrated probabilities, prediction sets, and whether the picture is a brain MRI slice.
+
+``Trust`` is what ``trust.json`` beside the weights holds; ``calibration.py`` fits it on validation slices. The
+classifier applies it to each answer. NumPy only, so that every backend can use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from ..labels import LABELS
+from .decision import COVERAGES
+
+FILE_NAME = "trust.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Turns logits into probabilities that mean what they say, and these into prediction sets.
+
+    Attributes:
+        temperature: logits are divided by it (Guo et al. 2017, On Calibration of Modern Neural Networks).
+        thresholds: coverage in percent -> (4,) per class, in label order: a class is in the set when 1 - p is at most
+            its threshold (class-conditional split conformal prediction; Vovk 2012, Sadinle et al. 2019).
+    """
+
+    temperature: float
+    thresholds: Mapping[int, np.ndarray]
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return calibrated probabilities (N, 4) of logits (N, V, 4): the mean over the V views of one slice."""
+        scaled = logits.astype(np.float64) / self.temperature
+        scaled -= scaled.max(axis=-1, keepdims=True)
+        exponents = np.exp(scaled)
+        return (exponents / exponents.sum(axis=-1, keepdims=True)).mean(axis=1)
+
+    def prediction_sets(self, probabilities: np.ndarray, coverage: int) -> np.ndarray:
+        """Return which classes are in the sets, (N, 4) bool; the most probable class always is.
+
+        Args:
+            probabilities: (N, 4), calibrated.
+            coverage: one of ``decisions.COVERAGES``.
+        """
+        inside = 1 - probabilities <= self.thresholds[coverage]
+        inside[np.arange(len(inside)), probabilities.argmax(1)] = True
+        return inside
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, as in trust.json."""
+        named = {str(c): dict(zip(LABELS, q.tolist(), strict=True)) for c, q in self.thresholds.items()}
+        return {"temperature": self.temperature, "thresholds": named}
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Calibration:
+        """Read what ``to_dict`` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing or of the wrong kind.
+        """
+        temperature = _positive(entry["temperature"])
+        thresholds = {c: _floats([entry["thresholds"][str(c)][name] for name in LABELS], (4,)) for c in COVERAGES}
+        return cls(temperature, thresholds)
+
+
+@dataclass(frozen=True)
+class InDistribution:
+    """How unlike the training slices a picture is, from the means of one stage's feature maps.
+
+    The score is the Mahalanobis distance (squared) under probabilistic PCA: a Gaussian with a few directions of their
+    own variance and one noise variance for all others (Tipping & Bishop 1999). It is given as a multiple of the
+    threshold.
+
+    Attributes:
+        stage: name of the network's module whose output is averaged over its pixels, such as ``layer3``.
+        mean: (D,) of the training slices' features.
+        components: (Q, D), orthonormal rows.
+        variances: (Q,) along the components.
+        noise: variance along every other direction.
+        threshold: of the squared distance; 1 in the scores that are given.
+    """
+
+    stage: str
+    mean: np.ndarray
+    components: np.ndarray
+    variances: np.ndarray
+    noise: float
+    threshold: float
+
+    def unlikeness(self, features: np.ndarray) -> np.ndarray:
+        """Return the scores (N,) of features (N, D): above 1 is unlike the slices that the model knows."""
+        return self.squared_distance(features) / self.threshold
+
+    def squared_distance(self, features: np.ndarray) -> np.ndarray:
+        """Return the squared Mahalanobis distance (N,) of features (N, D) from the training slices."""
+        centred = features.astype(np.float64) - self.mean
+        along = centred @ self.components.T
+        rest = np.maximum((centred**2).sum(1) - (along**2).sum(1), 0)
+        return (along**2 / self.variances).sum(1) + rest / self.noise
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, as in trust.json, with six digits a number."""
+        return {
+            "score": "squared Mahalanobis distance of the stage's means under probabilistic PCA, over the threshold",
+            "stage": self.stage,
+            "threshold": self.threshold,
+            "noise": self.noise,
+            "variances": _rounded(self.variances),
+            "mean": _rounded(self.mean),
+            "components": [_rounded(row) for row in self.components],
+        }
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> InDistribution:
+        """Read what ``to_dict`` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing or of the wrong kind.
+        """
+        mean, variances = _floats(entry["mean"], (-1,)), _floats(entry["variances"], (-1,))
+        components = _floats(entry["components"], (len(variances), len(mean)))
+        if not (variances > 0).all():
+            raise ValueError("a variance is not above 0")
+        noise, threshold = _positive(entry["noise"]), _positive(entry["threshold"])
+        return cls(str(entry["stage"]), mean, components, variances, noise, threshold)
+
+
+@dataclass(frozen=True)
+class Trust:
+    """The content of ``trust.json``.
+
+    Attributes:
+        weights_sha256: of the weights that it was fitted to.
+        single: calibration of the plain answer.
+        mirrored: calibration of the mean of the slice's and its mirror image's answers.
+        in_distribution: the check that the picture is like the slices that the model knows.
+        record: what it was fitted on and what was measured with it, as in the file.
+    """
+
+    weights_sha256: str
+    single: Calibration
+    mirrored: Calibration
+    in_distribution: InDistribution
+    record: Mapping[str, Any]
+
+    def calibration(self, mirror: bool) -> Calibration:
+        """The calibration of the plain, or the mirrored answer."""
+        return self.mirrored if mirror else self.single
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change with anything that decides an answer."""
+        decisive = {key: value for key, value in self.to_dict().items() if key not in self.record}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of the file."""
+        return {
+            "schema": SCHEMA,
+            "weights_sha256": self.weights_sha256,
+            "calibration": {"single": self.single.to_dict(), "mirrored": self.mirrored.to_dict()},
+            "in_distribution": self.in_distribution.to_dict(),
+            **self.record,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Trust:
+        """Read what ``to_dict`` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing or of the wrong kind.
+        """
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']}, not {SCHEMA}")
+        known = {"schema", "weights_sha256", "calibration", "in_distribution"}
+        return cls(
+            str(content["weights_sha256"]),
+            Calibration.from_dict(content["calibration"]["single"]),
+            Calibration.from_dict(content["calibration"]["mirrored"]),
+            InDistribution.from_dict(content["in_distribution"]),
+            {key: value for key, value in content.items() if key not in known},
+        )
+
+
+def load_trust(folder: Path, sha256: Callable[[], str]) -> Trust | None:
+    """Read the ``trust.json`` of a model folder; None when it has none.
+
+    Args:
+        folder: holds the weights.
+        sha256: gives the fingerprint of the weights; asked only where there is a trust.json, as it reads them all.
+
+    Raises:
+        UserError: the file is damaged, or belongs to other weights.
+    """
+    file = folder / FILE_NAME
+    content = read_trust_file(file)
+    if content is None:
+        return None
+    try:
+        trust = Trust.from_dict(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{file} is damaged ({reason}); write it anew with `brain-tumor-mri calibrate`") from error
+    if trust.weights_sha256 != sha256():
+        raise UserError(
+            f"{file} belongs to other weights; write it anew with `brain-tumor-mri calibrate`, or remove it"
+        )
+    return trust
+
+
+def read_trust_file(file: Path) -> dict[str, Any] | None:
+    """The object in a trust.json; None when there is no such file.
+
+    Raises:
+        UserError: it cannot be read, or is no JSON object.
+    """
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is not a JSON file; write it anew with `brain-tumor-mri calibrate`") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no JSON object; write it anew with `brain-tumor-mri calibrate`")
+    return content
+
+
+def _positive(value: Any) -> float:
+    number = float(value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{value} is not above 0")
+    return number
+
+
+def _floats(values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != len(shape) or any(want not in (-1, has) for want, has in zip(shape, array.shape, strict=True)):
+        raise ValueError(f"an array of shape {array.shape}, not {shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("a number that is not finite")
+    return array
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]

@@ -1,0 +1,123 @@
+"""benchmarks/peers.py against a stand-in for the package detect-tumor: other order of names, answers by brightness."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks import peers
+from brain_tumor_mri.data.br35h import external_rows
+from brain_tumor_mri.data.protocols import FOLDS, split_rows
+from brain_tumor_mri.labels import LABELS
+
+ITS_ORDER = ("pituitary", "notumor", "glioma", "meningioma")
+PACKAGE = f"""
+from types import SimpleNamespace
+from PIL import Image
+
+class Session:
+    def run(self, names, feed):
+        answer = [0.1] * 4
+        answer[int(feed["input"] // 64)] = 0.7
+        return [[answer]]
+
+class TumorDetector:
+    _session = None
+
+    def _ensure_session(self):
+        self._session = self._session or Session()
+        return self._session, "input", dict(enumerate({ITS_ORDER}))
+
+    def predict(self, path):
+        print("asked about", path)
+        session, name, labels = self._ensure_session()
+        answer = session.run(None, {{name: Image.open(path).convert("L").getpixel((9, 9))}})[0][0]
+        return SimpleNamespace(probabilities={{labels[i]: round(100 * p, 2) for i, p in enumerate(answer)}})
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "site"
+    models = root / "detect_tumor" / "models"
+    models.mkdir(parents=True)
+    (root / "detect_tumor" / "__init__.py").write_text(PACKAGE)
+    (root / "detect_tumor" / "preprocess.py").write_text("INPUT_SIZE = (240, 240)\n")
+    (models / "__init__.py").touch()
+    (models / "weights.onnx").write_bytes(b"weights")
+    for name, version in (("detect-tumor", "0.1.1"), ("onnxruntime", "1.0")):
+        info = root / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    return root / "detect_tumor" / "__init__.py"
+
+
+def draw(path: Path, label: str) -> Path:
+    """Write a picture that the stand-in takes for this class."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (32, 32), 64 * ITS_ORDER.index(label) + 32).save(path)
+    return path
+
+
+@pytest.fixture
+def flags(tmp_path: Path) -> list[str]:
+    """Pictures under published names: two a class, fold and folder; four Br35H tumours to test, one of them broken."""
+    wanted = {(label, fold, folder): 2 for label in LABELS for fold in FOLDS for folder in ("Training", "Testing")}
+    for path, row in split_rows().items():
+        key = (row.label, row.fold, path.split("/")[0])
+        if row.label == row.source_label and wanted[key]:
+            wanted[key] -= 1
+            draw(tmp_path / "kaggle" / path, row.label)
+    tumours = [tmp_path / "br35h" / path for path, row in external_rows().items() if row.part == "test"][:4]
+    for path, label in zip(tumours, ("glioma", "notumor", "pituitary", "glioma"), strict=True):
+        draw(path, label)
+    tumours[-1].write_bytes(b"no picture")
+    return ["--data_dir", str(tmp_path / "kaggle"), "--external_dir", str(tmp_path / "br35h")]
+
+
+def test_answers_go_to_the_class_of_their_name_and_equal_files_are_asked_about_once(package, tmp_path):
+    kept = tmp_path / "answers.json"
+    for run in ("asks", "remembers"):
+        with peers.Peer(sys.executable, kept) as peer:
+            for label in LABELS:
+                answer = peer.ask(draw(tmp_path / run / f"{label}.png", label))
+                assert answer == {name: 0.7 if name == label else 0.1 for name in LABELS}
+            assert len(peer.answers) == 4
+        package.write_text(PACKAGE.replace('print("asked about", path)', "raise MemoryError('asked again')"))
+    with peers.Peer(sys.executable) as peer:
+        assert peer.ask(draw(tmp_path / "new.png", "glioma")) == "MemoryError: asked again"
+
+
+def test_a_run_writes_both_protocols_and_reports_a_file_without_an_answer(package, flags, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert peers.main([*flags, "--peer_python", sys.executable, "--output_dir", str(output)]) == 0
+    official, disjoint = (
+        json.loads((output / f"{name}.json").read_text()) for name in ("official", "patient-disjoint")
+    )
+    assert str(tmp_path) not in json.dumps([official, disjoint])
+    assert official["splits"]["test"]["n"] == 40 and disjoint["splits"]["test"]["n"] == 16
+    for record in (official, disjoint):
+        assert record["splits"]["test"]["accuracy"]["value"] == 1
+        assert record["model"]["image_size"] == 240
+        assert record["model"]["weights_sha256"] == hashlib.sha256(b"weights").hexdigest()
+        assert record["training_data_note"] in record["protocol_note"] and not record["data"]["leaking_share"]
+    assert official["external"] is None and official["unanswered"] == []
+    external = disjoint["external"]
+    assert (external["n_tumour"], external["n_notumor"], external["specificity"]["value"]) == (3, 4, 1)
+    assert external["sensitivity"]["value"] == pytest.approx(2 / 3)
+    assert external["validation_threshold"]["n_validation"] == 4
+    (broken,) = disjoint["unanswered"]
+    assert broken["path"] in broken["reason"] and "UnidentifiedImageError" in broken["reason"]
+    assert f"no answer: {broken['path']}" in capsys.readouterr().err
+
+
+def test_an_interpreter_that_is_missing_or_lacks_the_package_is_one_line_and_exit_2(flags, capsys, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    for python, reason in (("/nowhere/python", "No such file"), (sys.executable, "No module named 'detect_tumor'")):
+        assert peers.main([*flags, "--peer_python", python]) == 2
+        error = capsys.readouterr().err
+        assert reason in error and python in error and error.count("\n") == 1

@@ -1,0 +1,352 @@
+"""``publish space``: what the Space holds, how it is tried out first, and what stops it before anything is sent."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, metadata_load
+
+from brain_tumor_mri.commands import main as cli
+from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.hub import plan_model as publish
+from brain_tumor_mri.hub import plan_space as space
+from brain_tumor_mri.hub import push as pushing
+from brain_tumor_mri.hub import try_space as space_check
+from brain_tumor_mri.hub.plan_space import ModelVersion, plan_space
+from brain_tumor_mri.hub.try_space import check_space
+from brain_tumor_mri.labels import RESEARCH_NOTICE
+from hub.server import READ_TOKEN, TOKEN, LocalHub
+
+pytest_plugins = ["hub.fixtures"]
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's uploads
+
+ROOT = Path(__file__).parents[2]
+SPACE, MODEL = "someone/page", "someone/brain@v1"
+
+
+def publish_space(*more: str, repo: str = SPACE, model: str = MODEL) -> int:
+    return cli.main(["publish", "space", "--repo_id", repo, "--model_id", model, *more])
+
+
+def command(*more: object) -> list[str]:
+    start = (sys.executable, "-m", "brain_tumor_mri.commands.main", "publish", "space", "--repo_id", SPACE)
+    return [str(part) for part in (*start, *more)]
+
+
+def run_command(hub: LocalHub, home: Path, *more: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, from a source tree; it may say the token nowhere."""
+    environment = hub.environment(home)
+    done = subprocess.run(command(*more), cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    assert TOKEN not in done.stdout + done.stderr
+    return done
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    return done.stderr
+
+
+def has_space(hub: LocalHub) -> bool:
+    return hub.repo(SPACE, "spaces").folder.exists()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the source tree to spoil."""
+    copy = tmp_path / "tree"
+    shutil.copytree(ROOT / "brain_tumor_mri", copy / "brain_tumor_mri", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "examples", copy / "examples")
+    for name in ("app.py", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    return copy
+
+
+# --- what is on the Hub ---
+
+
+def test_the_space_answers_with_its_model_from_the_hub_before_it_is_pushed_in_one_commit(
+    hub: LocalHub, sleeps: list[float], versions: dict[str, Path], tmp_path: Path
+):
+    pushing.push(publish.plan_model(versions["v1"], "someone/brain"), tag="v1")
+    before = len(hub.requests)
+    done = run_command(hub, tmp_path / "home", "--model_id", MODEL, "--check", "here", "--json")
+    assert done.returncode == 0, done.stderr
+    told, repo = json.loads(done.stdout), hub.repo(SPACE, "spaces")
+    commit = repo.commit("main")
+    assert (told["commit"], told["check"], told["url"]) == (commit["id"], "here", f"{hub.url}/spaces/{SPACE}")
+    assert repo.commit(commit["parent"])["title"] == "initial commit" and commit["title"] == f"Answer with {MODEL}"
+    requests = hub.requests[before:]
+    asked_for_weights = requests.index(
+        "GET /someone/brain/resolve/" + hub.repo("someone/brain").resolve("v1") + "/model.safetensors"
+    )
+    assert asked_for_weights < requests.index("POST /api/repos/create")
+
+
+def test_the_space_holds_the_app_its_package_pins_licence_and_valid_front_matter_and_nothing_else(
+    hub: LocalHub, sleeps: list[float], tmp_path: Path
+):
+    assert publish_space("--check", "none") == 0
+    files = hub.repo(SPACE, "spaces").commit("main")["files"]
+    package = {f"brain_tumor_mri/{file.name}" for file in (ROOT / "brain_tumor_mri").iterdir() if file.is_file()}
+    examples = {f"examples/{file.name}" for file in (ROOT / "examples").iterdir() if file.suffix in (".png", ".md")}
+    written = {"README.md", "requirements.txt", "space.json"}
+    assert set(files) == {".gitattributes", "app.py", "LICENSE"} | package | examples | written
+
+    def content(name: str) -> bytes:
+        return (hub.folder / "objects" / files[name]["sha256"]).read_bytes()
+
+    for name in ("app.py", "LICENSE", "brain_tumor_mri/page/__init__.py", "examples/phantom-glioma.png"):
+        assert content(name) == (ROOT / name).read_bytes()
+    assert json.loads(content("space.json")) == {"model_id": "someone/brain", "revision": "v1"}
+    (tmp_path / "README.md").write_bytes(content("README.md"))
+    front = metadata_load(tmp_path / "README.md")
+    assert front["sdk"] == "gradio" and front["sdk_version"] == metadata.version("gradio")
+    assert front["python_version"] == ".".join(map(str, sys.version_info[:2]))
+    assert front["models"] == ["someone/brain"] and front["license"] == "apache-2.0"
+    assert front["app_file"] in files and len(front["short_description"]) <= 60
+    assert RESEARCH_NOTICE in content("README.md").decode()
+    assert f"gradio=={front['sdk_version']}" in content("requirements.txt").decode().splitlines()
+
+
+def test_pushed_again_only_what_changed_goes_and_files_of_others_stay(
+    hub: LocalHub, sleeps: list[float], capsys: pytest.CaptureFixture[str]
+):
+    assert publish_space("--check", "none", "--private") == 0
+    assert hub.repo(SPACE, "spaces").refs["private"]
+    shown, before = capsys.readouterr().out, len(hub.requests)
+    assert "files" in shown and shown.count("\n") == 1
+    assert publish_space("--check", "none") == 0
+    assert "nothing changed, nothing pushed" in capsys.readouterr().out
+    assert {request.split()[0] for request in hub.requests[before:]} == {"GET"}
+    api = HfApi(endpoint=hub.url, token=TOKEN)
+    for name in ("brain_tumor_mri/of_an_earlier_version.py", "by_hand.txt"):
+        api.upload_file(path_or_fileobj=b"1", path_in_repo=name, repo_id=SPACE, repo_type="space")
+    assert publish_space("--check", "none", model="someone/brain") == 0
+    sent = "pushed README.md, space.json; removed brain_tumor_mri/of_an_earlier_version.py"
+    assert sent in capsys.readouterr().out
+    assert "by_hand.txt" in hub.repo(SPACE, "spaces").commit("main")["files"]
+
+
+def test_a_dry_run_lists_the_files_and_asks_nobody(
+    hub: LocalHub, sleeps: list[float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("HF_TOKEN")
+    assert publish_space("--dry_run") == 0
+    shown = capsys.readouterr().out
+    assert "Dry run: nothing was sent." in shown
+    assert publish_space("--dry_run", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["check"], told["commit"], told["model_revision"]) == ("none", None, "v1")
+    for file in told["files"]:
+        assert file["path"] in shown and f"{file['size']:,}" in shown
+    assert hub.requests == []
+
+
+# --- what stops it ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"model": "brain"}, "--model_id brain: give a model's Hub id"),
+        ({"model": "someone/brain@"}, "--model_id someone/brain@: give"),
+        ({"model": "../brain/x"}, "--model_id ../brain/x: give"),
+        ({"model": "someone/brain@v1 v2"}, "owner/name@revision"),
+        ({"repo": "page"}, "--repo_id page: give the Space's Hub id"),
+    ],
+)
+def test_names_that_are_none_are_refused(arguments: dict[str, str], expected: str, hub, sleeps, capsys):
+    assert publish_space("--check", "none", **arguments) == 2
+    out, err = capsys.readouterr()
+    assert expected in err and err.count("\n") == 1 and out == "" and hub.requests == []
+
+
+@pytest.mark.parametrize("token", [None, "hf_unknown", READ_TOKEN])
+def test_a_token_that_will_not_do_is_one_line(token: str | None, hub, sleeps, capsys, monkeypatch):
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    else:
+        monkeypatch.delenv("HF_TOKEN")
+        monkeypatch.setattr(
+            space_check, "check_space", lambda *_, **__: pytest.fail("minutes are spent before the refusal")
+        )
+    assert publish_space("--check", "none" if token else "fresh") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "hf auth login" in err and not has_space(hub)
+
+
+def test_a_model_that_the_hub_has_not_or_hides_is_refused_and_nothing_sent(
+    hub: LocalHub, sleeps: list[float], versions: dict[str, Path], tmp_path: Path
+):
+    check = ("--check", "here", "--model_id")
+    assert "no folder and no Hub model is called" in refusal(
+        run_command(hub, tmp_path / "home", *check, "someone/none")
+    )
+    pushing.push(publish.plan_model(versions["v1"], "someone/brain"), private=True)
+    assert "has no revision v7" in refusal(run_command(hub, tmp_path / "home", *check, "someone/brain@v7"))
+    line = refusal(run_command(hub, tmp_path / "home", *check, "someone/brain"))
+    assert "the Hub does not give someone/brain to a Space, which has no token" in line
+    assert not has_space(hub)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda tree: "raise RuntimeError('broken on purpose')", "RuntimeError: broken on purpose"),
+        # in the source tree and its editable installation, but not in the Space
+        (lambda tree: "import data_scripts", "No module named 'data_scripts'"),
+        (lambda tree: (tree / "brain_tumor_mri/labels.py").rename(tree / "labels.txt") and "", "labels"),
+        (lambda tree: "import", "app.py, line 1: "),
+    ],
+    ids=["raises", "needs-the-source-tree", "lacks-a-module", "no-python"],
+)
+def test_an_app_that_does_not_start_is_not_sent(
+    spoil, expected: str, hub: LocalHub, tree: Path, tiny_model_dir: Path, tmp_path: Path
+):
+    app = tree / "app.py"
+    first = spoil(tree)
+    app.write_text(f"{first}\n{app.read_text()}")
+    if expected == "labels":
+        with pytest.raises(UserError, match=r"ended at its start.*No module named 'brain_tumor_mri\.labels'"):
+            check_space(plan_space(SPACE, ModelVersion("a/b"), source=tree), ModelVersion("a/b"),
+                        folder=str(tiny_model_dir), fresh=False)  # fmt: skip
+        return
+    more = ("--model_id", MODEL, "--check", "here", "--model", tiny_model_dir)
+    line = refusal(run_command(hub, tmp_path / "home", *more, cwd=tree))
+    assert expected in line and hub.requests == []
+
+
+def test_an_app_that_starts_and_then_gives_no_prediction_is_refused_with_the_end_of_its_log(
+    tree: Path, tiny_model_dir: Path
+):
+    app = tree / "app.py"
+    broken = "type(model).get = lambda self: print('to the log') or 1 / 0\n\nif __name__"
+    app.write_text(app.read_text().replace("if __name__", broken))
+    model = ModelVersion("a/b")
+    with pytest.raises(
+        UserError, match=r"^the app gave no prediction \(nothing was sent\): .*its log ends: .*division"
+    ):
+        check_space(plan_space(SPACE, model, source=tree), model, folder=str(tiny_model_dir), fresh=False)
+
+
+@pytest.mark.parametrize(
+    "answer", ["glioma", {}, {"label": "glioma", "model": "another"}, {"label": "cat", "model": None}]
+)
+def test_an_answer_that_is_no_prediction_of_the_model_is_not_taken(
+    answer: object, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(space_check, "_serving", lambda *_: nullcontext(("http://127.0.0.1:9", Path("log"))))
+    monkeypatch.setattr(space_check, "_ask", lambda *_: answer)
+    model = ModelVersion("a/b")
+    with pytest.raises(UserError, match="gave no prediction of"):
+        check_space(plan_space(SPACE, model), model, folder=str(tiny_model_dir), fresh=False)
+
+
+def test_requirements_that_do_not_install_into_the_fresh_environment_are_said_with_pips_own_words(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    model = ModelVersion("a/b")
+    with pytest.raises(UserError, match=r"pip install -r requirements\.txt` failed .*No matching distribution found"):
+        check_space(plan_space(SPACE, model), model, folder=str(tiny_model_dir))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda how: how.name)
+def test_a_check_that_is_stopped_leaves_no_app_and_no_folder(
+    how: signal.Signals, hub: LocalHub, tree: Path, tiny_model_dir: Path, tmp_path: Path
+):
+    told, temporary = tmp_path / "pid", tmp_path / "temporary"
+    temporary.mkdir()
+    hang = f"import os, time\nopen({str(told)!r}, 'x').write(str(os.getpid()))\ntime.sleep(600)\n"
+    (tree / "app.py").write_text(hang)
+    more = ("--model_id", MODEL, "--check", "here", "--model", tiny_model_dir)
+    environment = hub.environment(tmp_path / "home") | {"TMPDIR": str(temporary)}
+    process = subprocess.Popen(command(*more), cwd=tree, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def wait_until(reached) -> None:
+        deadline = time.monotonic() + 60
+        while not reached():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    wait_until(lambda: told.is_file() and told.read_text())
+    process.send_signal(how)
+    error = process.communicate(timeout=30)[1]
+    wait_until(lambda: not is_running(int(told.read_text())))
+    assert "Traceback" not in error and hub.requests == []
+    if how != signal.SIGKILL:
+        assert list(temporary.iterdir()) == []
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+# --- what it runs on ---
+
+
+def test_requirements_are_the_apps_imports_at_the_installed_versions(tmp_path: Path):
+    package = tmp_path / "brain_tumor_mri"
+    package.mkdir()
+    (tmp_path / "app.py").write_text(
+        "import json\nfrom brain_tumor_mri.page import x\nfrom brain_tumor_mri import lazy\n"
+    )
+    (package / "__init__.py").write_text("")
+    (package / "page.py").write_text(
+        "from typing import TYPE_CHECKING\nimport PIL.Image\nfrom . import labels\nfrom .deep import y\n"
+        "if TYPE_CHECKING:\n    import pytest\nelse:\n    import yaml\n"
+    )
+    (package / "deep.py").write_text("def f():\n    try:\n        import sklearn.metrics\n    finally:\n        pass\n")
+    (package / "lazy.py").write_text("async def f():\n    from jinja2 import Template\n")
+    (package / "training.py").write_text("import accelerate\n")
+    assert space.imported_modules(tmp_path) == {"PIL", "sklearn", "yaml", "jinja2"}
+    pinned = space.requirements(tmp_path)
+    names = {"pillow", "scikit-learn", "pyyaml", "jinja2", "timm", "torchvision"}
+    assert pinned == {name: metadata.version(name).partition("+")[0] for name in names}
+    assert list(pinned) == sorted(pinned)
+
+
+def test_the_space_needs_no_training_tools_and_names_no_index():
+    pinned = space.requirements()
+    assert {"gradio", "torch", "transformers", "timm", "torchvision", "pillow", "numpy"} <= pinned.keys()
+    assert not pinned.keys() & {
+        "accelerate",
+        "datasets",
+        "evaluate",
+        "kagglehub",
+        "torchio",
+        "pytest",
+        "brain-tumor-mri",
+    }
+    text = next(
+        f.content for f in plan_space(SPACE, ModelVersion("a/b")).files if f.path == "requirements.txt"
+    ).decode()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert (
+        lines == [f"{name}=={version}" for name, version in pinned.items()] and "://" not in text and "--" not in text
+    )
+
+
+def test_an_import_of_no_installed_package_is_refused(tree: Path):
+    app = tree / "app.py"
+    app.write_text(f"import no_such_package\n{app.read_text()}")
+    with pytest.raises(UserError, match="imports no_such_package, which no installed package has"):
+        plan_space(SPACE, ModelVersion("a/b"), source=tree)
+    (tree / "LICENSE").unlink()
+    with pytest.raises(UserError, match="has no LICENSE; a Space is published from the source tree"):
+        plan_space(SPACE, ModelVersion("a/b"), source=tree)

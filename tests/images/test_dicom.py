@@ -1,0 +1,223 @@
+"""DICOM slices: grey values as a viewer shows them, what is no single slice, and that no patient's data gets out."""
+
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+
+from brain_tumor_mri.images.dicom import windowed
+from brain_tumor_mri.images.read import UnreadableImageError, load_image
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:::pydicom\..*")
+
+NAME = "Secret^Patient"
+VALUES = np.array([[0, 100, 200], [300, 400, 1000]], np.uint16)
+
+
+def dicom(pixels: np.ndarray = VALUES, **tags: object) -> bytes:
+    """A slice with these tags as a file's bytes; a tag of None is left out."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, "1.2.3"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = Dataset()
+    data.file_meta = meta
+    bits = 8 * pixels.dtype.itemsize
+    given = {
+        "PatientName": NAME,
+        "PatientID": "ID-12345",
+        "SamplesPerPixel": 1 if pixels.ndim == 2 else pixels.shape[2],
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": pixels.shape[0],
+        "Columns": pixels.shape[1],
+        "BitsAllocated": bits,
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "PixelRepresentation": int(np.issubdtype(pixels.dtype, np.signedinteger)),
+        "PlanarConfiguration": 0,
+        "PixelData": pixels.tobytes() + b"\0" * (pixels.nbytes % 2),
+    } | tags
+    for tag, value in given.items():
+        if value is not None:
+            setattr(data, tag, value)
+    data["PixelData"].VR = "OW" if bits > 8 else "OB" if "PixelData" in data else None
+    buffer = io.BytesIO()
+    data.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def grey(content: bytes | Path) -> np.ndarray:
+    pixels = np.asarray(load_image(content, name="slice.dcm"))
+    assert pixels.ndim == 3 and (pixels == pixels[..., :1]).all()
+    return pixels[..., 0]
+
+
+def reason(content: bytes | str) -> str:
+    with pytest.raises(UnreadableImageError) as told:
+        load_image(content, name="slice.dcm")
+    assert "\n" not in str(told.value) and str(told.value).startswith("slice.dcm: ")
+    assert told.value.__cause__ is None and told.value.__suppress_context__
+    return told.value.reason
+
+
+def test_without_a_window_the_slice_fills_the_range_by_itself():
+    np.testing.assert_array_equal(grey(dicom()), np.rint(VALUES / 1000 * 255))
+
+
+def test_the_window_is_that_of_the_standards_formula():
+    # PS3.3 C.11.2.1.2.1: centre 200, width 201 maps 100..300 to 0..255
+    expected = [[0, 1, 128], [255, 255, 255]]
+    np.testing.assert_array_equal(grey(dicom(WindowCenter="200", WindowWidth="201")), expected)
+    np.testing.assert_array_equal(grey(dicom(WindowCenter=["200", "900"], WindowWidth=["201", "9"])), expected)
+
+
+def test_the_three_window_functions_agree_with_pydicom():
+    values = np.linspace(-100, 1100, 50)
+    for function in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        data = Dataset()
+        data.WindowCenter, data.WindowWidth, data.VOILUTFunction = 400, 300, function
+        data.BitsStored, data.PixelRepresentation, data.PhotometricInterpretation = 16, 0, "MONOCHROME2"
+        expected = pydicom.pixels.apply_windowing(values, data) / 65535
+        np.testing.assert_allclose(windowed(values, 400, 300, function), expected, atol=1e-6)
+    assert windowed(np.array([9.4, 9.6]), 10, 1).tolist() == [0, 1]
+
+
+def test_rescaling_comes_before_the_window():
+    stored = dicom(RescaleSlope="2", RescaleIntercept="-100", WindowCenter="300", WindowWidth="401")
+    # 100..500 after rescaling is 100..300 as stored
+    np.testing.assert_array_equal(grey(stored), [[0, 0, 128], [255, 255, 255]])
+
+
+def test_negative_values_are_read():
+    np.testing.assert_array_equal(grey(dicom(VALUES.astype(np.int16) - 500)), np.rint(VALUES / 1000 * 255))
+
+
+def test_monochrome1_is_the_negative():
+    for tags in ({}, {"WindowCenter": "200", "WindowWidth": "201"}):
+        shown = grey(dicom(PhotometricInterpretation="MONOCHROME1", **tags)).astype(int)
+        np.testing.assert_allclose(shown, 255 - grey(dicom(**tags)).astype(int), atol=1)
+
+
+def test_padding_outside_the_slice_does_not_set_the_range():
+    padded = VALUES.copy()
+    padded[0, 0] = 65535
+    shown = grey(dicom(padded, PixelPaddingValue=65535))
+    assert shown[0, 1] == 0 and shown[1, 2] == 255 and 0 < shown[0, 2] < 40
+
+
+def test_a_table_of_values_of_interest_is_applied():
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData = [4, 0, 8], [0, 50, 100, 255]
+    table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "US"
+    pixels = np.array([[0, 1], [2, 3]], np.uint16)
+    np.testing.assert_array_equal(grey(dicom(pixels, VOILUTSequence=[table])), [[0, 50], [100, 255]])
+
+
+@pytest.mark.parametrize("width", ["0", "-5", "nan"])
+def test_a_window_without_meaning_is_left_aside(width: str):
+    np.testing.assert_array_equal(grey(dicom(WindowCenter="200", WindowWidth=width)), grey(dicom()))
+
+
+def test_a_slice_of_one_value_is_black():
+    assert not grey(dicom(np.full((4, 5), 77, np.uint16))).any()
+
+
+def test_colour_comes_as_it_is():
+    colours = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    shown = np.asarray(load_image(dicom(colours, PhotometricInterpretation="RGB")))
+    np.testing.assert_array_equal(shown, colours)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "coloured"),
+    [
+        ("MR_small.dcm", (64, 64), False),
+        ("MR_small_RLE.dcm", (64, 64), False),
+        ("MR_small_bigendian.dcm", (64, 64), False),
+        ("MR_small_jp2klossless.dcm", (64, 64), False),
+        ("CT_small.dcm", (128, 128), False),
+        ("examples_palette.dcm", (800, 350), True),
+        ("SC_rgb_rle.dcm", (100, 100), True),
+        ("SC_rgb_dcmtk_+eb+cr.dcm", (100, 100), True),
+        ("SC_ybr_full_422_uncompressed.dcm", (100, 100), True),
+        ("SC_rgb_jpeg_dcmtk.dcm", (100, 100), True),
+    ],
+)
+def test_files_of_pydicoms_own_tests_are_read(name: str, size: tuple[int, int], coloured: bool):
+    image = load_image(get_testdata_file(name))
+    pixels = np.asarray(image).astype(int)
+    assert image.size == size and pixels.max() > 200
+    assert (np.ptp(pixels, axis=2).max() > 20) == coloured
+
+
+def test_every_encoding_of_one_slice_gives_the_same_pixels():
+    plain = np.asarray(load_image(get_testdata_file("MR_small.dcm")))
+    for name in ("MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm", "MR_small_jp2klossless.dcm"):
+        np.testing.assert_array_equal(np.asarray(load_image(get_testdata_file(name))), plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("examples_ybr_color.dcm", "30 frames"),
+        ("rtdose.dcm", "15 frames"),
+        ("reportsi.dcm", "without an image"),
+        ("rtplan.dcm", "without an image"),
+        ("waveform_ecg.dcm", "without an image"),
+        ("MR_truncated.dcm", "damaged"),
+        ("MR_small_jpeg_ls_lossless.dcm", "compressed as JPEG-LS"),
+        ("image_dfl.dcm", "deflated"),
+    ],
+)
+def test_what_is_no_single_slice_is_refused_in_words(name: str, said: str):
+    assert said in reason(str(get_testdata_file(name)))
+
+
+def test_a_deflate_bomb_is_not_inflated():
+    content = dicom().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99")
+    assert "deflated" in reason(content)
+
+
+def test_a_picture_that_claims_too_many_pixels_is_refused_before_it_is_decoded():
+    assert "too large" in reason(dicom(Rows=60000, Columns=60000))
+    assert "no pixels" in reason(dicom(Rows=0))
+    assert "not supported" in reason(dicom(SamplesPerPixel=255))
+
+
+def test_no_patients_data_reaches_messages_warnings_or_logs(caplog, capfd):
+    content = dicom(WindowCenter="200", WindowWidth="201")
+    chance = np.random.default_rng(0)
+    told = 0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")  # as the module sets it; pytest resets filters
+        caplog.set_level(logging.DEBUG)
+        for number in range(120):
+            spoiled = bytearray(content)
+            if number % 4 == 0:
+                spoiled = spoiled[: int(chance.integers(140, len(spoiled)))]
+            for _ in range(int(chance.integers(1, 8))):
+                spoiled[int(chance.integers(132, len(spoiled)))] = int(chance.integers(256))
+            try:
+                load_image(bytes(spoiled), name="slice.dcm")
+            except UnreadableImageError as error:
+                told += 1
+                assert "Secret" not in str(error) and "12345" not in str(error) and "\n" not in str(error)
+    out, err = capfd.readouterr()
+    assert told > 20
+    assert "Secret" not in caplog.text + out + err and "12345" not in caplog.text + out + err
+
+
+def test_the_picture_carries_no_metadata():
+    assert load_image(dicom()).info == {}
+
+
+def test_a_dicom_file_is_known_by_its_content_not_its_name(tmp_path: Path):
+    path = tmp_path / "slice.png"
+    path.write_bytes(dicom())
+    np.testing.assert_array_equal(np.asarray(load_image(path))[..., 0], grey(dicom()))

@@ -1,0 +1,82 @@
+"""One preprocessing for training-time evaluation, classifier and pipeline; augmentation that can be reproduced."""
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor
+
+from brain_tumor_mri.data.slices import load_slices
+from brain_tumor_mri.inference.classifier import TumorClassifier
+from brain_tumor_mri.training.dataset import AugmentationArguments, SliceDataset, TrainTransform, eval_transform
+
+NO_CHANGE = AugmentationArguments(rotation=0, horizontal_flip=0, brightness=0, contrast=0)
+
+
+def test_eval_transform_processor_and_classifier_agree_pixel_for_pixel(tiny_model_dir):
+    config = AutoConfig.from_pretrained(tiny_model_dir)
+    processor = AutoImageProcessor.from_pretrained(tiny_model_dir)
+    classifier = TumorClassifier.from_pretrained(tiny_model_dir)
+    transform = eval_transform(config)
+    rng = np.random.default_rng(0)
+    for shape in ((224, 224), (512, 512), (300, 200), (90, 131)):
+        image = Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
+        expected = processor(image, return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(transform(image), expected)
+        assert torch.equal(classifier.preprocess(image), expected)
+        assert expected.shape == (3, 224, 224)
+
+
+def test_training_without_augmentation_is_the_eval_transform(tiny_model_dir):
+    config = AutoConfig.from_pretrained(tiny_model_dir)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 70, 3), dtype=np.uint8))
+    assert torch.equal(TrainTransform(config, NO_CHANGE)(image), eval_transform(config)(image))
+
+
+def test_each_augmentation_changes_the_image(tiny_model_dir):
+    config = AutoConfig.from_pretrained(tiny_model_dir)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    plain = eval_transform(config)(image)
+    none = {"rotation": 0, "horizontal_flip": 0, "brightness": 0, "contrast": 0}
+    for name, value in {
+        "rotation": 15,
+        "horizontal_flip": 1,
+        "brightness": 0.5,
+        "contrast": 0.5,
+        "translation": 0.2,
+        "scaling": 0.2,
+    }.items():
+        torch.manual_seed(0)
+        changed = TrainTransform(config, AugmentationArguments(**(none | {name: value})))(image)
+        assert not torch.equal(changed, plain), name
+    mirrored = TrainTransform(config, AugmentationArguments(**(none | {"horizontal_flip": 1})))(image)
+    assert torch.equal(mirrored, plain.flip(-1))
+
+
+def test_an_item_depends_on_seed_epoch_and_index_alone(tiny_model_dir, phantom_dir):
+    config = AutoConfig.from_pretrained(tiny_model_dir)
+    split = load_slices(phantom_dir).splits["train"]
+    transform = TrainTransform(config, AugmentationArguments())
+
+    def item(seed: int, epoch: int, index: int, global_seed: int) -> torch.Tensor:
+        torch.manual_seed(global_seed)
+        dataset = SliceDataset(split, transform, seed=seed)
+        dataset.set_epoch(epoch)
+        state = torch.get_rng_state()
+        pixels = dataset[index]["pixel_values"]
+        assert torch.equal(torch.get_rng_state(), state)
+        return pixels
+
+    assert torch.equal(item(0, 1, 2, global_seed=3), item(0, 1, 2, global_seed=4))
+    assert not torch.equal(item(0, 1, 2, 0), item(0, 2, 2, 0))
+    assert not torch.equal(item(0, 1, 2, 0), item(1, 1, 2, 0))
+
+
+def test_items_are_the_models_inputs(tiny_model_dir, phantom_dir):
+    split = load_slices(phantom_dir).splits["test"]
+    dataset = SliceDataset(split, eval_transform(AutoConfig.from_pretrained(tiny_model_dir)))
+    assert len(dataset) == len(split)
+    item = dataset[3]
+    assert item["labels"] == split[3]["label"]
+    assert item["pixel_values"].dtype == torch.float32
+    with Image.open(phantom_dir / split[3]["path"]) as image:
+        assert torch.equal(item["pixel_values"], dataset.transform(image.convert("RGB")))

@@ -1,0 +1,271 @@
+"""What calibration fits, against hand-computed values and simulations; and the command around it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brain_tumor_mri import TumorClassifier
+from brain_tumor_mri.commands.main import main
+from brain_tumor_mri.evaluation.trust import familiar_figures, foreign_figures, reliability, trust_figures
+from brain_tumor_mri.labels import ANY_TUMOR, LABEL2ID, LABELS, NO_TUMOR
+from brain_tumor_mri.trust import calibration, in_distribution
+from brain_tumor_mri.trust.calibration import Outputs
+from brain_tumor_mri.trust.in_distribution import OtherCollection
+from brain_tumor_mri.trust.trust_file import Calibration
+
+NOISE = np.random.default_rng(0).normal(size=(50, 5))
+
+
+def simulated(n: int, *, overconfidence: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (n, 1, 4) whose softmax, were they divided by ``overconfidence``, is the truth; and labels drawn by it."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (n, 4))
+    truth = Calibration(1.0, {}).probabilities(logits[:, None])
+    labels = (rng.random(n)[:, None] > truth.cumsum(axis=1)).sum(axis=1)
+    return overconfidence * logits[:, None], labels
+
+
+def outputs_of(logits: np.ndarray, labels: np.ndarray, features: np.ndarray | None = None, **more: object) -> Outputs:
+    n = len(labels)
+    features = np.zeros((n, 5)) if features is None else features
+    return Outputs(np.repeat(logits, 2, axis=1), features, [None] * n, labels, [str(i) for i in range(n)], **more)
+
+
+def test_the_temperature_that_made_the_logits_overconfident_is_found():
+    logits, labels = simulated(6000, overconfidence=3.0)
+    assert calibration.fit_calibration(logits, labels).temperature == pytest.approx(3.0, rel=0.05)
+
+
+def test_temperature_scaling_lowers_the_calibration_error_and_changes_no_answer():
+    fit_logits, fit_labels = simulated(1000, overconfidence=3.0, seed=1)
+    trust = calibration.fit_trust(
+        "0",
+        "layer3",
+        validation=outputs_of(fit_logits, fit_labels),
+        known=NOISE,
+    )
+    logits, labels = simulated(1000, overconfidence=3.0, seed=2)
+    figures = trust_figures(trust, outputs_of(logits, labels))
+    assert figures["before"]["ece"]["value"] > 0.1 > 0.06 > figures["after"]["ece"]["value"]
+    assert figures["after"]["brier"]["value"] < figures["before"]["brier"]["value"]
+    right = (logits[:, 0].argmax(1) == labels).mean()
+    assert figures["correct"]["all"]["value"] == pytest.approx(right)
+
+
+def test_the_conformal_threshold_is_the_score_at_the_place_that_the_theorem_names():
+    scores = np.array([0.5, 0.1, 0.4, 0.2, 0.3, 0.9, 0.7, 0.6, 0.8])  # n = 9: place ceil(10 * 0.9) = 9, the largest
+    assert calibration.conformal_threshold(scores, 0.90) == 0.9
+    assert calibration.conformal_threshold(scores, 0.80) == 0.8
+    assert calibration.conformal_threshold(scores, 0.95) == 1.0  # place 10: too few slices to leave any class out
+    assert calibration.conformal_threshold(np.arange(19) / 100, 0.9) == 0.17  # 0.9 * 20 is 18 in spite of rounding
+
+
+def test_sets_cover_each_class_as_often_as_they_promise():
+    fit_logits, fit_labels = simulated(4000, seed=4)
+    logits, labels = simulated(20_000, seed=5)
+    fitted = calibration.fit_calibration(fit_logits, fit_labels)
+    probabilities = fitted.probabilities(logits)
+    for coverage in (90, 95):
+        left = fitted.prediction_sets(probabilities, coverage)
+        for c in range(4):
+            assert left[labels == c, c].mean() == pytest.approx(coverage / 100, abs=0.02)
+
+
+AXES = np.random.default_rng(6).normal(size=(3, 60))
+
+
+def on_plane(n: int, noise: float, seed: int, shift: float = 0.0) -> np.ndarray:
+    """Features (n, 60) near a plane of three directions."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, 3)) @ AXES + shift + noise * rng.normal(size=(n, 60))
+
+
+def slices(features: np.ndarray, groups: int) -> Outputs:
+    """Slices of a second collection, ``groups`` of equal size."""
+    n = len(features)
+    return Outputs(
+        np.zeros((n, 2, 4)), features, [None] * n, np.full(n, ANY_TUMOR), [str(i % groups) for i in range(n)]
+    )
+
+
+def test_ninety_nine_percent_of_the_validation_slices_are_let_through_and_far_features_are_not():
+    known, ours, theirs = on_plane(400, 0.1, 1), on_plane(500, 0.1, 2), on_plane(200, 0.2, 3)
+    other = OtherCollection(None, slices(theirs, 20))
+    check = in_distribution.fit_in_distribution(known, ours, "layer3", other=other)
+    refused = [int((check.unlikeness(features) > 1).sum()) for features in (ours, theirs)]
+    assert sum(refused) == 6 and refused[1] > refused[0]  # the 694th of 700 is at the limit
+    off_plane = known[:50] + 3 * np.random.default_rng(7).normal(size=(50, 60))
+    far_along = 20 * known[:50]
+    assert (check.unlikeness(off_plane) > 1).all() and (check.unlikeness(far_along) > 1).mean() > 0.9
+
+
+def test_a_second_collections_training_slices_are_judged_by_fits_that_saw_none_of_their_group():
+    known, ours = on_plane(400, 0.1, 1), on_plane(500, 0.1, 2)
+    rng = np.random.default_rng(3)
+    # each group lies off the plane in a direction of its own: only a fit that saw the group finds its slices near
+    directions = 4 * rng.normal(size=(15, 60))
+    own = directions[np.arange(150) % 15] + on_plane(150, 0.1, 4)
+    train, validation = slices(own, 15), slices(on_plane(40, 0.1, 5), 40)
+    check = in_distribution.fit_in_distribution(known, ours, "layer3", other=OtherCollection(train, validation, 3))
+    alone = in_distribution.fit_in_distribution(known, ours, "layer3", other=OtherCollection(None, validation))
+    new_group = on_plane(30, 0.1, 6) + 4 * rng.normal(size=60)
+    assert (alone.unlikeness(new_group) > 1).all()  # the validation part alone is too easy to tell
+    assert (check.unlikeness(new_group) <= 1).mean() > 0.9
+
+
+def test_a_second_collection_weighs_as_often_as_an_epoch_drew_it():
+    known, ours = on_plane(100, 0.1, 1), on_plane(100, 0.1, 2)
+    train, validation = slices(on_plane(50, 0.1, 3, shift=5.0), 10), slices(on_plane(50, 0.1, 4, shift=5.0), 10)
+    means = [
+        in_distribution.fit_in_distribution(known, ours, "s", other=OtherCollection(train, validation, n)).mean.mean()
+        for n in (1, 2)
+    ]
+    assert means == pytest.approx([5 * 50 / 150, 5 * 100 / 200], abs=0.15)
+
+
+def test_external_tumours_are_covered_and_right_when_any_tumour_is():
+    logits = np.full((4, 1, 4), -9.0)
+    glioma, none = LABEL2ID["glioma"], LABEL2ID[NO_TUMOR]
+    logits[:2, 0, glioma] = 9
+    logits[2:, 0, none] = 9
+    fit_logits, fit_labels = simulated(400)
+    trust = calibration.fit_trust(
+        "0",
+        "layer3",
+        validation=outputs_of(fit_logits, fit_labels),
+        known=NOISE,
+    )
+    figures = trust_figures(trust, outputs_of(logits, np.full(4, ANY_TUMOR)))
+    assert figures["correct"]["all"]["value"] == 0.5 and figures["coverage"]["95"]["covered"]["value"] == 0.5
+    assert "after" not in figures and "per_class" not in figures["coverage"]["95"]
+
+
+def test_foreign_pictures_with_a_fault_count_as_refused_and_those_that_pass_are_named():
+    rng = np.random.default_rng(0)
+    known = rng.normal(size=(300, 5))
+    fit_logits, fit_labels = simulated(300)
+    trust = calibration.fit_trust("0", "layer3", validation=outputs_of(fit_logits, fit_labels, known), known=known)
+    features = np.concatenate([np.zeros((1, 5)), np.full((2, 5), 50.0), np.zeros((1, 5))])
+    faults, kinds = ["it is blank", None, None, None], ["blank", "page", "page", "face"]
+    foreign = Outputs(np.zeros((4, 2, 4)), features, faults, np.full(4, -1), list("abcd"), list("abcd"))
+    figures = foreign_figures(trust, foreign, [outputs_of(fit_logits, fit_labels, known)], kinds)
+    assert figures["refused"] == 0.75 and [row["name"] for row in figures["let_through"]] == ["d"]
+    assert figures["refused_by_kind"]["page"] == {"n": 2, "refused": 1.0, "faults": 0}
+    assert figures["refused_without_faults"] == pytest.approx(2 / 3) and figures["n_without_faults"] == 3
+    assert 0.5 < figures["auroc"] < 1
+    all_blank = Outputs(np.zeros((4, 2, 4)), features, ["it is blank"] * 4, np.full(4, -1), list("abcd"), list("abcd"))
+    figures = foreign_figures(trust, all_blank, [outputs_of(fit_logits, fit_labels, known)], kinds)
+    assert figures["refused"] == 1 and figures["refused_without_faults"] is figures["auroc_without_faults"] is None
+
+
+def test_of_familiar_slices_those_that_are_refused_are_named_with_their_score_or_fault():
+    rng = np.random.default_rng(0)
+    known = rng.normal(size=(300, 5))
+    fit_logits, fit_labels = simulated(300)
+    trust = calibration.fit_trust("0", "layer3", validation=outputs_of(fit_logits, fit_labels, known), known=known)
+    features = np.concatenate([np.zeros((2, 5)), np.full((1, 5), 50.0), np.zeros((1, 5))])
+    faults, kinds = ["it is tiny (9 x 9 pixels)", None, None, None], ["one", "one", "two", "two"]
+    familiar = Outputs(np.zeros((4, 2, 4)), features, faults, np.full(4, -1), list("abcd"), list("abcd"))
+    figures = familiar_figures(trust, familiar, kinds)
+    assert figures["n"] == 4 and figures["refused"] == 0.5
+    assert figures["refused_by_kind"]["one"] == {"n": 2, "refused": 0.5, "faults": 1}
+    tiny, far = figures["refused_names"]
+    assert tiny == {"name": "a", "fault": "it is tiny (9 x 9 pixels)"} and far["name"] == "c" and far["unlikeness"] > 1
+
+
+def test_reliability_gives_the_mean_confidence_and_accuracy_of_each_bin():
+    probabilities = np.array([[0.97, 0.01, 0.01, 0.01], [0.99, 0.01, 0, 0], [0.5, 0.3, 0.1, 0.1]])
+    low, high = reliability(probabilities, np.array([0, 1, 0]))
+    assert low == {"confidence": 0.5, "accuracy": 1.0, "n": 1}
+    assert high == {"confidence": pytest.approx(0.98), "accuracy": 0.5, "n": 2}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with the metrics.json that a training under ``official`` would have left."""
+    from brain_tumor_mri.inference.model_folder import find_model
+
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path_factory.mktemp("trained") / "model"))
+    config = {"protocol": "official", "fold": 1, "validation_fraction": 0.3, "random_validation": True}
+    config |= {"train_on_validation": False, "seed": 42, "external_dir": None, "external_train": True}
+    record = {"config": config, "model": {"weights_sha256": find_model(folder).sha256()}}
+    (folder / "metrics.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_the_command_writes_a_file_that_the_classifier_uses(trained: Path, phantom_dir: Path, tmp_path: Path, capsys):
+    from PIL import Image
+
+    foreign = tmp_path / "foreign"
+    (foreign / "noise").mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (3, 80, 80), dtype=np.uint8)
+    for i, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(foreign / "noise" / f"{i}.png")
+    (foreign / "noise" / "broken.png").write_bytes(b"no picture")
+    arguments = ["calibrate", "--model", str(trained), "--data_dir", str(phantom_dir), "--foreign", str(foreign)]
+    assert main([*arguments, "--device", "cpu", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["measured"]["test"]["single"]["n"] == 16 and set(told["measured"]["test"]["single"]["decisions"])
+    assert told["measured"]["foreign"]["n"] == 3 and len(told["measured"]["foreign"]["unreadable"]) == 1
+    assert (trained / "reliability.png").stat().st_size > 5000
+    classifier = TumorClassifier.from_pretrained(trained, device="cpu")
+    assert classifier.trust.single.temperature == told["temperature"]
+    answers = classifier.predict(sorted((phantom_dir / "Testing").glob("*/*.png")))
+    share = np.mean([answer.decision == "answer" for answer in answers])
+    assert share == pytest.approx(told["measured"]["test"]["single"]["decisions"]["answer"]["value"])
+
+
+def test_a_report_measures_the_file_that_is_there_and_changes_nothing_in_the_folder(
+    trained: Path, phantom_dir: Path, tmp_path: Path, capsys
+):
+    folder = Path(shutil.copytree(trained, tmp_path / "model"))
+    (folder / "trust.json").unlink(missing_ok=True)
+    arguments = ["calibrate", "--model", str(folder), "--data_dir", str(phantom_dir), "--device", "cpu"]
+    report = tmp_path / "reports" / "report.json"
+    reported = [*arguments, "--report", str(report), "--familiar", str(phantom_dir / "Testing")]
+    assert main(reported) == 2
+    told = capsys.readouterr().err
+    assert "no trust.json to measure" in told and told.count("\n") == 1 and not report.exists()
+
+    assert main([*arguments, "--json"]) == 0
+    fitted = json.loads(capsys.readouterr().out)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert main(reported) == 0
+    assert "familiar: " in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    record = json.loads(report.read_text())
+    assert record["measured"]["test"] == fitted["measured"]["test"] and record["fitted_on"] == fitted["fitted_on"]
+    files = len(list((phantom_dir / "Testing").glob("*/*.png")))
+    figures = record["measured"]["familiar"]
+    assert figures["n"] == files == sum(row["n"] for row in figures["refused_by_kind"].values())
+    assert len(figures["refused_names"]) == round(figures["refused"] * files)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r["config"].update(train_on_validation=True), "trained on its validation part"),
+        (lambda r: r["model"].update(weights_sha256="0" * 64), "belongs to other weights"),
+        (lambda r: r.pop("config"), "does not say how the model was trained"),
+        (lambda r: r["config"].update(external_dir="br35h", external_repeats=3), "give --external_dir"),
+    ],
+)
+def test_a_model_that_cannot_be_calibrated_is_told_in_one_line(
+    trained: Path, phantom_dir: Path, tmp_path: Path, capsys, change, message: str
+):
+    folder = Path(shutil.copytree(trained, tmp_path / "model"))
+    record = json.loads((folder / "metrics.json").read_text())
+    change(record)
+    (folder / "metrics.json").write_text(json.dumps(record))
+    assert main(["calibrate", "--model", str(folder), "--data_dir", str(phantom_dir), "--device", "cpu"]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+
+
+def test_labels_keep_their_order_in_the_file():
+    fitted = calibration.fit_calibration(*simulated(400))
+    assert list(fitted.to_dict()["thresholds"]["95"]) == list(LABELS)
+    assert Calibration.from_dict(fitted.to_dict()).thresholds[95].tolist() == fitted.thresholds[95].tolist()
