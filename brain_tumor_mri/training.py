@@ -236,7 +236,8 @@ class WeightAverage(TrainerCallback):
         self.state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         stored = Path(args.output_dir, f"checkpoint-{state.global_step}", self.file_name)
         if state.global_step and stored.is_file():
-            self.state = load_file(stored, device=str(args.device))
+            for name, value in load_file(stored, device=str(args.device)).items():
+                self.state[name].copy_(value)
 
     @torch.no_grad()
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
@@ -251,7 +252,8 @@ class WeightAverage(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Store the average beside the weights."""
         if state.is_world_process_zero:
-            save_file(self.state, Path(args.output_dir, f"checkpoint-{state.global_step}", self.file_name))
+            packed = {name: value.contiguous() for name, value in self.state.items()}  # channels_last is not
+            save_file(packed, Path(args.output_dir, f"checkpoint-{state.global_step}", self.file_name))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
