@@ -16,7 +16,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from brain_tumor_mri.data import br35h as external
-from brain_tumor_mri.data import outlines
+from brain_tumor_mri.data import collections, outlines
 from brain_tumor_mri.data import slices as data
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation import split as evaluation
@@ -67,6 +67,11 @@ def main(argv: list[str]) -> None:
     if tumours and args.external.external_train:
         train_part = external.with_external(train_part, tumours["train"], args.external.external_repeats)
         validation_part = external.with_external(validation_part, tumours["validation"])
+    further = None
+    if args.collections.collections_dir:
+        further = collections.load_collections(args.collections.collections_dir, args.protocol.collection)
+        train_part = collections.with_collections(train_part, further["train"])
+        validation_part = collections.with_collections(validation_part, further["validation"])
     guide = args.guidance.outlines_dir
     drawn = outlines.load_outlines(guide, args.external.external_dir) if guide else None
 
@@ -89,11 +94,19 @@ def main(argv: list[str]) -> None:
     trainer = training.WeightedLossTrainer(
         model=model,
         args=args.training,
-        train_dataset=transforms.SliceDataset(train_part, augment, seed=args.training.seed, outlines=drawn),
+        train_dataset=transforms.SliceDataset(
+            train_part,
+            augment,
+            seed=args.training.seed,
+            outlines=drawn,
+            shares=collections.draw_shares(train_part, args.collections.balance),
+            length=args.collections.epoch_slices,
+        ),
         eval_dataset=transforms.SliceDataset(validation_part, preprocess),
         compute_metrics=training.validation_figures,
         class_weights=class_weights,
         size_schedule=sizes,
+        weight_averaging=args.model.weight_averaging,
         half_weights=args.model.half_weights,
         schedule_epochs=args.model.schedule_epochs,
         teacher=teacher,

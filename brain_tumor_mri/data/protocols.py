@@ -6,6 +6,8 @@
 - ``figshare-5fold``: the Figshare slices (three classes, no ``notumor``) in their published patient-disjoint folds.
 - ``external``: measures only. Br35H's tumours, of which the Kaggle set has next to none, against the ``notumor`` slices
   of the test fold of ``patient-disjoint``; see br35h.py.
+- ``leave-collection-out``: all of one family of further collections tests; those that remain train beside the training
+  part of ``patient-disjoint``; see collections.py.
 
 ``assign(...)`` needs no image: a slice is known by its published path.
 """
@@ -23,8 +25,8 @@ from typing import Any
 from ..errors import UserError
 from ..labels import LABEL2ID, LABELS
 
-OFFICIAL, PATIENT_DISJOINT, FIGSHARE_5FOLD, EXTERNAL = PROTOCOLS = (
-    "official", "patient-disjoint", "figshare-5fold", "external",
+OFFICIAL, PATIENT_DISJOINT, FIGSHARE_5FOLD, EXTERNAL, LEAVE_COLLECTION_OUT = PROTOCOLS = (
+    "official", "patient-disjoint", "figshare-5fold", "external", "leave-collection-out",
 )  # fmt: skip
 FOLDS = (1, 2, 3, 4, 5)
 PARTS = ("train", "validation", "test")
@@ -35,6 +37,7 @@ NOTES = {
     PATIENT_DISJOINT: "no patient and no near-copy in two parts; four source labels corrected",
     FIGSHARE_5FOLD: "three classes, the data set's published patient-disjoint folds",
     EXTERNAL: "tumours of Br35H, in groups that train no model of this project, against held-out notumor slices",
+    LEAVE_COLLECTION_OUT: "a family of collections tests that trained nothing: scanners never seen",
 }
 
 
@@ -45,6 +48,9 @@ class ProtocolArguments:
     protocol: str = field(default=OFFICIAL, metadata={"help": f"One of {', '.join(PROTOCOLS)}."})
     fold: int = field(
         default=1, metadata={"help": "Test fold, 1 to 5, of a protocol with folds; the next one validates."}
+    )
+    collection: str | None = field(
+        default=None, metadata={"help": "leave-collection-out: the family that tests and does not train."}
     )
     validation_fraction: float = field(
         default=0.1, metadata={"help": "official: share of the training images kept for validation."}
@@ -64,12 +70,18 @@ class ProtocolArguments:
             raise UserError(f"--protocol {self.protocol}: give one of {', '.join(PROTOCOLS)}")
         if self.fold not in FOLDS:
             raise UserError(f"--fold {self.fold}: give a fold from {FOLDS[0]} to {FOLDS[-1]}")
+        if (self.protocol == LEAVE_COLLECTION_OUT) != bool(self.collection):
+            raise UserError(
+                f"--protocol {LEAVE_COLLECTION_OUT} and --collection FAMILY go together: give both or neither"
+            )
         if not 0 < self.validation_fraction < 1:
             raise UserError(f"--validation_fraction {self.validation_fraction}: give a number between 0 and 1")
 
     @property
     def title(self) -> str:
         """The protocol's name for tables and plots, with its fold where it has folds."""
+        if self.protocol == LEAVE_COLLECTION_OUT:
+            return f"{self.protocol}: {self.collection}"
         return self.protocol if self.protocol == OFFICIAL else f"{self.protocol} fold {self.fold}"
 
 
@@ -146,7 +158,7 @@ def assign(found: Sequence[FoundSlice], arguments: ProtocolArguments, seed: int)
     else:
         rows = split_rows()
         known = [f for f in found if f.relative in rows]
-        by_patient = arguments.protocol in (PATIENT_DISJOINT, EXTERNAL)
+        by_patient = arguments.protocol in (PATIENT_DISJOINT, EXTERNAL, LEAVE_COLLECTION_OUT)
         result = _patient_disjoint(known, rows, arguments) if by_patient else None
         if result is None:
             result = _official(found, rows, arguments, seed)

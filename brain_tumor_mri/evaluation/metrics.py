@@ -186,7 +186,7 @@ def _weighted_figures(probabilities: np.ndarray, labels: np.ndarray, weights: np
         recall = np.where(true > 0, hits / true, np.nan)
         precision = np.where(guessed > 0, hits / guessed, np.where(true > 0, 0.0, np.nan))
         f1 = np.where(true + guessed > 0, 2 * hits / (true + guessed), np.nan)
-    auroc = np.column_stack([_weighted_auroc(probabilities[:, c], labels == c, weights) for c in range(NUM_LABELS)])
+    auroc = np.column_stack([weighted_auroc(probabilities[:, c], labels == c, weights) for c in range(NUM_LABELS)])
     picked = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1)
     return {
         "accuracy": hits.sum(1) / total,
@@ -195,7 +195,7 @@ def _weighted_figures(probabilities: np.ndarray, labels: np.ndarray, weights: np
         "auroc": _mean_of_defined(auroc),
         "log_loss": weights @ -np.log(picked) / total,
         "brier": weights @ ((probabilities - is_true) ** 2).sum(1) / total,
-        "ece": _calibration_error(probabilities.max(1), predicted == labels, weights),
+        "ece": weighted_calibration_error(probabilities.max(1), predicted == labels, weights),
         "precision": precision,
         "recall": recall,
         "f1": f1,
@@ -209,7 +209,7 @@ def _mean_of_defined(values: np.ndarray) -> np.ndarray:
     return np.where(count > 0, np.where(defined, values, 0).sum(1) / np.maximum(count, 1), np.nan)
 
 
-def _weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Area under the ROC curve for each row of ``weights``, as the Mann-Whitney statistic with ties counted half."""
     order = np.argsort(scores, kind="stable")
     ties = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
@@ -222,7 +222,7 @@ def _weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarra
     return np.divide(wins, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
 
 
-def _calibration_error(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def weighted_calibration_error(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Expected calibration error: mean |accuracy - confidence| over equal-width bins, weighted by their share."""
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     in_bin = np.eye(CALIBRATION_BINS)[bins]

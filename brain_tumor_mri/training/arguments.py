@@ -17,7 +17,8 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..data.br35h import ExternalArguments
-from ..data.protocols import EXTERNAL, ProtocolArguments
+from ..data.collections import CollectionArguments
+from ..data.protocols import EXTERNAL, LEAVE_COLLECTION_OUT, ProtocolArguments
 from ..data.slices import DataArguments
 from ..errors import UserError
 from .augmentation import AugmentationArguments
@@ -60,6 +61,10 @@ class ModelArguments:
     mixup: float = field(
         default=0.0, metadata={"help": "Mix pairs of training slices by shares from Beta(this, this); 0 for none."}
     )
+    weight_averaging: float = field(
+        default=0.0,
+        metadata={"help": "Decay of the moving average of the weights, which is evaluated and kept; 0 for none."},
+    )
     half_weights: bool = field(
         default=True, metadata={"help": "Store the final weights as float16 (loaded as float32)."}
     )
@@ -73,6 +78,7 @@ class RunArguments:
     data: DataArguments
     protocol: ProtocolArguments
     external: ExternalArguments
+    collections: CollectionArguments
     guidance: GuidanceArguments
     augmentation: AugmentationArguments
     training: TrainingArguments
@@ -95,8 +101,8 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
         UserError: an unknown key or flag, a value of the wrong kind, a missing file.
     """
     classes = (
-        ModelArguments, DataArguments, ProtocolArguments, ExternalArguments, GuidanceArguments, AugmentationArguments,
-        TrainingArguments,
+        ModelArguments, DataArguments, ProtocolArguments, ExternalArguments, CollectionArguments, GuidanceArguments,
+        AugmentationArguments, TrainingArguments,
     )  # fmt: skip
     parser = _OneLineParser(classes, allow_abbrev=False)
     # Without an accelerator, bf16 needs use_cpu said; and a half-trained model has no business on the Hub.
@@ -116,6 +122,12 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
             "--train_on_validation: nothing is left to choose an epoch by; keep the last one with "
             "--load_best_model_at_end false"
         )
+    if args.protocol.protocol == LEAVE_COLLECTION_OUT and not args.collections.collections_dir:
+        raise UserError(f"--protocol {LEAVE_COLLECTION_OUT}: give --collections_dir, the folder of the collections")
+    if not 0 <= args.model.weight_averaging < 1:
+        raise UserError(f"--weight_averaging {args.model.weight_averaging}: give a decay from 0 to below 1")
+    if args.model.weight_averaging and args.training.load_best_model_at_end:
+        raise UserError("--weight_averaging: the average of the last step is kept; add --load_best_model_at_end false")
     if not 0 <= args.model.teacher_weight <= 1:
         raise UserError(f"--teacher_weight {args.model.teacher_weight}: give a share from 0 to 1")
     if args.model.mixup < 0:
@@ -175,9 +187,11 @@ def run_settings(args: RunArguments) -> dict[str, Any]:
 
     Of ``TrainingArguments``, those that differ from their defaults, without folders, tokens and reporting.
     """
-    topics = (args.model, args.data, args.protocol, args.external, args.guidance, args.augmentation)
+    topics = (
+        args.model, args.data, args.protocol, args.external, args.collections, args.guidance, args.augmentation
+    )  # fmt: skip
     plain = {key: value for topic in topics for key, value in asdict(topic).items()}
-    for key in ("data_dir", "external_dir", "outlines_dir", "teacher", "model_name_or_path"):
+    for key in ("data_dir", "external_dir", "collections_dir", "outlines_dir", "teacher", "model_name_or_path"):
         if plain[key] and (key == "data_dir" or os.path.isdir(plain[key])):
             plain[key] = Path(plain[key]).name  # the rest of the path belongs to the machine
     default = TrainingArguments(output_dir="default", report_to=[], use_cpu=True).to_dict()

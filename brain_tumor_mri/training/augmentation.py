@@ -14,10 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 from torchvision.transforms import v2
 
 from ..errors import UserError
 from ..images.artefacts import HEAD_LEVEL, motion
+
+PROBABILITIES = (
+    "horizontal_flip", "vertical_flip", "quarter_turns", "framing", "stripping", "tone", "artefacts", "resampling",
+    "jpeg",
+)  # fmt: skip
 
 
 @dataclass
@@ -38,10 +44,20 @@ class AugmentationArguments:
         default=0.0,
         metadata={"help": "Probability of one MRI artefact: bias field, noise, blur, ghosting, spike or motion."},
     )
+    vertical_flip: float = field(default=0.0, metadata={"help": "Probability of a top-bottom mirror image."})
+    quarter_turns: float = field(default=0.0, metadata={"help": "Probability of a turn by 90, 180 or 270 degrees."})
+    stripping: float = field(
+        default=0.0, metadata={"help": "Probability that a rim of random depth (skull, scalp) is cut off the head."}
+    )
+    tone: float = field(
+        default=0.0,
+        metadata={"help": "Probability of a random curve of grey values, which no sequence's contrast survives."},
+    )
+    resampling: float = field(default=0.0, metadata={"help": "Probability of shrinking to 64..160 pixels and back."})
     jpeg: float = field(default=0.0, metadata={"help": "Probability of saving as JPEG of quality 30 to 95."})
 
     def __post_init__(self) -> None:
-        for name in ("horizontal_flip", "framing", "artefacts", "jpeg"):
+        for name in PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} {getattr(self, name)}: give a probability from 0 to 1")
         if negative := [f.name for f in fields(self) if getattr(self, f.name) < 0]:
@@ -56,6 +72,11 @@ class AugmentationArguments:
         steps: list[v2.Transform] = []
         if self.framing:
             steps.append(v2.RandomApply([RandomFraming()], self.framing))
+        if self.quarter_turns:
+            turns = [v2.RandomRotation((angle, angle)) for angle in (90, 180, 270)]
+            steps.append(v2.RandomApply([v2.RandomChoice(turns)], self.quarter_turns))
+        if self.vertical_flip:
+            steps.append(v2.RandomVerticalFlip(self.vertical_flip))
         return [
             *steps,
             v2.RandomHorizontalFlip(self.horizontal_flip),
@@ -69,7 +90,14 @@ class AugmentationArguments:
 
     def light(self) -> list[torch.nn.Module]:
         """What changes grey values; for images only."""
-        steps: list[torch.nn.Module] = [v2.ColorJitter(brightness=self.brightness, contrast=self.contrast)]
+        steps: list[torch.nn.Module] = []
+        if self.stripping:
+            steps.append(v2.RandomApply([RandomStripping()], self.stripping))
+        if self.tone:
+            steps.append(v2.RandomApply([RandomTone()], self.tone))
+        if self.resampling:
+            steps.append(v2.RandomApply([RandomResampling()], self.resampling))
+        steps.append(v2.ColorJitter(brightness=self.brightness, contrast=self.contrast))
         if self.gamma:
             steps.append(RandomGamma(self.gamma))
         if self.artefacts:
@@ -127,6 +155,62 @@ def head_box(image: Image.Image) -> tuple[int, int, int, int]:
     if not len(columns) or not len(rows):
         return 0, 0, image.width, image.height
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+class RandomStripping(torch.nn.Module):
+    """Cut a rim off the head, about as deep as scalp and skull: PIL image in, same size and mode out.
+
+    The head is what is brighter than ``HEAD_LEVEL``, holes filled; its rim is what lies nearer to its edge than a share
+    of the largest distance in it, drawn from 0.08 to 0.25. A picture without a background stays as it is.
+    """
+
+    side = 64
+    """Pixels: the mask is made at this size, for speed."""
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Return the image, black outside of what is left of the head."""
+        grey = np.asarray(image.convert("L").resize((self.side, self.side), Image.Resampling.BILINEAR))
+        head = ndimage.binary_fill_holes(grey > HEAD_LEVEL * max(int(grey.max()), 1))
+        if head.mean() > 0.95:
+            return image
+        depth = ndimage.distance_transform_edt(np.pad(head, 1))[1:-1, 1:-1]
+        rim = float(torch.empty(()).uniform_(0.08, 0.25))
+        kept = Image.fromarray((np.clip(depth - rim * depth.max(), 0, 1) * 255).astype(np.uint8))
+        black = Image.new(image.mode, image.size)
+        return Image.composite(image, black, kept.resize(image.size, Image.Resampling.BILINEAR))
+
+
+class RandomTone(torch.nn.Module):
+    """Map grey values by a random curve that keeps black black: PIL image in, same mode out.
+
+    The curve runs through six random values over the range of the slice, so that tissues change order as they do from
+    T1 to T2 (the intensity part of Ouyang et al. 2022, Causality-inspired single-source domain generalization, whose
+    random convolutions of size 1 are such curves); it is averaged with the identity by a random share.
+    """
+
+    knots = 6
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Return the image with its grey values mapped."""
+        top = max(image.convert("L").getextrema()[1], 1)
+        at = np.concatenate([[0, HEAD_LEVEL / 2], np.linspace(2 * HEAD_LEVEL, 1, self.knots)])
+        to = np.concatenate([[0, HEAD_LEVEL / 2], 0.05 + 0.95 * torch.rand(self.knots).numpy()])
+        share = float(torch.rand(()))
+        values = np.minimum(np.arange(256) / top, 1)
+        curve = share * np.interp(values, at, to) + (1 - share) * values
+        table = (255 * curve).round().clip(0, 255).astype(int).tolist()
+        return image.point(table * len(image.getbands()))
+
+
+class RandomResampling(torch.nn.Module):
+    """Shrink to a side drawn from 64 to 160 pixels and enlarge again: PIL image in, same size out."""
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Return the image without its finest detail, as coarser scans lack it."""
+        side = int(torch.randint(64, 161, ()))
+        methods = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+        down, up = (methods[int(i)] for i in torch.randint(2, (2,)))
+        return image.resize((side, side), down).resize(image.size, up)
 
 
 class RandomGamma(torch.nn.Module):

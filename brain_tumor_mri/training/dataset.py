@@ -93,6 +93,8 @@ class SliceDataset(Dataset):
         transform: PIL image (RGB) to tensor (3, H, W); with outlines a ``TrainTransform``.
         seed: of the augmentation.
         outlines: of ``outlines.load_outlines``; None gives items without masks.
+        shares: (N,) how likely each slice is to be drawn, summing to 1.
+        length: slices that an epoch draws by ``shares``, with replacement; None gives each slice once, in order.
 
     Items are ``{"pixel_values": float32 (3, H, W), "labels": int}``, with outlines also ``"masks"``, uint8 (1, H, W) of
     ``TrainTransform.with_mask``. Raises ``UnreadableImageError`` for a bad file.
@@ -104,8 +106,13 @@ class SliceDataset(Dataset):
         transform: Transform,
         seed: int = 0,
         outlines: Mapping[str, Outlines] | None = None,
+        shares: np.ndarray | None = None,
+        length: int | None = None,
     ) -> None:
         import datasets
+
+        self.shares = shares
+        self.length = length
 
         self.outlines = outlines
         self.paths: Sequence[str] = split["path"][:] if outlines is not None else ()
@@ -114,19 +121,23 @@ class SliceDataset(Dataset):
         self.labels: Sequence[int] = split["label"][:]
         self.transform = transform
         self.seed = seed
-        self.epoch = 0
+        self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose which epoch's random draws the items use; call it before the epoch's workers start."""
         self.epoch = epoch
+        if self.length is not None:
+            self.drawn = np.random.default_rng([self.seed, epoch]).choice(len(self.split), self.length, p=self.shares)
 
     def __len__(self) -> int:
-        return len(self.split)
+        return len(self.split) if self.length is None else self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        draw = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0]
+        if self.length is not None:
+            index = int(self.drawn[index])
         row = self.split[index]
         image = load_image(row["image"]["bytes"] or row["image"]["path"], name=row["image"]["path"])
-        draw = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(draw))
             if self.outlines is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import httpx
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors.torch import load_file, save_file
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from ..errors import UserError
@@ -30,6 +32,8 @@ class WeightedLossTrainer(Trainer):
     Args:
         class_weights: one weight a class, or None for all equal.
         size_schedule: ``[(size, epochs), ...]``: training batches are shrunk to the size of the current epoch.
+        weight_averaging: decay of an exponential moving average of weights and running statistics, taken after every
+            optimizer step (Tarvainen & Valpola 2017); the average is what is evaluated and stored. 0 for none.
         half_weights: store the final model (not the checkpoints) as float16.
         schedule_epochs: epochs that the learning-rate schedule spans; by default those trained.
         teacher: whose answers are learnt from as well.
@@ -47,6 +51,7 @@ class WeightedLossTrainer(Trainer):
         class_weights: Sequence[float] | None = None,
         size_schedule: Sequence[tuple[int, int]] | None = None,
         half_weights: bool = True,
+        weight_averaging: float = 0.0,
         schedule_epochs: int | None = None,
         teacher: Teacher | None = None,
         teacher_weight: float = 0.5,
@@ -70,6 +75,9 @@ class WeightedLossTrainer(Trainer):
             keep_depthwise_in_float32(self.model)
         self._reset_epoch_totals()
         self.add_callback(_EpochStart(self))
+        self.average = WeightAverage(self.model, weight_averaging) if weight_averaging else None
+        if self.average is not None:
+            self.add_callback(self.average)
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         """Create the schedule over ``schedule_epochs`` rather than over the epochs that are trained."""
@@ -140,13 +148,19 @@ class WeightedLossTrainer(Trainer):
             return pixel_values
         return F.interpolate(pixel_values, size=(size, size), mode="bilinear", antialias=True)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate the averaged weights, where there are any."""
+        with self.average.in_place() if self.average is not None else contextlib.nullcontext():
+            return super().evaluate(*args, **kwargs)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the release layout into the run's own folder; checkpoints keep full precision, as resuming needs."""
         if output_dir is not None and Path(output_dir) != Path(self.args.output_dir):
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
-            save_release(model, self.args.output_dir, half=self.half_weights)
+            with self.average.in_place() if self.average is not None else contextlib.nullcontext():
+                save_release(model, self.args.output_dir, half=self.half_weights)
 
     def init_hf_repo(self, token: str | None = None) -> None:
         """Create the Hub repository before training; what prevents that is said in one line."""
@@ -185,6 +199,54 @@ class _EpochStart(TrainerCallback):
         if hasattr(self.trainer.train_dataset, "set_epoch"):
             self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
         self.trainer._reset_epoch_totals()
+
+
+class WeightAverage(TrainerCallback):
+    """The moving average of a model's weights; it is stored in every checkpoint and taken up from there.
+
+    The decay of step t is at most t / (t + 9), so that the average is not held back by where the training started.
+    """
+
+    file_name = "average.safetensors"
+
+    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+        self.model = model
+        self.decay = decay
+        self.state: dict[str, torch.Tensor] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start from the weights, or from the checkpoint that the training goes on from."""
+        self.state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        stored = Path(args.output_dir, f"checkpoint-{state.global_step}", self.file_name)
+        if state.global_step and stored.is_file():
+            for name, value in load_file(stored, device=str(args.device)).items():
+                self.state[name].copy_(value)
+
+    @torch.no_grad()
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the average towards the weights."""
+        decay = min(self.decay, state.global_step / (state.global_step + 9))
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                self.state[name].lerp_(value, 1 - decay)
+            else:
+                self.state[name].copy_(value)
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Store the average beside the weights."""
+        if state.is_world_process_zero:
+            packed = {name: value.contiguous() for name, value in self.state.items()}  # channels_last is not
+            save_file(packed, Path(args.output_dir, f"checkpoint-{state.global_step}", self.file_name))
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Put the average in the weights' place for a while."""
+        own = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.state or own)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
 
 
 def validation_figures(prediction: EvalPrediction) -> dict[str, float]:
