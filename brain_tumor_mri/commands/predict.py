@@ -308,7 +308,7 @@ def _read_rows(part: Path, names: list[str]) -> "list[Prediction]":
     for row, name in zip(rows, names, strict=False):
         if len(row) != len(CSV_COLUMNS) or row[0] != harmless_name(name):
             break
-        _, label, confidence, *probabilities, decision, left, unlikeness, reason, error = row
+        _, label, confidence, *probabilities, decision, left, unlikeness, foreign, reason, error = row
         if error:
             found.append(Prediction(name, None, None, {}, error))
         elif label in LABELS:
@@ -323,6 +323,7 @@ def _read_rows(part: Path, names: list[str]) -> "list[Prediction]":
                     reason=reason or None,
                     prediction_set=tuple(left.split()),
                     unlikeness=float(unlikeness) if unlikeness else None,
+                    foreign=float(foreign) if foreign else None,
                 )
             )
         else:

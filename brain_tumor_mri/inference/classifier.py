@@ -218,7 +218,8 @@ class TumorClassifier:
         calibration = self.trust.calibration(self.mirror)
         probabilities = calibration.probabilities(values)
         sets = {coverage: calibration.prediction_sets(probabilities, coverage) for coverage in COVERAGES}
-        return Answers(probabilities, sets, self.trust.in_distribution.unlikeness(features))
+        checks = self.trust.in_distribution.unlikeness(features), self.trust.brain_mri.foreign(features)
+        return Answers(probabilities, sets, *checks)
 
     def inputs(self, pixel_values: Tensor) -> list[Tensor]:
         """Return the input of each of the ``members``, of a batch from ``preprocess``: the batch."""
@@ -373,8 +374,9 @@ class TumorClassifier:
         if answers.unlikeness is None:
             return plain
         sets = {coverage: tuple(itertools.compress(self.labels, left[row])) for coverage, left in answers.sets.items()}
-        left, unlikeness = sets[self.coverage], float(answers.unlikeness[row])
-        decision, reason = decide(left, unlikeness, fault)
+        left = sets[self.coverage]
+        unlikeness, foreign = float(answers.unlikeness[row]), float(answers.foreign[row])
+        decision, reason = decide(left, unlikeness, foreign, fault)
         return replace(
             plain,
             decision=decision,
@@ -382,6 +384,7 @@ class TumorClassifier:
             prediction_set=left,
             prediction_sets=sets,
             unlikeness=unlikeness,
+            foreign=foreign,
         )
 
 
@@ -455,4 +458,5 @@ class Ensemble(TumorClassifier):
         sets = {c: np.any([answers.sets[c] for answers in of_members], axis=0) for c in of_members[0].sets}
         for left in sets.values():
             left[np.arange(len(left)), probabilities.argmax(1)] = True
-        return Answers(probabilities, sets, np.max([answers.unlikeness for answers in of_members], axis=0))
+        worst = (np.max([getattr(a, name) for a in of_members], axis=0) for name in ("unlikeness", "foreign"))
+        return Answers(probabilities, sets, *worst)

@@ -26,11 +26,12 @@ class Prediction:
             when the image could not be read.
         error: why the image could not be read, without its name; None when there is an answer.
         decision: one of ``decisions.DECISIONS``; None when the image could not be read or the model has no trust.json.
-        reason: why the picture is refused as no brain MRI slice, after "because"; None when it is not.
+        reason: why the picture is refused as no brain MRI slice, or unfamiliar, after "because"; else None.
         prediction_set: the classes left at the classifier's coverage, in the order of ``labels.LABELS``; empty where
             ``decision`` is None.
         prediction_sets: coverage in percent -> the classes left at that coverage.
-        unlikeness: how unlike the slices that the model knows the picture is; above 1 it is refused.
+        unlikeness: how unlike the slices that the model knows the picture is; above 1 it is unfamiliar.
+        foreign: how sure it is that the picture is no brain MRI slice, in [0, 1]; above 0.5 it is refused.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Prediction:
     prediction_set: tuple[str, ...] = ()
     prediction_sets: dict[int, tuple[str, ...]] = field(default_factory=dict)
     unlikeness: float | None = None
+    foreign: float | None = None
 
     @property
     def title(self) -> str:
@@ -62,6 +64,7 @@ class Prediction:
             "prediction_set": list(self.prediction_set),
             "prediction_sets": {str(coverage): list(left) for coverage, left in self.prediction_sets.items()},
             "unlikeness": self.unlikeness,
+            "foreign": self.foreign,
         }
 
 
@@ -73,11 +76,13 @@ class Answers:
         probabilities: (N, 4) float64, calibrated where the model has a ``trust.json``; rows sum to 1.
         sets: coverage in percent -> (N, 4) bool, the classes left; empty without a ``trust.json``.
         unlikeness: (N,) of ``InDistribution.unlikeness``; None without a ``trust.json``.
+        foreign: (N,) of ``BrainMriCheck.foreign``; None without a ``trust.json``.
     """
 
     probabilities: np.ndarray
     sets: Mapping[int, np.ndarray] = field(default_factory=dict)
     unlikeness: np.ndarray | None = None
+    foreign: np.ndarray | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[Answers]) -> Answers:
@@ -86,10 +91,13 @@ class Answers:
             np.concatenate([part.probabilities for part in parts]),
             {c: np.concatenate([part.sets[c] for part in parts]) for c in parts[0].sets},
             None if parts[0].unlikeness is None else np.concatenate([part.unlikeness for part in parts]),
+            None if parts[0].foreign is None else np.concatenate([part.foreign for part in parts]),
         )
 
 
-CSV_COLUMNS = ("file", "label", "confidence", *LABELS, "decision", "prediction_set", "unlikeness", "reason", "error")
+CSV_COLUMNS = (
+    "file", "label", "confidence", *LABELS, "decision", "prediction_set", "unlikeness", "foreign", "reason", "error",
+)  # fmt: skip
 
 
 def csv_row(prediction: Prediction) -> list[str]:
@@ -99,7 +107,8 @@ def csv_row(prediction: Prediction) -> list[str]:
     )
     cells = [prediction.label or "", *(numbers or [""] * (1 + len(LABELS)))]
     cells += [prediction.decision or "", " ".join(prediction.prediction_set)]
-    cells += ["" if prediction.unlikeness is None else f"{prediction.unlikeness:.6f}", prediction.reason or ""]
+    cells += ["" if score is None else f"{score:.6f}" for score in (prediction.unlikeness, prediction.foreign)]
+    cells.append(prediction.reason or "")
     return [harmless_name(prediction.name), *cells, prediction.error or ""]
 
 

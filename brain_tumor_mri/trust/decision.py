@@ -1,4 +1,4 @@
-"""Whether an answer is to be used: the three decisions, and the coverages of the prediction sets; imports nothing."""
+"""Whether an answer is to be used: the four decisions, and the coverages of the prediction sets."""
 
 from __future__ import annotations
 
@@ -9,26 +9,39 @@ from PIL import Image
 
 ANSWER = "answer"
 UNCERTAIN = "uncertain"
+UNFAMILIAR = "unfamiliar"
 NOT_A_BRAIN_MRI = "not-a-brain-mri"
-DECISIONS = {ANSWER: "answer", UNCERTAIN: "uncertain", NOT_A_BRAIN_MRI: "not a brain MRI"}
+DECISIONS = {
+    ANSWER: "answer", UNCERTAIN: "uncertain", UNFAMILIAR: "unfamiliar", NOT_A_BRAIN_MRI: "not a brain MRI",
+}  # fmt: skip
 """Decision -> as people read it."""
 COVERAGES = (90, 95)
 """Percent of slices whose prediction set is to hold the true class."""
 DEFAULT_COVERAGE = 95
+FOREIGN_LIMIT = 0.5
+"""Of ``BrainMriCheck.foreign``; above it a picture is refused."""
 
 
-def decide(prediction_set: Sequence[str], unlikeness: float, fault: str | None) -> tuple[str, str | None]:
-    """Return the decision, one of ``DECISIONS``, and the reason for a refusal.
+def decide(
+    prediction_set: Sequence[str], unlikeness: float, foreign: float, fault: str | None
+) -> tuple[str, str | None]:
+    """Return the decision, one of ``DECISIONS``, and the reason for a refusal or a warning.
+
+    Two questions, two answers: what is no brain MRI is refused; a brain MRI unlike those that the model knows is
+    answered and flagged, as nothing was measured on its like.
 
     Args:
         prediction_set: the classes left; more than one makes the answer uncertain.
-        unlikeness: of ``trust.InDistribution.unlikeness``; above 1 the picture is refused.
-        fault: of ``trust.picture_fault``; a fault is a refusal.
+        unlikeness: of ``InDistribution.unlikeness``; above 1 the slice is unfamiliar.
+        foreign: of ``BrainMriCheck.foreign``; above ``FOREIGN_LIMIT`` the picture is refused.
+        fault: of ``picture_fault``; a fault is a refusal.
     """
     if fault:
         return NOT_A_BRAIN_MRI, fault
-    if not unlikeness <= 1:  # NaN, as of a network that overflowed, is no likeness
-        return NOT_A_BRAIN_MRI, f"it is unlike the slices that the model knows ({unlikeness:.2f}, at most 1 is allowed)"
+    if not foreign <= FOREIGN_LIMIT:  # NaN, as of a network that overflowed, is no brain
+        return NOT_A_BRAIN_MRI, "it does not look like a brain MRI slice"
+    if not unlikeness <= 1:
+        return UNFAMILIAR, "it is unlike the brain MRI that the model knows"
     return (ANSWER if len(prediction_set) == 1 else UNCERTAIN), None
 
 

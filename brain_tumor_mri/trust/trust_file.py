@@ -21,7 +21,7 @@ from ..labels import LABELS
 from .decision import COVERAGES
 
 FILE_NAME = "trust.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,37 @@ class InDistribution:
 
 
 @dataclass(frozen=True)
+class BrainMriCheck:
+    """Whether a picture is a brain MRI slice at all: logistic regression on the features that ``InDistribution`` reads.
+
+    Attributes:
+        weights: (D,).
+        bias: places the limit, ``decision.FOREIGN_LIMIT``.
+    """
+
+    weights: np.ndarray
+    bias: float
+
+    def foreign(self, features: np.ndarray) -> np.ndarray:
+        """Return how foreign the pictures of features (N, D) are, (N,) in 0..1: above 0.5 no brain MRI."""
+        values = features.astype(np.float64) @ self.weights + self.bias
+        return 1 / (1 + np.exp(-np.clip(values, -500, 500)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, as in trust.json, with six digits a number."""
+        return {"weights": _rounded(self.weights), "bias": self.bias}
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> BrainMriCheck:
+        """Read what ``to_dict`` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing or of the wrong kind.
+        """
+        return cls(_floats(entry["weights"], (-1,)), float(_floats([entry["bias"]], (1,))[0]))
+
+
+@dataclass(frozen=True)
 class Trust:
     """The content of ``trust.json``.
 
@@ -142,7 +173,8 @@ class Trust:
         weights_sha256: of the weights that it was fitted to.
         single: calibration of the plain answer.
         mirrored: calibration of the mean of the slice's and its mirror image's answers.
-        in_distribution: the check that the picture is like the slices that the model knows.
+        in_distribution: the check that a slice is like those that the model knows.
+        brain_mri: the check that a picture is a brain MRI slice at all.
         record: what it was fitted on and what was measured with it, as in the file.
     """
 
@@ -150,6 +182,7 @@ class Trust:
     single: Calibration
     mirrored: Calibration
     in_distribution: InDistribution
+    brain_mri: BrainMriCheck
     record: Mapping[str, Any]
 
     def calibration(self, mirror: bool) -> Calibration:
@@ -168,6 +201,7 @@ class Trust:
             "weights_sha256": self.weights_sha256,
             "calibration": {"single": self.single.to_dict(), "mirrored": self.mirrored.to_dict()},
             "in_distribution": self.in_distribution.to_dict(),
+            "brain_mri": self.brain_mri.to_dict(),
             **self.record,
         }
 
@@ -180,12 +214,17 @@ class Trust:
         """
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}, not {SCHEMA}")
-        known = {"schema", "weights_sha256", "calibration", "in_distribution"}
+        known = {"schema", "weights_sha256", "calibration", "in_distribution", "brain_mri"}
+        in_distribution = InDistribution.from_dict(content["in_distribution"])
+        brain_mri = BrainMriCheck.from_dict(content["brain_mri"])
+        if brain_mri.weights.shape != in_distribution.mean.shape:
+            raise ValueError("its two checks read different features")
         return cls(
             str(content["weights_sha256"]),
             Calibration.from_dict(content["calibration"]["single"]),
             Calibration.from_dict(content["calibration"]["mirrored"]),
-            InDistribution.from_dict(content["in_distribution"]),
+            in_distribution,
+            brain_mri,
             {key: value for key, value in content.items() if key not in known},
         )
 
