@@ -138,28 +138,32 @@ def imported_modules(source: Path) -> set[str]:
             tree = ast.parse(file.read_bytes(), str(file))
         except SyntaxError as error:
             raise UserError(f"{file}, line {error.lineno}: {error.msg}; repair it first") from error
-        for name in _imports(tree):
+        for name in _imports(tree, file.relative_to(source).parent.parts):
             top, *below = name.split(".")
             if top == PACKAGE:
-                pending += [package.joinpath(*below).with_suffix(".py")] if below else []
+                # a folder's __init__ runs before what is imported from the folder
+                for depth in range(1, len(below) + 1):
+                    path = package.joinpath(*below[:depth])
+                    pending += [path.with_suffix(".py"), path / "__init__.py"]
             elif top not in sys.stdlib_module_names:
                 found.add(top)
     return found
 
 
-def _imports(node: ast.AST) -> Iterator[str]:
-    """Yield the dotted names of modules, and of what may be modules, that a tree imports; the package is flat."""
+def _imports(node: ast.AST, home: tuple[str, ...]) -> Iterator[str]:
+    """Yield the dotted names of modules, and of what may be modules, that a tree of the folder ``home`` imports."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
             for other in child.orelse:
-                yield from _imports(ast.Module([other], []))
+                yield from _imports(ast.Module([other], []), home)
         elif isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
-            home = ".".join(part for part in (PACKAGE if child.level else "", child.module or "") if part)
-            yield from (home, *(f"{home}.{alias.name}" for alias in child.names if home == PACKAGE))
+            above = home[: len(home) + 1 - child.level] if child.level else ()
+            base = ".".join((*above, *([child.module] if child.module else [])))
+            yield from (base, *(f"{base}.{alias.name}" for alias in child.names if base.split(".")[0] == PACKAGE))
         else:
-            yield from _imports(child)
+            yield from _imports(child, home)
 
 
 def _requirements_file(pinned: dict[str, str]) -> str:

@@ -95,7 +95,9 @@ def test_the_space_holds_the_app_its_package_pins_licence_and_valid_front_matter
 ):
     assert publish_space("--check", "none") == 0
     files = hub.repo(SPACE, "spaces").commit("main")["files"]
-    package = {f"brain_tumor_mri/{file.name}" for file in (ROOT / "brain_tumor_mri").iterdir() if file.is_file()}
+    suffixes = {".py", ".md", ".css", ".js", ".json", ".csv"}
+    below = [file for file in (ROOT / "brain_tumor_mri").rglob("*") if file.suffix in suffixes]
+    package = {file.relative_to(ROOT).as_posix() for file in below}
     examples = {f"examples/{file.name}" for file in (ROOT / "examples").iterdir() if file.suffix in (".png", ".md")}
     written = {"README.md", "requirements.txt", "space.json"}
     assert set(files) == {".gitattributes", "app.py", "LICENSE"} | package | examples | written
