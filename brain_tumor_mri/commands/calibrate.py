@@ -1,8 +1,8 @@
 """``brain-tumor-mri calibrate --model DIR``: writes ``trust.json`` beside the weights, and what was measured with it.
 
-The parts are those that the training used, as the folder's ``metrics.json`` says: fitted is on its validation part,
-measured on its test part and, with ``--external_dir``, on Br35H tumours that trained nothing. ``--report FILE`` fits
-nothing and only measures the ``trust.json`` that is there.
+The parts are those that the training used, as the folder's ``metrics.json`` says: fitted is on validation parts (and,
+for the two checks, on training slices), measured on test parts. ``--report FILE`` fits nothing and only measures the
+``trust.json`` that is there.
 """
 
 from __future__ import annotations
@@ -10,52 +10,57 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
 from ..data.protocols import ProtocolArguments
 from ..errors import UserError
 from ..images.find import find_images
 from ..inference.model_folder import DEFAULT_MODEL, find_model
-from ..labels import RESEARCH_NOTICE
+from ..labels import ANY_TUMOR, RESEARCH_NOTICE
 from ..reports.plots import plot_reliability
+from ..reports.tables import percent
 from ..trust.decision import DECISIONS, DEFAULT_COVERAGE
 
 if TYPE_CHECKING:
     import datasets
 
-    from ..data.slices import SliceData
     from ..inference.classifier import TumorClassifier
     from ..trust.calibration import Outputs
-    from ..trust.trust_file import Trust
 
-
-KNOWN_SLICES = 1500
-"""Training slices, drawn at random, that the in-distribution check is fitted to."""
+KNOWN_SLICES = 600
+"""Training slices of a collection, drawn at random, that the checks are fitted to."""
+DISTURBED_SLICES = 40
+"""Slices, drawn at random, that get each of the disturbances of `stress`, at its strengths 1 to 3."""
+KAGGLE, BR35H, HEAD_CT = "kaggle", "br35h", "ct"
+"""Kinds: the main collection, Br35H's tumours, and the label of head CT in a table of collections."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"folder of a trained model (default: {DEFAULT_MODEL})")
     parser.add_argument("--data_dir", default="data/brain-tumor-mri-dataset", help="what the model was trained on")
+    parser.add_argument("--external_dir", help="the Br35H tumours (images/), where they trained or are to be measured")
+    parser.add_argument("--collections_dir", help="further collections, where they trained or are to be measured")
     parser.add_argument(
-        "--external_dir", help="the Br35H tumours (images/), where they were used or are to be measured"
+        "--foreign", metavar="DIR", help="pictures that are no brain MRI, a folder a kind: fit the check that refuses"
     )
     parser.add_argument(
-        "--foreign", metavar="DIR", help="pictures that are no brain MRI, a folder a kind: measures their refusal"
+        "--foreign_test", metavar="DIR", help="the same of other kinds, that measure only: how many are refused"
     )
     parser.add_argument(
-        "--familiar",
-        metavar="DIR",
-        help="brain MRI slices of other collections, a folder a collection: measures how many are refused in error",
+        "--familiar", metavar="DIR", help="brain MRI slices, a folder a collection: how many are refused in error"
     )
     parser.add_argument(
         "--report", metavar="FILE", type=Path, help="fit nothing: measure the trust.json that is there, figures to FILE"
     )
-    parser.add_argument("--batch_size", type=int, default=16, help="images per forward pass (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best one here)")
     parser.add_argument("--json", action="store_true", help="print what was measured as one JSON object")
 
@@ -66,113 +71,93 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the folder is no trained model's, there is no trust.json to measure, or the data cannot be used.
     """
-    from ..data.br35h import load_external
-    from ..data.slices import load_slices
-    from ..evaluation.trust import familiar_figures, foreign_figures, trust_figures
+    from ..evaluation.trust import familiar_figures, foreign_figures, left_out_figures, trust_figures
     from ..files import write_json
     from ..inference.classifier import TumorClassifier
     from ..inference.run_pytorch import stage_of
     from ..machine import versions
+    from ..trust.calibration import fit_trust
     from ..trust.trust_file import FILE_NAME, load_trust
 
     folder = find_model(Path(args.model))
-    fitted = load_trust(folder.path, folder.sha256) if args.report else None
-    if args.report and fitted is None:
+    trust = load_trust(folder.path, folder.sha256) if args.report else None
+    if args.report and trust is None:
         raise UserError(f"{folder.path} has no {FILE_NAME} to measure; leave --report out to write one")
-    protocol, seed, external_repeats = training_settings(folder.path, folder.sha256())
-    foreign, familiar = (find_images([flag]) if flag else [] for flag in (args.foreign, args.familiar))
-    data = load_slices(args.data_dir, protocol, seed=seed, skip_unreadable=True, progress=not args.json)
-    tumours = load_external(args.external_dir) if args.external_dir else None
-    if external_repeats and tumours is None:
-        raise UserError(f"{args.model} was trained with external tumours; give --external_dir, their folder")
+    protocol, seed, trained_on = training_settings(folder.path, folder.sha256())
+    if missing := [name for name in trained_on if not getattr(args, name)]:
+        raise UserError(f"{args.model} was trained with --{missing[0]}; give it here too")
+    pictures = {name: find_images([flag]) if (flag := getattr(args, name)) else [] for name in _PICTURES}
+    parts, head_ct = _load_parts(args, protocol, seed)
 
-    classifier = TumorClassifier.from_pretrained(
-        args.model, device=args.device, batch_size=args.batch_size, use_trust=False
-    )
-    stage = stage_of(getattr(classifier.model, "timm_model", classifier.model))
-    gather = _Gatherer(classifier, fitted.in_distribution.stage if fitted else stage, progress=not args.json)
-    if fitted:
-        trust, fitted_on = fitted, fitted.record.get("fitted_on")
-    else:
-        trust, fitted_on = _fit(
-            gather, stage, folder.sha256(), data, tumours, seed=seed, external_repeats=external_repeats
+    classifier = TumorClassifier.from_pretrained(args.model, device=args.device, use_trust=False)
+    network = getattr(classifier.model, "timm_model", classifier.model)
+    stage = trust.in_distribution.stage if trust else stage_of(network)
+    gather = _Gatherer(classifier, stage, seed, progress=not args.json)
+    left_out, fitted_on = None, trust.record.get("fitted_on") if trust else None
+    if trust is None:
+        known = _joined([gather(p["train"], k, "training", KNOWN_SLICES) for k, p in parts.items() if "train" in p])
+        validation = _joined([gather(p["validation"], k, "validation") for k, p in parts.items() if "validation" in p])
+        disturbed, foreign = None, None
+        if pictures["foreign"]:
+            other = [gather(p, HEAD_CT, "head CT") for name, p in head_ct.items() if name != "test" and len(p)]
+            foreign = _joined([gather.files(pictures["foreign"], Path(args.foreign), "foreign pictures"), *other])
+            disturbed = gather.disturbed(parts)
+        trust = fit_trust(
+            folder.sha256(), stage, validation=validation, known=known, disturbed=disturbed, foreign=foreign
         )
-    parts = {"test": gather(data.splits["test"], "test slices")}
-    if tumours:
-        parts["external"] = gather(tumours["test"], "external test slices")
+        given = {"known": known, "validation": validation, "disturbed": disturbed, "foreign": foreign}
+        fitted_on = {name: _counts(part.kinds) for name, part in given.items() if part}
+        if foreign:
+            left_out = left_out_figures(_joined([known, validation, disturbed]), foreign)
+
+    tested = {kind: gather(part["test"], kind, "test") for kind, part in parts.items() if "test" in part}
     measured: dict[str, Any] = {
-        name: {
-            "single": trust_figures(trust, outputs),
-            "mirrored": trust_figures(trust, outputs, mirror=True),
-        }
-        for name, outputs in parts.items()
+        name: {how: trust_figures(trust, outputs, mirror=how == "mirrored") for how in ("single", "mirrored")}
+        for name, outputs in (("test", tested.pop(KAGGLE)), ("external", tested.pop(BR35H, None)))
+        if outputs
     }
-    if foreign:
-        outputs, kinds, unreadable = gather.files(foreign, Path(args.foreign), "foreign pictures")
-        measured["foreign"] = foreign_figures(trust, outputs, list(parts.values()), kinds)
-        measured["foreign"]["unreadable"] = unreadable
-    if familiar:
-        outputs, kinds, unreadable = gather.files(familiar, Path(args.familiar), "slices of other collections")
-        measured["familiar"] = familiar_figures(trust, outputs, kinds) | {"unreadable": unreadable}
+    if tested:
+        measured["collections"] = {kind: trust_figures(trust, outputs) for kind, outputs in sorted(tested.items())}
+    strangers = [gather(head_ct["test"], HEAD_CT, "head CT")] if head_ct and len(head_ct["test"]) else []
+    if pictures["foreign_test"]:
+        strangers.append(gather.files(pictures["foreign_test"], Path(args.foreign_test), "other foreign pictures"))
+    if strangers and trust.brain_mri:
+        measured["foreign"] = foreign_figures(trust, _joined(strangers), list(tested.values()))
+    if pictures["familiar"]:
+        outputs = gather.files(pictures["familiar"], Path(args.familiar), "slices of other collections")
+        measured["familiar"] = familiar_figures(trust, outputs)
+    if left_out:
+        measured["left_out"] = left_out
     record = {
         "protocol": protocol.title,
         "fitted_on": fitted_on,
         "measured": measured,
+        "unreadable": gather.unreadable,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
     }
-    written = args.report or folder.path / FILE_NAME
     if args.report:
         args.report.parent.mkdir(parents=True, exist_ok=True)
         measured_with = {"weights_sha256": folder.sha256(), "trust": trust.fingerprint()}
         write_json(args.report, {"architecture": folder.architecture, **measured_with, **record})
     else:
-        plot_reliability(
-            measured["test"]["single"], folder.path / "reliability.png", f"{folder.architecture}, {protocol.title}"
-        )
-        write_json(written, replace(trust, record=record).to_dict())
+        title = f"{folder.architecture}, {protocol.title}"
+        plot_reliability(measured["test"]["single"], folder.path / "reliability.png", title)
+        write_json(folder.path / FILE_NAME, replace(trust, record=record).to_dict())
     if args.json:
         json.dump(record | {"temperature": trust.single.temperature}, sys.stdout, indent=2)
         print()
     else:
         print(summary(trust.single.temperature, measured))
-        print(f"Written to {written}\n{RESEARCH_NOTICE}")
+        print(f"Written to {args.report or folder.path / FILE_NAME}\n{RESEARCH_NOTICE}")
     return 0
 
 
-def _fit(
-    gather: _Gatherer,
-    stage: str,
-    weights_sha256: str,
-    data: SliceData,
-    tumours: datasets.DatasetDict | None,
-    *,
-    seed: int,
-    external_repeats: int,
-) -> tuple[Trust, dict[str, Any]]:
-    """Return the trust that the validation parts give, and what it was fitted on."""
-    from ..trust import calibration, in_distribution
-
-    known = gather(_sample(data.splits["train"], KNOWN_SLICES, seed), "training slices").features
-    validation = gather(data.splits["validation"], "validation slices")
-    other = None
-    if tumours:
-        trained = gather(tumours["train"], "external training slices") if external_repeats else None
-        held_out = gather(tumours["validation"], "external validation slices")
-        other = in_distribution.OtherCollection(trained, held_out, max(external_repeats, 1))
-    trust = calibration.fit_trust(weights_sha256, stage, validation=validation, known=known, other=other)
-    return trust, {
-        "data": data.fingerprint,
-        "validation": len(validation),
-        "external_validation": len(other.validation) if other else 0,
-        "external_train": len(other.train) if other and other.train else 0,
-        "external_repeats": external_repeats,
-        "known": len(known),
-    }
+_PICTURES = ("foreign", "foreign_test", "familiar")
 
 
-def training_settings(folder: Path, sha256: str) -> tuple[ProtocolArguments, int, int]:
-    """Read from ``metrics.json`` how the weights were trained: protocol, seed, draws of external tumours an epoch.
+def training_settings(folder: Path, sha256: str) -> tuple[ProtocolArguments, int, list[str]]:
+    """Read from ``metrics.json`` how the weights were trained: protocol, seed of its draw, flags of further slices.
 
     Raises:
         UserError: there is no such file, it is of other weights or not of a training, or nothing was held out.
@@ -181,9 +166,13 @@ def training_settings(folder: Path, sha256: str) -> tuple[ProtocolArguments, int
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         config, weights = record["config"], record["model"]["weights_sha256"]
-        protocol = ProtocolArguments(**{setting.name: config[setting.name] for setting in fields(ProtocolArguments)})
-        seed, external_train = int(config["seed"]), bool(config["external_dir"] and config["external_train"])
-        external_repeats = int(config["external_repeats"]) if external_train else 0
+        protocol = ProtocolArguments(
+            **{setting.name: config[setting.name] for setting in fields(ProtocolArguments) if setting.name in config}
+        )
+        data_seed = config.get("data_seed")
+        seed = int(config["seed"] if data_seed is None else data_seed)
+        trained_on = ["external_dir"] if config["external_dir"] and config["external_train"] else []
+        trained_on += ["collections_dir"] if config.get("collections_dir") else []
     except FileNotFoundError as error:
         raise UserError(
             f"{file} is missing: it says which slices validated; give the folder that train.py wrote"
@@ -194,86 +183,146 @@ def training_settings(folder: Path, sha256: str) -> tuple[ProtocolArguments, int
         raise UserError(f"{file} belongs to other weights; give the folder that train.py wrote")
     if protocol.train_on_validation:
         raise UserError(f"{folder} was trained on its validation part; nothing is left to calibrate on")
-    return protocol, seed, external_repeats
+    return protocol, seed, trained_on
 
 
-def _sample(split: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
-    import numpy as np
+def _load_parts(
+    args: argparse.Namespace, protocol: ProtocolArguments, seed: int
+) -> tuple[dict[str, dict[str, datasets.Dataset]], dict[str, datasets.Dataset]]:
+    """Return each collection's parts, and the parts of the head CT in the table of collections."""
+    from ..data.br35h import load_external
+    from ..data.collections import load_collections, load_label
+    from ..data.slices import load_slices
 
-    chosen = np.random.default_rng(seed).permutation(len(split))[:count]
-    return split.select(np.sort(chosen))
+    data = load_slices(args.data_dir, protocol, seed=seed, skip_unreadable=True, progress=not args.json)
+    parts: dict[str, dict[str, datasets.Dataset]] = {KAGGLE: dict(data.splits)}
+    if args.external_dir:
+        parts[BR35H] = dict(load_external(args.external_dir))
+    if not args.collections_dir:
+        return parts, {}
+    for part, slices in load_collections(args.collections_dir, protocol.collection).items():
+        names = np.array(slices["collection"][:])
+        for name in np.unique(names).tolist():
+            parts.setdefault(name, {})[part] = slices.select(np.flatnonzero(names == name))
+    return parts, load_label(args.collections_dir, HEAD_CT)
 
 
 class _Gatherer:
-    """Runs the network over parts and folders, with a bar for people."""
+    """Runs the network over parts and folders, with a bar for people; ``unreadable`` lists files left out."""
 
-    def __init__(self, classifier: TumorClassifier, stage: str, *, progress: bool) -> None:
+    def __init__(self, classifier: TumorClassifier, stage: str, seed: int, *, progress: bool) -> None:
         self.classifier, self.stage, self.progress = classifier, stage, progress
+        self.random = np.random.default_rng(seed)
+        self.unreadable: list[str] = []
 
-    def __call__(self, split: datasets.Dataset, title: str) -> Outputs:
-        """Run over a part, its images in order."""
-        import datasets
+    def __call__(self, split: datasets.Dataset, kind: str, title: str, most: int | None = None) -> Outputs:
+        """Run over a part, or ``most`` slices of it drawn at random."""
+        if most and len(split) > most:
+            split = split.select(np.sort(self.random.permutation(len(split))[:most]))
+        kinds = [kind] * len(split)
+        return self._run(_sources(split), split["label"][:], split["group"][:], kinds, f"{kind}: {title}")
 
-        images = split.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
-        sources = (row["image"]["bytes"] or row["image"]["path"] for row in images)
-        return self._run(sources, split["label"][:], split["group"][:], title)
-
-    def files(self, files: Sequence[Path], base: Path, title: str) -> tuple[Outputs, list[str], list[str]]:
-        """Run over pictures; also return the kind of each (its folder's name) and the unreadable files."""
+    def files(self, files: Sequence[Path], base: Path, title: str) -> Outputs:
+        """Run over pictures, whose kind is their folder's name; unreadable ones are left out and listed."""
         from ..images.read import UnreadableImageError, load_image
 
-        images, unreadable = [], []
+        images = []
         for file in files:
             try:
                 load_image(file)
                 images.append(file)
             except UnreadableImageError as error:
-                unreadable.append(f"{file.relative_to(base)}: {error.reason}")
+                self.unreadable.append(f"{file.relative_to(base)}: {error.reason}")
         if not images:
             raise UserError(f"{base}: no picture there can be read; give another folder")
         names = [str(image.relative_to(base)) for image in images]
-        outputs = self._run(images, [-1] * len(images), names, title, names)
-        return outputs, [image.parent.name for image in images], unreadable
+        kinds = [image.parent.name for image in images]
+        return self._run(images, [ANY_TUMOR] * len(images), names, kinds, title, names)
 
-    def _run(self, sources: Any, labels: Any, groups: Any, title: str, names: Sequence[str] = ()) -> Outputs:
-        from rich.console import Console
-        from rich.progress import track
+    def disturbed(self, parts: dict[str, dict[str, datasets.Dataset]]) -> Outputs:
+        """Run over slices with artefacts: of every disturbance, slices of training parts at strengths 1 to 3."""
+        from ..evaluation.disturbances import DISTURBANCES, disturb
+        from ..images.read import load_image
 
+        sources = [(kind, p["train"], i) for kind, p in parts.items() if "train" in p for i in range(len(p["train"]))]
+        chosen = [
+            (name, *sources[i])
+            for name in DISTURBANCES
+            for i in self.random.permutation(len(sources))[:DISTURBED_SLICES].tolist()
+        ]
+
+        def pictures() -> Iterable[np.ndarray]:
+            for place, (name, _, split, row) in enumerate(chosen):
+                source = next(iter(_sources(split.select([row]))))
+                yield disturb(np.asarray(load_image(source).convert("L")), name, 1 + place % 3, split["path"][row])
+
+        kinds = [kind for _, kind, _, _ in chosen]
+        groups = [str(place) for place in range(len(chosen))]
+        return self._run(pictures(), [ANY_TUMOR] * len(chosen), groups, kinds, "disturbed slices")
+
+    def _run(
+        self, sources: Any, labels: Any, groups: Any, kinds: Any, title: str, names: Sequence[str] = ()
+    ) -> Outputs:
         from ..evaluation.trust import network_outputs
 
         console = Console(stderr=True)
-        shown = track(
-            sources,
-            title.capitalize(),
-            total=len(labels),
-            disable=not self.progress,
-            console=console,
-            transient=True,
-        )
-        return network_outputs(self.classifier, shown, labels, groups, stage=self.stage, names=names)
+        options = {"total": len(labels), "disable": not self.progress, "console": console, "transient": True}
+        shown = track(sources, title.capitalize(), **options)
+        return network_outputs(self.classifier, shown, labels, groups, kinds, stage=self.stage, names=names)
+
+
+def _sources(split: datasets.Dataset) -> Iterable[Any]:
+    import datasets
+
+    images = split.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    return (row["image"]["bytes"] or row["image"]["path"] for row in images)
+
+
+def _joined(parts: Sequence[Outputs]) -> Outputs:
+    from ..trust.calibration import Outputs
+
+    present = [part for part in parts if part is not None]
+    columns = {}
+    for column in fields(Outputs):
+        values = [getattr(part, column.name) for part in present]
+        is_array = isinstance(values[0], np.ndarray)
+        columns[column.name] = np.concatenate(values) if is_array else [item for value in values for item in value]
+    if len(columns["names"]) != len(columns["labels"]):
+        columns["names"] = [n for part in present for n in (part.names or part.groups)]
+    return Outputs(**columns)
+
+
+def _counts(kinds: Sequence[str]) -> dict[str, int]:
+    return {str(kind): int(count) for kind, count in zip(*np.unique(np.array(kinds), return_counts=True), strict=True)}
 
 
 def summary(temperature: float, measured: dict[str, Any]) -> str:
     """A few lines for people on what was measured."""
-    from ..reports.tables import percent
-
     lines = [f"temperature {temperature:.2f}"]
-    for part, both in measured.items():
-        if part == "foreign":
-            refused, auroc = both["refused"], both["auroc"]
-            lines.append(f"foreign: {refused:.1%} of {both['n']} pictures refused, AUROC {auroc:.2%}")
-            continue
-        if part == "familiar":
-            lines.append(f"familiar: {both['refused']:.1%} of {both['n']} brain MRI slices refused, all in error")
-            continue
-        figures = both["single"]
-        sets = figures["coverage"][str(DEFAULT_COVERAGE)]
-        lines.append(f"{part}: {figures['n']} slices")
-        if "after" in figures:
-            before, after = (percent(figures[when]["ece"]) for when in ("before", "after"))
-            lines.append(f"  calibration error {before} before, {after} after")
-        covered, size = percent(sets["covered"]), sets["size"]["value"]
-        lines.append(f"  {DEFAULT_COVERAGE} % prediction sets cover {covered}, {size:.2f} classes")
-        shares = ", ".join(f"{title} {percent(figures['decisions'][name])}" for name, title in DECISIONS.items())
-        lines.append(f"  {shares}; right when answered {percent(figures['correct']['answer'])}")
+    for part in ("test", "external"):
+        if part in measured:
+            lines += _part_lines(part, measured[part]["single"])
+    for name, figures in measured.get("collections", {}).items():
+        lines += _part_lines(name, figures)
+    if "foreign" in measured:
+        figures = measured["foreign"]
+        lines.append(
+            f"foreign: {figures['refused']:.1%} of {figures['n']} pictures refused, AUROC {figures['auroc']:.2%}"
+        )
+    if "familiar" in measured:
+        figures = measured["familiar"]
+        lines.append(f"familiar: {figures['refused']:.1%} of {figures['n']} brain MRI slices refused, all in error")
     return "\n".join(lines)
+
+
+def _part_lines(title: str, figures: dict[str, Any]) -> list[str]:
+    sets = figures["coverage"][str(DEFAULT_COVERAGE)]
+    lines = [f"{title}: {figures['n']} slices"]
+    if "after" in figures:
+        before, after = (percent(figures[when]["ece"]) for when in ("before", "after"))
+        lines.append(f"  calibration error {before} before, {after} after")
+    lines.append(
+        f"  {DEFAULT_COVERAGE} % prediction sets cover {percent(sets['covered'])}, {sets['size']['value']:.2f} classes"
+    )
+    shares = ", ".join(f"{title} {percent(figures['decisions'][name])}" for name, title in DECISIONS.items())
+    return [*lines, f"  {shares}; right when answered {percent(figures['correct']['answer'])}"]

@@ -27,6 +27,7 @@ import numpy as np
 from ..errors import UserError
 from ..labels import ANY_TUMOR, LABEL2ID, NO_TUMOR
 from .protocols import PARTS, SPLITS_FILE
+from .slices import image_dataset
 
 if TYPE_CHECKING:
     import datasets
@@ -160,31 +161,16 @@ def load_collections(folder: str | Path, left_out: str | None = None) -> dataset
     parts = {}
     for part in PARTS:
         ours = [row for row in rows if part_under_protocol(row) == part]
-        table = {
-            "image": [str((root / row.file).resolve()) for row in ours],
-            "label": [TRAINING_LABELS[row.label] for row in ours],
-            "path": [row.file for row in ours],
-            "group": [row.group for row in ours],
-            "stratum": [f"{row.collection} {row.label}" for row in ours],
-            "true_label": [row.label for row in ours],
-            **{
-                name: [getattr(row, name) for row in ours]
-                for name in ("collection", "family", "sequence", "plane", "skull_stripped")
-            },
-        }
-        parts[part] = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
+        texts = ("group", "collection", "family", "sequence", "plane", "skull_stripped")
+        parts[part] = image_dataset(
+            root,
+            [row.file for row in ours],
+            label=[TRAINING_LABELS[row.label] for row in ours],
+            true_label=[row.label for row in ours],
+            stratum=[f"{row.collection} {row.label}" for row in ours],
+            **{name: [getattr(row, name) for row in ours] for name in texts},
+        )
     return datasets.DatasetDict(parts)
-
-
-def with_collections(split: datasets.Dataset, further: datasets.Dataset) -> datasets.Dataset:
-    """Return a split (of :func:`~brain_tumor_mri.data.load_slices`) followed by further slices, with their strata.
-
-    The column ``label`` becomes a plain int64, as ``ANY_TUMOR`` names no class.
-    """
-    import datasets
-
-    plain = split.cast_column("label", datasets.Value("int64"))
-    return datasets.concatenate_datasets([plain, further.select_columns([*plain.column_names, "stratum"])])
 
 
 def draw_shares(split: datasets.Dataset, balance: float) -> np.ndarray:
@@ -203,3 +189,26 @@ def draw_shares(split: datasets.Dataset, balance: float) -> np.ndarray:
     sizes = Counter(keys)
     weights = np.array([sizes[key] ** (balance - 1.0) for key in keys])
     return weights / weights.sum()
+
+
+def load_label(folder: str | Path, label: str) -> dict[str, datasets.Dataset]:
+    """Load the slices of one label that trains no class, such as ``ct``, by part of the versioned split.
+
+    Returns:
+        ``train``, ``validation`` and ``test``; columns ``image``, ``label`` (``ANY_TUMOR``, of no meaning), ``path``
+        and ``group``.
+    """
+    import datasets
+
+    root = Path(folder)
+    parts = {}
+    for part in PARTS:
+        ours = [row for row in read_collections(root) if row.label == label and row.part == part]
+        table = {
+            "image": [str((root / row.file).resolve()) for row in ours],
+            "label": [ANY_TUMOR] * len(ours),
+            "path": [row.file for row in ours],
+            "group": [row.group for row in ours],
+        }
+        parts[part] = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
+    return parts

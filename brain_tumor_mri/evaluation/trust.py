@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..labels import LABEL2ID, LABELS, NO_TUMOR
+from ..trust.brain_mri import fit_brain_mri
 from ..trust.calibration import Outputs
-from ..trust.decision import COVERAGES, DECISIONS, DEFAULT_COVERAGE, decide, picture_fault
+from ..trust.decision import COVERAGES, DECISIONS, DEFAULT_COVERAGE, FOREIGN_LIMIT, decide, picture_fault
 from ..trust.trust_file import Calibration, Trust
 from .metrics import CALIBRATION_BINS, classification_figures, mean_figure
 
@@ -24,6 +25,7 @@ def network_outputs(
     images: Iterable[ImageSource],
     labels: Sequence[int],
     groups: Sequence[str],
+    kinds: Sequence[str],
     *,
     stage: str,
     names: Sequence[str] = (),
@@ -35,7 +37,8 @@ def network_outputs(
         images: N of them, all readable.
         labels: (N,) class indices or ``ANY_TUMOR``.
         groups: (N,) groups.
-        stage: of ``in_distribution.stage_of``.
+        kinds: (N,) the collection, or what a picture is.
+        stage: of ``run_pytorch.stage_of``.
         names: (N,) names, where they matter.
     """
     import torch
@@ -60,9 +63,8 @@ def network_outputs(
             logits.append(torch.stack([plain, mirrored], dim=1).float().cpu().numpy())
     finally:
         tap.remove()
-    return Outputs(
-        np.concatenate(logits), np.concatenate(features), faults, np.asarray(labels), list(groups), list(names)
-    )
+    values, means = np.concatenate(logits), np.concatenate(features)
+    return Outputs(values, means, faults, np.asarray(labels), list(groups), list(kinds), list(names))
 
 
 def _batches(images: Iterable[ImageSource], size: int) -> Iterable[list[ImageSource]]:
@@ -114,9 +116,9 @@ def trust_figures(trust: Trust, outputs: Outputs, *, mirror: bool = False) -> di
 
 def decisions_of(trust: Trust, outputs: Outputs, left: np.ndarray) -> list[str]:
     """Return each slice's decision; ``left`` (N, 4) bool are the prediction sets."""
-    unlikeness = trust.in_distribution.unlikeness(outputs.features)
+    checks = trust.in_distribution.unlikeness(outputs.features).tolist(), trust.foreign(outputs.features).tolist()
     names = [[LABELS[c] for c in np.flatnonzero(row)] for row in left]
-    return [decide(*row)[0] for row in zip(names, unlikeness.tolist(), outputs.faults, strict=True)]
+    return [decide(*row)[0] for row in zip(names, *checks, outputs.faults, strict=True)]
 
 
 def _is_right(answered: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -164,14 +166,13 @@ def _coverage(left: np.ndarray, outputs: Outputs) -> dict[str, Any]:
     return figures
 
 
-def foreign_figures(trust: Trust, foreign: Outputs, known: Sequence[Outputs], kinds: Sequence[str]) -> dict[str, Any]:
-    """Measure the in-distribution check: pictures that are no brain MRI against held-out slices.
+def foreign_figures(trust: Trust, foreign: Outputs, known: Sequence[Outputs]) -> dict[str, Any]:
+    """Measure the check for brain MRI: pictures that are none against held-out slices.
 
     Args:
-        trust: fitted on other slices.
+        trust: fitted on other slices, and on pictures of other kinds.
         foreign: F pictures that are no brain MRI slice.
         known: held-out slices, a part a collection.
-        kinds: (F,) what each foreign picture is.
 
     Returns:
         ``n``; ``auroc`` (foreign above known; a picture with a fault is above all) and ``auroc_without_faults`` (only
@@ -189,10 +190,9 @@ def foreign_figures(trust: Trust, foreign: Outputs, known: Sequence[Outputs], ki
     def auroc(ours: np.ndarray, theirs: np.ndarray) -> float | None:
         if not len(ours) or not len(theirs):
             return None
-        values = np.minimum(np.concatenate([theirs, ours]), 1e300)  # scikit-learn takes no infinity
-        return float(roc_auc_score(np.repeat([0, 1], [len(theirs), len(ours)]), values))
+        return float(roc_auc_score(np.repeat([0, 1], [len(theirs), len(ours)]), np.concatenate([theirs, ours])))
 
-    refused = score > 1
+    refused = score > FOREIGN_LIMIT
     return {
         "n": len(foreign),
         "n_known": len(known_score),
@@ -201,42 +201,70 @@ def foreign_figures(trust: Trust, foreign: Outputs, known: Sequence[Outputs], ki
         "refused": float(refused.mean()),
         "n_without_faults": int((~faulty).sum()),
         "refused_without_faults": float(refused[~faulty].mean()) if not faulty.all() else None,
-        "refused_by_kind": _refused_by_kind(refused, faulty, kinds),
+        "refused_by_kind": _refused_by_kind(refused, faulty, foreign.kinds),
         "let_through": [
-            {"name": foreign.names[i], "unlikeness": round(float(score[i]), 3)} for i in np.flatnonzero(~refused)
+            {"name": foreign.names[i], "foreign": round(float(score[i]), 3)} for i in np.flatnonzero(~refused)
         ],
     }
 
 
-def familiar_figures(trust: Trust, familiar: Outputs, kinds: Sequence[str]) -> dict[str, Any]:
-    """Measure what the check does to brain MRI slices of other collections: whatever it refuses is an error.
+def familiar_figures(trust: Trust, familiar: Outputs) -> dict[str, Any]:
+    """Measure what the checks do to brain MRI slices of collections that trained nothing: a refusal is an error.
 
     Args:
         trust: fitted on other slices.
         familiar: F brain MRI slices.
-        kinds: (F,) the collection of each.
 
     Returns:
-        ``n``, ``refused`` (share), ``refused_by_kind``, and ``refused_names``: each with its score, or its fault.
+        ``n``; ``refused`` and ``unfamiliar`` (shares), ``refused_by_kind``, and ``refused_names``: each with its
+        score, or its fault.
     """
     score, faulty = _scores(trust, familiar)
-    refused = score > 1
+    refused = score > FOREIGN_LIMIT
+    unfamiliar = ~refused & (trust.in_distribution.unlikeness(familiar.features) > 1)
     return {
         "n": len(familiar),
         "refused": float(refused.mean()),
-        "refused_by_kind": _refused_by_kind(refused, faulty, kinds),
+        "unfamiliar": float(unfamiliar.mean()),
+        "refused_by_kind": _refused_by_kind(refused, faulty, familiar.kinds),
         "refused_names": [
             {"name": familiar.names[i]}
-            | ({"fault": familiar.faults[i]} if faulty[i] else {"unlikeness": round(float(score[i]), 3)})
+            | ({"fault": familiar.faults[i]} if faulty[i] else {"foreign": round(float(score[i]), 3)})
             for i in np.flatnonzero(refused)
         ],
     }
 
 
+def left_out_figures(brain: Outputs, foreign: Outputs) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure the check for brain MRI on each collection, and each kind of other picture, that its fit did not see.
+
+    Args:
+        brain: what the check is fitted on as brain MRI.
+        foreign: what it is fitted on as something else.
+
+    Returns:
+        ``brain`` and ``foreign``: kind -> ``{"n", "refused"}``; a picture's fault counts as a refusal.
+    """
+    sides = {"brain": brain, "foreign": foreign}
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    for side, outputs in sides.items():
+        result[side] = {}
+        for kind in sorted(set(outputs.kinds)):
+            rest = {name: np.array([k != kind or name != side for k in part.kinds]) for name, part in sides.items()}
+            check = fit_brain_mri(
+                *(x for n, part in sides.items() for x in (part.features[rest[n]], np.array(part.kinds)[rest[n]]))
+            )
+            own = ~rest[side]
+            faulty = np.array([fault is not None for fault in outputs.faults])[own]
+            refused = faulty | (check.foreign(outputs.features[own]) > FOREIGN_LIMIT)
+            result[side][kind] = {"n": int(own.sum()), "refused": float(refused.mean())}
+    return result
+
+
 def _scores(trust: Trust, outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scores (N,), infinite where there is a fault, and where there is one (N,)."""
+    """Return ``foreign`` (N,), 1 where there is a fault, and where there is one (N,)."""
     faulty = np.array([fault is not None for fault in outputs.faults], dtype=bool)
-    return np.where(faulty, np.inf, trust.in_distribution.unlikeness(outputs.features)), faulty
+    return np.where(faulty, 1.0, trust.foreign(outputs.features)), faulty
 
 
 def _refused_by_kind(refused: np.ndarray, faulty: np.ndarray, kinds: Sequence[str]) -> dict[str, dict[str, float]]:

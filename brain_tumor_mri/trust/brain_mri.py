@@ -37,7 +37,7 @@ def fit_brain_mri(
         own_weights, own_bias = _logistic(brain[rest], kinds[rest], foreign, foreign_kinds)
         scores.append(brain[~rest] @ own_weights + own_bias)
         shares.append(np.full((~rest).sum(), 1 / (~rest).sum()))
-    limit = _weighted_quantile(np.concatenate(scores), np.concatenate(shares), KEPT)
+    limit = weighted_quantile(np.concatenate(scores), np.concatenate(shares), KEPT)
     return BrainMriCheck.from_dict(BrainMriCheck(weights, bias - limit).to_dict())
 
 
@@ -49,20 +49,21 @@ def _logistic(
 
     features = np.concatenate([brain, foreign]).astype(np.float64)
     mean, deviation = features.mean(0), features.std(0) + 1e-9
-    alike = np.concatenate([_alike(brain_kinds), _alike(foreign_kinds)]) * len(features) / 2
+    weights = np.concatenate([alike(brain_kinds), alike(foreign_kinds)]) * len(features) / 2
     labels = np.repeat([0, 1], [len(brain), len(foreign)])
-    fitted = LogisticRegression(C=STRENGTH, max_iter=2000).fit((features - mean) / deviation, labels, alike)
-    weights = fitted.coef_[0] / deviation
-    return weights, float(fitted.intercept_[0] - weights @ mean)
+    fitted = LogisticRegression(C=STRENGTH, max_iter=2000).fit((features - mean) / deviation, labels, weights)
+    slopes = fitted.coef_[0] / deviation
+    return slopes, float(fitted.intercept_[0] - slopes @ mean)
 
 
-def _alike(kinds: Sequence[str]) -> np.ndarray:
-    """Weights that sum to 1, every kind's alike."""
+def alike(kinds: Sequence[str]) -> np.ndarray:
+    """Return a weight for each of the (N,) ``kinds``; they sum to 1, and every kind weighs alike."""
     _, place, sizes = np.unique(np.asarray(kinds), return_inverse=True, return_counts=True)
     return 1 / (sizes[place] * len(sizes))
 
 
-def _weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:
+def weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:
+    """Return the lowest of the ``values`` (N,) with at least ``share`` of the weight at or below it."""
     order = np.argsort(values)
     reached = np.cumsum(weights[order]) >= share * weights.sum() - 1e-9
     return float(values[order][np.argmax(reached)])

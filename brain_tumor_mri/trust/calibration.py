@@ -8,18 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import UserError
 from ..labels import LABELS
+from .brain_mri import fit_brain_mri
 from .decision import COVERAGES
-from .in_distribution import OtherCollection, fit_in_distribution
+from .in_distribution import fit_in_distribution
 from .trust_file import Calibration, Trust
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -32,6 +29,7 @@ class Outputs:
         faults: (N,) of ``trust.picture_fault``.
         labels: (N,) int; ``ANY_TUMOR`` where the type is not known.
         groups: (N,) patients, or groups of copies.
+        kinds: (N,) the collection, or what a picture is.
         names: (N,) of the images.
     """
 
@@ -40,6 +38,7 @@ class Outputs:
     faults: Sequence[str | None]
     labels: np.ndarray
     groups: Sequence[str]
+    kinds: Sequence[str]
     names: Sequence[str] = field(default=())
 
     def __len__(self) -> int:
@@ -55,30 +54,38 @@ def fit_trust(
     stage: str,
     *,
     validation: Outputs,
-    known: np.ndarray,
-    other: OtherCollection | None = None,
+    known: Outputs,
+    disturbed: Outputs | None = None,
+    foreign: Outputs | None = None,
 ) -> Trust:
-    """Fit calibration, prediction sets and in-distribution check.
+    """Fit calibration, prediction sets and both checks.
 
     Args:
         weights_sha256: of the weights that gave the outputs.
-        stage: of ``in_distribution.stage_of``.
-        validation: of slices with known classes, that trained nothing.
-        known: (M, D) features of training slices.
-        other: slices of another collection, whose tumour types are not known; the check must let them through as well.
+        stage: of ``run_pytorch.stage_of``.
+        validation: of slices that trained nothing, of every collection; those of unknown type calibrate nothing.
+        known: of training slices of every collection.
+        disturbed: of slices with artefacts, which are brain MRI all the same.
+        foreign: of pictures that are no brain MRI; None leaves that check out.
 
     Raises:
         UserError: a class has no validation slice.
     """
-    counts = np.bincount(validation.labels, minlength=len(LABELS))
+    typed = validation.labels >= 0
+    labels = validation.labels[typed]
+    counts = np.bincount(labels, minlength=len(LABELS))
     if not counts.all():
         raise UserError(
             f"the validation part has no {LABELS[int(counts.argmin())]} slice; calibration needs every class"
         )
-    single, mirrored = (fit_calibration(validation.views(mirror), validation.labels) for mirror in (False, True))
-    return Trust(
-        weights_sha256, single, mirrored, fit_in_distribution(known, validation.features, stage, other=other), {}
-    )
+    single, mirrored = (fit_calibration(validation.views(mirror)[typed], labels) for mirror in (False, True))
+    familiar = fit_in_distribution(known.features, known.kinds, validation.features, validation.kinds, stage)
+    brain_mri = None
+    if foreign:
+        brain = [part for part in (known, validation, disturbed) if part]
+        features, kinds = np.concatenate([part.features for part in brain]), [k for part in brain for k in part.kinds]
+        brain_mri = fit_brain_mri(features, kinds, foreign.features, foreign.kinds)
+    return Trust(weights_sha256, single, mirrored, familiar, brain_mri, {})
 
 
 def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:

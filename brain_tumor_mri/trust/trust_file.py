@@ -174,7 +174,7 @@ class Trust:
         single: calibration of the plain answer.
         mirrored: calibration of the mean of the slice's and its mirror image's answers.
         in_distribution: the check that a slice is like those that the model knows.
-        brain_mri: the check that a picture is a brain MRI slice at all.
+        brain_mri: the check that a picture is a brain MRI slice at all; None where no other pictures were at hand.
         record: what it was fitted on and what was measured with it, as in the file.
     """
 
@@ -182,12 +182,16 @@ class Trust:
     single: Calibration
     mirrored: Calibration
     in_distribution: InDistribution
-    brain_mri: BrainMriCheck
+    brain_mri: BrainMriCheck | None
     record: Mapping[str, Any]
 
     def calibration(self, mirror: bool) -> Calibration:
         """The calibration of the plain, or the mirrored answer."""
         return self.mirrored if mirror else self.single
+
+    def foreign(self, features: np.ndarray) -> np.ndarray:
+        """Return ``BrainMriCheck.foreign`` of features (N, D), (N,); 0 where there is no check."""
+        return self.brain_mri.foreign(features) if self.brain_mri else np.zeros(len(features))
 
     def fingerprint(self) -> str:
         """Twelve hex digits that change with anything that decides an answer."""
@@ -201,7 +205,7 @@ class Trust:
             "weights_sha256": self.weights_sha256,
             "calibration": {"single": self.single.to_dict(), "mirrored": self.mirrored.to_dict()},
             "in_distribution": self.in_distribution.to_dict(),
-            "brain_mri": self.brain_mri.to_dict(),
+            "brain_mri": self.brain_mri.to_dict() if self.brain_mri else None,
             **self.record,
         }
 
@@ -216,8 +220,8 @@ class Trust:
             raise ValueError(f"schema {content['schema']}, not {SCHEMA}")
         known = {"schema", "weights_sha256", "calibration", "in_distribution", "brain_mri"}
         in_distribution = InDistribution.from_dict(content["in_distribution"])
-        brain_mri = BrainMriCheck.from_dict(content["brain_mri"])
-        if brain_mri.weights.shape != in_distribution.mean.shape:
+        brain_mri = BrainMriCheck.from_dict(content["brain_mri"]) if content["brain_mri"] else None
+        if brain_mri and brain_mri.weights.shape != in_distribution.mean.shape:
             raise ValueError("its two checks read different features")
         return cls(
             str(content["weights_sha256"]),
