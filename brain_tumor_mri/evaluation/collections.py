@@ -13,7 +13,15 @@ import numpy as np
 
 from ..data.collections import CLEAR
 from ..labels import ANY_TUMOR, LABEL2ID, LABELS, NO_TUMOR
-from .metrics import bootstrap_weights, weighted_auroc, weighted_calibration_error
+from .metrics import (
+    bootstrap,
+    describe_interval,
+    figure,
+    weighted_auroc,
+    weighted_calibration_error,
+    weighted_share,
+    weighted_threshold,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -49,23 +57,15 @@ def collection_figures(
         is ``{"value", "low", "high"}`` in [0, 1].
     """
     columns = {name: np.asarray(slices[name][:]) for name in ("true_label", "label", "group", *BREAKDOWNS)}
-    draws = np.vstack(
-        [np.ones(len(probabilities)), bootstrap_weights(len(probabilities), columns["group"], n_resamples, seed)]
-    )
-    tails = (50 * (1 - confidence), 50 * (1 + confidence))
+    draws = bootstrap(len(probabilities), columns["group"], n_resamples, seed)
 
     def figures(chosen: np.ndarray) -> dict[str, Any]:
         own = {name: values[chosen] for name, values in columns.items()}
-        return _figures(probabilities[chosen], own, draws[:, chosen], tails)
+        return _figures(probabilities[chosen], own, draws[:, chosen], confidence)
 
     return {
         "n": len(probabilities),
-        "interval": {
-            "method": "percentile bootstrap",
-            "confidence": confidence,
-            "resamples": n_resamples,
-            "over": "group",
-        },
+        "interval": describe_interval(n_resamples, confidence),
         "pooled": figures(np.full(len(probabilities), True)),
         **{
             f"by_{name}": {
@@ -77,7 +77,7 @@ def collection_figures(
 
 
 def _figures(
-    probabilities: np.ndarray, columns: dict[str, np.ndarray], draws: np.ndarray, tails: tuple[float, float]
+    probabilities: np.ndarray, columns: dict[str, np.ndarray], draws: np.ndarray, confidence: float
 ) -> dict[str, Any]:
     labels, classes = columns["true_label"], columns["label"]
     called = probabilities.argmax(1)
@@ -86,12 +86,8 @@ def _figures(
     healthy, clear = labels == NO_TUMOR, labels == CLEAR
     known = np.isin(labels, LABELS)
 
-    def figure(samples: Callable[[], np.ndarray], *needed: np.ndarray) -> dict[str, float] | None:
-        if not all(mask.any() for mask in needed):
-            return None
-        values = samples()
-        low, high = np.nanpercentile(values[1:], tails)
-        return {"value": float(values[0]), "low": float(low), "high": float(high)}
+    def known_by(samples: Callable[[], np.ndarray], *needed: np.ndarray) -> dict[str, float] | None:
+        return figure(samples(), confidence) if all(mask.any() for mask in needed) else None
 
     def weights(among: np.ndarray) -> np.ndarray:
         """Draws of the slices ``among``, every collection weighing alike."""
@@ -103,21 +99,11 @@ def _figures(
         return counts
 
     def share(hits: np.ndarray, among: np.ndarray) -> dict[str, float] | None:
-        def samples() -> np.ndarray:
-            counted = weights(among)
-            with np.errstate(invalid="ignore"):
-                return counted @ hits / counted.sum(1)
-
-        return figure(samples, among)
+        return known_by(lambda: weighted_share(hits, weights(among)), among)
 
     def found() -> np.ndarray:
-        order = np.argsort(score[healthy])
-        below = np.cumsum(weights(healthy)[:, healthy][:, order], 1)
-        position = (below >= SPECIFICITY * below[:, -1:] - 1e-9).argmax(1)
-        thresholds = score[healthy][order][position]
-        counted = weights(tumour)[:, tumour]
-        with np.errstate(invalid="ignore"):
-            return (counted * (score[tumour] > thresholds[:, None])).sum(1) / counted.sum(1)
+        thresholds = weighted_threshold(score[healthy], weights(healthy)[:, healthy], SPECIFICITY)
+        return weighted_share(score[tumour] > thresholds[:, None], weights(tumour)[:, tumour])
 
     def auroc() -> np.ndarray:
         either = tumour | healthy
@@ -134,7 +120,7 @@ def _figures(
         "type_right": share(called == classes, known & tumour),
         "healthy_called_tumour": share(called != LABEL2ID[NO_TUMOR], healthy),
         "clear_called_tumour": share(called != LABEL2ID[NO_TUMOR], clear),
-        "found_at_90_specificity": figure(found, tumour, healthy),
-        "auroc": figure(auroc, tumour, healthy),
-        "ece": figure(ece, known),
+        "found_at_90_specificity": known_by(found, tumour, healthy),
+        "auroc": known_by(auroc, tumour, healthy),
+        "ece": known_by(ece, known),
     }

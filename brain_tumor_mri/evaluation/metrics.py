@@ -7,7 +7,7 @@ the percentile bootstrap interval, drawn over groups (patients) where groups are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import evaluate
@@ -15,11 +15,8 @@ import numpy as np
 
 from ..labels import LABEL2ID, LABELS, NO_TUMOR, NUM_LABELS
 
-if TYPE_CHECKING:
-    import datasets
-
-
 CALIBRATION_BINS = 15
+TARGET_SPECIFICITY = 0.95
 _DESCRIPTION = "Four-class slice classification: accuracy, per-class figures, AUROC, calibration, bootstrap intervals."
 _INPUTS = """
 Args:
@@ -90,38 +87,17 @@ def classification_figures(
         )
     if groups is not None and len(set(groups)) == len(groups):
         groups = None
-    weights = np.ones((1, len(labels)))
-    interval: dict[str, Any] | None = None
-    if n_resamples:
-        weights = np.vstack([weights, bootstrap_weights(len(labels), groups, n_resamples, seed)])
-        unit = "image" if groups is None else "group"
-        interval = {"method": "percentile bootstrap", "confidence": confidence, "resamples": n_resamples, "over": unit}
-
-    values = _weighted_figures(probabilities, labels, weights)
-    tails = (50 * (1 - confidence), 50 * (1 + confidence))
-
-    def figure(samples: np.ndarray) -> Figure | None:
-        if np.isnan(samples[0]):
-            return None
-        result = {"value": float(samples[0])}
-        if n_resamples:
-            low, high = np.nanpercentile(samples[1:], tails)
-            result |= {"low": float(low), "high": float(high)}
-        return result
-
-    per_class = {
-        name: {key: figure(values[key][:, c]) for key in ("precision", "recall", "f1", "class_auroc")}
-        | {"support": int((labels == c).sum())}
-        for c, name in enumerate(LABELS)
-    }
-    for entry in per_class.values():
-        entry["auroc"] = entry.pop("class_auroc")
-    totals = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "brier", "ece")
+    totals, of_classes = _weighted_figures(probabilities, labels, bootstrap(len(labels), groups, n_resamples, seed))
+    over = "image" if groups is None else "group"
     return {
         "n": len(labels),
-        "interval": interval,
-        **{key: figure(values[key]) for key in totals},
-        "per_class": per_class,
+        "interval": describe_interval(n_resamples, confidence, over) if n_resamples else None,
+        **{key: figure(samples, confidence) for key, samples in totals.items()},
+        "per_class": {
+            name: {key: figure(samples[:, c], confidence) for key, samples in of_classes.items()}
+            | {"support": int((labels == c).sum())}
+            for c, name in enumerate(LABELS)
+        },
         "confusion_matrix": confusion_matrix(labels, probabilities.argmax(1)).tolist(),
     }
 
@@ -139,6 +115,42 @@ def bootstrap_weights(n: int, groups: Sequence[Any] | None, n_resamples: int, se
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples)
     return draws[:, members].astype(np.float64)
+
+
+def bootstrap(n: int, groups: Sequence[Any] | None, n_resamples: int, seed: int = 0) -> np.ndarray:
+    """Return (1 + n_resamples, n) float: the images as they are, then :func:`bootstrap_weights`."""
+    plain = np.ones((1, n))
+    return np.vstack([plain, bootstrap_weights(n, groups, n_resamples, seed)]) if n_resamples else plain
+
+
+def figure(samples: np.ndarray, confidence: float = 0.95) -> Figure | None:
+    """Return a figure with its percentile interval; without one where there are no resamples.
+
+    Args:
+        samples: (1 + R,) the value, then that of each resample, by the rows of :func:`bootstrap`.
+        confidence: of the interval.
+
+    Returns:
+        ``{"value", "low", "high"}``; None where the value is NaN.
+    """
+    if np.isnan(samples[0]):
+        return None
+    if len(samples) == 1:
+        return {"value": float(samples[0])}
+    low, high = np.nanpercentile(samples[1:], (50 * (1 - confidence), 50 * (1 + confidence)))
+    return {"value": float(samples[0]), "low": float(low), "high": float(high)}
+
+
+def describe_interval(n_resamples: int = 2000, confidence: float = 0.95, over: str = "group") -> dict[str, Any]:
+    """Return what a record says of its intervals."""
+    return {"method": "percentile bootstrap", "confidence": confidence, "resamples": n_resamples, "over": over}
+
+
+def weighted_share(hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the mean of ``hits`` (N,), or (R, N), for each row of ``weights`` (R, N); NaN where a row is all 0."""
+    total = weights.sum(1)
+    found = np.einsum("rn,rn->r", weights, hits) if hits.ndim == 2 else weights @ hits
+    return np.divide(found, total, out=np.full(len(total), np.nan), where=total > 0)
 
 
 def mean_figure(
@@ -163,18 +175,16 @@ def mean_figure(
     Returns:
         ``{"value", "low", "high"}``; None when no image counts.
     """
-    counts = np.ones(len(values)) if among is None else np.asarray(among, dtype=np.float64)
-    if not counts.any():
-        return None
-    draws = np.vstack([np.ones(len(values)), bootstrap_weights(len(values), groups, n_resamples, seed)])
-    with np.errstate(invalid="ignore"):
-        means = draws @ (counts * np.asarray(values, dtype=np.float64)) / (draws @ counts)
-    low, high = np.nanpercentile(means[1:], (50 * (1 - confidence), 50 * (1 + confidence)))
-    return {"value": float(means[0]), "low": float(low), "high": float(high)}
+    draws = bootstrap(len(values), groups, n_resamples, seed)
+    if among is not None:
+        values, draws = np.asarray(values)[among], draws[:, among]
+    return figure(weighted_share(np.asarray(values, dtype=np.float64), draws), confidence)
 
 
-def _weighted_figures(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Return every figure for each row of ``weights`` (R, N): arrays (R,), per-class ones (R, 4)."""
+def _weighted_figures(
+    probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return every figure for each row of ``weights`` (R, N): arrays (R,), and those of classes (R, 4)."""
     predicted = probabilities.argmax(1)
     is_true = np.eye(NUM_LABELS)[labels]
     is_predicted = np.eye(NUM_LABELS)[predicted]
@@ -188,7 +198,7 @@ def _weighted_figures(probabilities: np.ndarray, labels: np.ndarray, weights: np
         f1 = np.where(true + guessed > 0, 2 * hits / (true + guessed), np.nan)
     auroc = np.column_stack([weighted_auroc(probabilities[:, c], labels == c, weights) for c in range(NUM_LABELS)])
     picked = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1)
-    return {
+    totals = {
         "accuracy": hits.sum(1) / total,
         "balanced_accuracy": _mean_of_defined(recall),
         "macro_f1": _mean_of_defined(f1),
@@ -196,11 +206,8 @@ def _weighted_figures(probabilities: np.ndarray, labels: np.ndarray, weights: np
         "log_loss": weights @ -np.log(picked) / total,
         "brier": weights @ ((probabilities - is_true) ** 2).sum(1) / total,
         "ece": weighted_calibration_error(probabilities.max(1), predicted == labels, weights),
-        "precision": precision,
-        "recall": recall,
-        "f1": f1,
-        "class_auroc": auroc,
     }
+    return totals, {"precision": precision, "recall": recall, "f1": f1, "auroc": auroc}
 
 
 def _mean_of_defined(values: np.ndarray) -> np.ndarray:
@@ -227,10 +234,15 @@ def weighted_calibration_error(confidence: np.ndarray, correct: np.ndarray, weig
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     in_bin = np.eye(CALIBRATION_BINS)[bins]
     gap = weights @ (in_bin * (correct - confidence)[:, None])
-    return np.abs(gap).sum(1) / weights.sum(1)
+    total = weights.sum(1)
+    return np.divide(np.abs(gap).sum(1), total, out=np.full(len(total), np.nan), where=total > 0)
 
 
-TARGET_SPECIFICITY = 0.95
+def weighted_threshold(scores: np.ndarray, weights: np.ndarray, specificity: float) -> np.ndarray:
+    """Return, for each row of ``weights``, the lowest score with at least ``specificity`` of the weight up to it."""
+    order = np.argsort(scores, kind="stable")
+    reached = np.cumsum(weights[:, order], axis=1)
+    return scores[order][(reached >= specificity * reached[:, -1:] - 1e-9).argmax(1)]
 
 
 def external_figures(
@@ -264,55 +276,31 @@ def external_figures(
     """
     score_t, score_h = 1 - tumours[:, LABEL2ID[NO_TUMOR]], 1 - healthy[:, LABEL2ID[NO_TUMOR]]
     plain_t, plain_h = (p.argmax(1) != LABEL2ID[NO_TUMOR] for p in (tumours, healthy))
-    draws_t = np.vstack([np.ones(len(score_t)), bootstrap_weights(len(score_t), tumour_groups, n_resamples, seed)])
-    draws_h = np.vstack([np.ones(len(score_h)), bootstrap_weights(len(score_h), healthy_groups, n_resamples, seed + 1)])
+    draws_t = bootstrap(len(score_t), tumour_groups, n_resamples, seed)
+    draws_h = bootstrap(len(score_h), healthy_groups, n_resamples, seed + 1)
 
-    def figure(samples: np.ndarray) -> dict[str, float]:
-        low, high = np.percentile(samples[1:], (50 * (1 - confidence), 50 * (1 + confidence)))
-        return {"value": float(samples[0]), "low": float(low), "high": float(high)}
+    def share(hits: np.ndarray, draws: np.ndarray) -> Figure | None:
+        return figure(weighted_share(hits, draws), confidence)
 
-    def share(draws: np.ndarray, hits: np.ndarray) -> dict[str, float]:
-        return figure(draws @ hits / draws.sum(1))
-
-    thresholds = np.array([_threshold(score_h, weights) for weights in draws_h])
-    above = np.array([weights @ (score_t > t) / weights.sum() for weights, t in zip(draws_t, thresholds, strict=True)])
+    thresholds = weighted_threshold(score_h, draws_h, TARGET_SPECIFICITY)
+    positive = np.arange(len(score_t) + len(score_h)) < len(score_t)
+    auroc = weighted_auroc(np.concatenate([score_t, score_h]), positive, np.hstack([draws_t, draws_h]))
     result = {
         "n_tumour": len(score_t),
         "n_notumor": len(score_h),
-        "interval": {
-            "method": "percentile bootstrap",
-            "confidence": confidence,
-            "resamples": n_resamples,
-            "over": "group",
-        },
-        "sensitivity": share(draws_t, plain_t),
-        "specificity": share(draws_h, ~plain_h),
-        "sensitivity_at_95_specificity": figure(above),
-        "auroc": figure(np.array([_auroc(score_t, score_h, t, h) for t, h in zip(draws_t, draws_h, strict=True)])),
+        "interval": describe_interval(n_resamples, confidence),
+        "sensitivity": share(plain_t, draws_t),
+        "specificity": share(~plain_h, draws_h),
+        "sensitivity_at_95_specificity": share(score_t > thresholds[:, None], draws_t),
+        "auroc": figure(auroc, confidence),
     }
     if validation_healthy is not None and len(validation_healthy):
         validation = 1 - validation_healthy[:, LABEL2ID[NO_TUMOR]]
-        threshold = _threshold(validation, np.ones(len(validation)))
+        (threshold,) = weighted_threshold(validation, np.ones((1, len(validation))), TARGET_SPECIFICITY)
         result["validation_threshold"] = {
-            "threshold": threshold,
+            "threshold": float(threshold),
             "n_validation": len(validation),
-            "sensitivity": share(draws_t, score_t > threshold),
-            "specificity": share(draws_h, score_h <= threshold),
+            "sensitivity": share(score_t > threshold, draws_t),
+            "specificity": share(score_h <= threshold, draws_h),
         }
     return result
-
-
-def _threshold(scores: np.ndarray, weights: np.ndarray) -> float:
-    """Return the lowest score with at least ``TARGET_SPECIFICITY`` of the weight at or below it."""
-    order = np.argsort(scores)
-    reached = np.cumsum(weights[order]) >= TARGET_SPECIFICITY * weights.sum() - 1e-9
-    return float(scores[order][np.argmax(reached)])
-
-
-def _auroc(positive: np.ndarray, negative: np.ndarray, of_positive: np.ndarray, of_negative: np.ndarray) -> float:
-    """Weighted Mann-Whitney statistic, ties counted half."""
-    order = np.argsort(negative)
-    below = np.concatenate([[0.0], np.cumsum(of_negative[order])])
-    less = below[np.searchsorted(negative[order], positive, side="left")]
-    less_or_tied = below[np.searchsorted(negative[order], positive, side="right")]
-    return float(of_positive @ (less + less_or_tied) / 2 / (of_positive.sum() * of_negative.sum()))
