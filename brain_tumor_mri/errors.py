@@ -11,3 +11,13 @@ class UserError(Exception):
 def safe_line(text: str) -> str:
     """Text safe to print on one line: no line breaks, terminal escapes or undecodable characters."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, short enough for a line: its first line without the full stop, else its kind.
+
+    An ``OSError`` says its reason only (``No space left on device``), as the caller names the file.
+    """
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = text.strip().splitlines()
+    return safe_line(lines[0]).rstrip(".:") if lines else type(error).__name__

@@ -1,11 +1,14 @@
-"""What a run ran on: versions of the packages that decide its figures, and the hardware."""
+"""What a run ran on: versions of the packages that decide its figures, processors that it may use, hardware."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
 import sys
+from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,4 +36,36 @@ def hardware() -> dict[str, Any]:
         processor = name[1]
     torch = sys.modules.get("torch")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch else []
-    return {"processor": processor, "cores": os.cpu_count(), "gpus": gpus}
+    return {"processor": processor, "cores": cpu_count(), "gpus": gpus}
+
+
+@cache
+def cpu_count() -> int:
+    """Return how many processors this process may use: its affinity and its container's limit, not the whole machine.
+
+    Source: Linux control groups, ``cpu.max`` of version 2 and ``cpu.cfs_quota_us`` of version 1.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = getattr(os, "process_cpu_count", lambda: affinity)() or affinity
+    limits = [allowed]
+    for group in _control_groups():
+        with suppress(OSError, ValueError, IndexError, ZeroDivisionError):
+            if (new := group / "cpu.max").is_file():
+                quota, period = new.read_text().split()[:2]
+            else:
+                quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            if int(quota) > 0:  # "max" (version 2) and -1 (version 1) stand for no limit
+                limits.append(math.ceil(int(quota) / int(period)))
+    return max(1, min(limits))
+
+
+def _control_groups() -> list[Path]:
+    """The folders of this process's control group and of those above it, as each may hold a limit."""
+    folders = [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/cpu")]
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "" or "cpu" in controllers.split(","):
+                own = folders[1 if controllers else 0] / path.strip("/")
+                folders += [own, *(parent for parent in own.parents if folders[0] in parent.parents)]
+    return folders

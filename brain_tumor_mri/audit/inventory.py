@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ..errors import UserError
 from ..images.find import find_images
 from ..images.read import UnreadableImageError, load_image
 from ..labels import FOLDER_TO_LABEL
+from ..machine import cpu_count
 from .copies import THUMBNAIL_SIZE, thumbnail
 
 _MAX_SPLITS = 20
@@ -76,7 +76,7 @@ def take_inventory(
     numbers: dict[bytes, int] = {}
     thumbnails = np.zeros((len(files), THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.uint8)
     bad: list[tuple[str, str]] = []
-    with ThreadPoolExecutor(workers or _cores()) as pool:
+    with ThreadPoolExecutor(workers or cpu_count()) as pool:
         # In batches: map() submits all it is given at once, and 100,000 waiting thumbnails are 400 MB.
         for start in range(0, len(files), _READ_AHEAD):
             batch = slice(start, start + _READ_AHEAD)
@@ -135,7 +135,3 @@ def _splits_and_labels(names: Sequence[str]) -> tuple[list[str], list[str]]:
     splits = [parts[0] if use_splits and parts else "" for parts in folders]
     rest = [parts[1:] if two_levels else parts for parts in folders]
     return splits, [FOLDER_TO_LABEL.get(p[0].lower(), p[0]) if p else "" for p in rest]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +24,7 @@ from ..data.slices import scan_folders
 from ..errors import UserError
 from ..images.artefacts import NOMINAL_SIDE, as_volume, motion
 from ..images.read import UnreadableImageError, load_image
+from ..machine import cpu_count
 
 if TYPE_CHECKING:
     pass
@@ -64,7 +64,7 @@ CLEAN = "clean"
 MAX_SIDE = 256
 """Longer sides are reduced to this many pixels first. Half of 512 costs a quarter, and models here see 224 to 240."""
 SAMPLE_SEED = "brain-tumor-mri stress 1"
-_READERS = min(4, os.cpu_count() or 1)
+_READERS = min(4, cpu_count())
 _MAKERS = ("torchio", "SimpleITK", "torch", "numpy", "scipy", "pillow")
 
 

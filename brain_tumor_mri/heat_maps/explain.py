@@ -7,7 +7,6 @@ model's eyes; it is no outline of a tumour. How often it points at one is measur
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..labels import LABEL2ID, LABELS
+from ..machine import cpu_count
 from .cam import DEFAULT_METHOD, METHODS, look, mean_maps
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 COLOURS = "plasma"
 """matplotlib's name of the colour scale: even to the eye, and told apart by colour-blind people."""
-_READERS = min(4, os.cpu_count() or 1)
+_READERS = min(4, cpu_count())
 
 
 @dataclass(frozen=True, eq=False)

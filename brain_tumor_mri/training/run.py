@@ -23,6 +23,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..errors import UserError
 from ..files import write_json, write_text
+from ..machine import cpu_count
 from ..reports.plots import plot_confusion_matrix, plot_training_curves
 from ..reports.tables import markdown_table, percent
 from .arguments import RunArguments, run_settings
@@ -113,7 +114,7 @@ def tune_for_cpu(args: TrainingArguments) -> None:
     if args.device.type != "cpu":
         return
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_processes))
+    torch.set_num_threads(max(1, cpu_count() // local_processes))
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 2**28)):
