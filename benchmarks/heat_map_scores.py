@@ -75,8 +75,8 @@ def randomised(classifier: TumorClassifier, what: str, calibration: Tensor, seed
     Args:
         classifier: the model.
         what: ``head`` (the last layer) or ``all``.
-        calibration: pixel values as of :func:`~brain_tumor_mri.heat_maps.explain.heat_maps`; with ``all``, the running
-            statistics of batch normalisation are taken from them, as signals would otherwise fade or explode on their way.
+        calibration: pixel values as of ``heat_maps/explain.heat_maps``; with ``all``, the running statistics
+            of batch normalisation are taken from them, as signals would otherwise fade or explode on their way.
         seed: of the draw.
     """
     members, inputs = [], classifier.inputs(calibration)

@@ -1,7 +1,8 @@
 """Renders the tables of a Markdown file from recorded runs: ``python benchmarks/render_tables.py README.md``.
 
 They stand between ``<!-- results: FILE ... -->`` and ``<!-- /results -->`` marks; ``protocols``, ``external``,
-``ablation``, ``trust``, ``check``, ``stress``, ``explain``, ``speed`` and ``latency`` in place of ``results`` give theirs.
+``ablation``, ``trust``, ``check``, ``stress``, ``explain``, ``speed`` and ``latency`` in place of ``results`` give
+theirs.
 """
 
 from __future__ import annotations

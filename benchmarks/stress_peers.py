@@ -21,6 +21,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.peers import TRAINING_DATA_NOTE, Peer, add_peer_arguments, start_peer
+from brain_tumor_mri.commands.progress import DelayedProgress
 from brain_tumor_mri.commands.stress import add_stress_arguments, check_targets, show
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation.stress import stress_record
@@ -67,7 +68,12 @@ def measure(args: argparse.Namespace) -> None:
     with start_peer(args) as peer:
         args.title = args.title or peer.title
         record = stress_record(
-            args, peer.model, peer.model, lambda images: answers(peer, images), note=TRAINING_DATA_NOTE
+            args,
+            peer.model,
+            peer.model,
+            lambda images: answers(peer, images),
+            note=TRAINING_DATA_NOTE,
+            progress=DelayedProgress,
         )
     for path, other in zip(args.beside, beside, strict=True):
         if other["stress"]["pixels_sha256"] != record["stress"]["pixels_sha256"]:

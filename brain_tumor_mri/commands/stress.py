@@ -18,6 +18,7 @@ from ..inference.model_folder import DEFAULT_MODEL
 from ..reports.plots import plot_stress
 from ..reports.stress_tables import stress_summary, stress_table
 from .model_flags import add_model_arguments, load_classifier
+from .progress import DelayedProgress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     identity = {key: value for key, value in described.items() if key != "source"}
     # what decisions depend on, besides the weights
     model = describe_model(args.model, classifier) | {key: described[key] for key in ("coverage", "trust")}
-    show(args, stress_record(args, model, identity, answer))
+    show(args, stress_record(args, model, identity, answer, progress=DelayedProgress))
     return 0
 
 

@@ -14,7 +14,7 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Answerer = Callable[["Iterator[Image]"], "Iterator[Prediction]"]
 """Gives one answer an image, in order; one with ``error`` where there is none."""
+Progress = Callable[[int, float], AbstractContextManager[Any]]
+"""Gives a bar with ``count`` and ``advance()``, of a number of images and when the work started."""
 RESAMPLES = 2000
 
 
@@ -42,6 +44,7 @@ def stress_record(
     answer: Answerer,
     *,
     note: str | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure whatever answers; with ``args.output``, take an interrupted run up again and write the record.
 
@@ -51,6 +54,7 @@ def stress_record(
         identity: what decides its answers; those of another identity are never mixed in.
         answer: the model.
         note: a caveat on the model's training data.
+        progress: gives the bar for a number of images and a start; None shows none.
 
     Returns:
         A metrics.json: :func:`~brain_tumor_mri.evaluation.record.run_record` without splits, with ``stress`` (see
@@ -76,7 +80,7 @@ def stress_record(
     key = hashlib.sha256(json.dumps([identity, data["sample"]], sort_keys=True).encode()).hexdigest()
     part = args.output.with_name(f"{args.output.name}.{key[:8]}.part") if args.output else None
     with Journal(part) as journal:
-        measure(sample, answer, journal, started)
+        measure(sample, answer, journal, started, progress)
     record = run_record(protocol=protocol, model=model, data=data, splits={}, title=args.title)
     if note:
         record["protocol_note"] += f"; {note}"
@@ -123,13 +127,14 @@ class Journal(AbstractContextManager["Journal"]):
         self.stream.close()
 
 
-def measure(sample: Sample, answer: Answerer, journal: Journal, started: float) -> None:
+def measure(
+    sample: Sample, answer: Answerer, journal: Journal, started: float, progress: Progress | None = None
+) -> None:
     """Ask about every image under every condition that the journal has no answer for yet.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; its text says what is kept.
     """
-    from ..commands.progress import DelayedProgress
     from ..labels import LABELS
     from .disturbances import conditions, disturbed_images
 
@@ -144,15 +149,17 @@ def measure(sample: Sample, answer: Answerer, journal: Journal, started: float) 
                 yield image
 
     try:
-        with DelayedProgress(len(jobs), started) as progress:
-            progress.count = len(journal.rows)
+        with progress(len(jobs), started) if progress else nullcontext() as bar:
+            if bar:
+                bar.count = len(journal.rows)
             for (name, strength, i), prediction in zip(todo, answer(images()), strict=True):
                 row = {"name": name, "strength": strength, "path": sample.slices[i].relative}
                 row |= {"pixels": pixels.popleft(), "error": prediction.error}
                 row["p"] = None if prediction.error else [prediction.probabilities[label] for label in LABELS]
                 row["decision"] = prediction.decision
                 journal.add(row)
-                progress.advance()
+                if bar:
+                    bar.advance()
     except KeyboardInterrupt:
         kept = f"; the same command goes on from there ({journal.part} keeps what is done)" if journal.part else ""
         raise KeyboardInterrupt(f"stopped after {len(journal.rows):,} of {len(jobs):,} images{kept}") from None
