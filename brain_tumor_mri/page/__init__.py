@@ -1,7 +1,7 @@
 """The demo page: builds the Gradio blocks around one classifier, for ``app.py`` and the tests.
 
-``build_page(ModelHandle("model"), "examples").launch(**LAUNCH_OPTIONS)`` serves it. The views are ``page_slice``,
-``page_batch`` and ``page_model``, its endpoints ``page_api``. Every file goes unopened to ``imaging.load_image``, which
+``build_page(ModelHandle("model"), "examples").launch(**LAUNCH_OPTIONS)`` serves it. The views are ``view_slice``,
+``view_batch`` and ``view_model``, its endpoints ``api``. Every file goes unopened to ``images.read.load_image``, which
 alone decides what is readable; problems become one line on the page, never a traceback.
 """
 
@@ -27,7 +27,7 @@ LAUNCH_OPTIONS: dict[str, Any] = {
     "theme": THEME,
     "css": CSS,
     "head": HEAD,
-    "max_file_size": f"{MAX_ARCHIVE_BYTES // 2**20}mb",  # of images it is less: page_input
+    "max_file_size": f"{MAX_ARCHIVE_BYTES // 2**20}mb",  # of images it is less: uploads.py
     # Gradio keeps 0.1 MB of each visitor, by default of the last 10,000. One who is forgotten just starts afresh.
     "state_session_capacity": 256,
     "share": False,
@@ -42,7 +42,7 @@ def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
 
     Args:
         model: the classifier to ask.
-        examples_dir: folder with ``phantom-<label>.png`` and ``page_slice.TEMPLATE``; those that exist are offered.
+        examples_dir: folder with ``phantom-<label>.png`` and ``view_slice.TEMPLATE``; those that exist are offered.
 
     Returns:
         The blocks, to be launched with :data:`LAUNCH_OPTIONS`.

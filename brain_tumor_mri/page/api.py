@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..images.archive import MAX_ARCHIVE_BYTES
 from ..images.read import load_image
 from ..labels import LABELS, RESEARCH_NOTICE
+from ..trust.decision import DECISIONS
 from .fragments import png_uri
 from .uploads import MAX_FILES, MAX_IMAGE_BYTES, batch_answer, checked, file_input
 
@@ -30,8 +31,8 @@ ANSWERED = "answered"
 _FILE = f"an image (JPEG, PNG, BMP, TIFF, WebP, or DICOM of one slice; up to {MAX_IMAGE_BYTES // 2**20} MB)"
 _FIELDS = (
     "label (glioma, meningioma, notumor or pituitary), title (the same for people), confidence (the label's "
-    "probability, 0 to 1), probabilities (label to 0..1; together 1), decision (answer, uncertain or not-a-brain-mri; "
-    "null where the weights have no trust.json), reason (of a refusal), prediction_set (the labels left), "
+    f"probability, 0 to 1), probabilities (label to 0..1; together 1), decision ({', '.join(DECISIONS)}; null where "
+    "the weights have no trust.json), reason (of a refusal or a warning), prediction_set (the labels left), "
     "prediction_sets (the labels left at 90 and at 95 % coverage), model (the weights that answered), notice (research "
     "use only)"
 )
@@ -48,8 +49,8 @@ BATCH = (
     f"Classify many MRI slices. Input: files, a list of images as for /predict and zip archives of them (up to "
     f"{MAX_ARCHIVE_BYTES // 2**20} MB each), {MAX_FILES} files in all. Output: JSON with model, notice, predictions "
     "(in order, an object a file: name, label, confidence, probabilities, error, decision, reason, prediction_set, "
-    "prediction_sets, unlikeness; a file that cannot be read has only name and error, and ends nothing) and summary "
-    "(images, answered, errors, per_label, per_decision, complete)."
+    "prediction_sets, unlikeness, foreign; a file that cannot be read has only name and error, and ends nothing) and "
+    "summary (images, answered, errors, per_label, per_decision, complete)."
 )
 
 

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..labels import TITLES
-from ..trust.decision import NOT_A_BRAIN_MRI, UNCERTAIN
+from ..trust.decision import NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _drawings = itertools.count(1)
 _SPACE = "\N{NO-BREAK SPACE}"
+_MARKS = {UNCERTAIN: ("uncertain", "?"), UNFAMILIAR: ("unfamiliar", "!"), NOT_A_BRAIN_MRI: ("refused", "✕")}
 
 
 def percent(probability: float) -> str:
@@ -61,10 +62,13 @@ def problem_panel(title: str, message: str) -> str:
 
 
 def decision_mark(decision: str | None) -> str:
-    """A sign for the decision; its shape says the same as its colour, and words always stand beside it."""
-    if decision is None:
+    """A sign for what is not to be taken as it stands; shape and colour say the same, and words stand beside it.
+
+    An answer has none: a tick would read as "confirmed".
+    """
+    if decision not in _MARKS:
         return ""
-    kind, sign = {UNCERTAIN: ("uncertain", "?"), NOT_A_BRAIN_MRI: ("refused", "✕")}.get(decision, ("answer", "✓"))
+    kind, sign = _MARKS[decision]
     return f'<span class="mark {kind}" aria-hidden="true">{sign}</span>'
 
 

@@ -3,6 +3,7 @@
 import html
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import gradio as gr
 from ..errors import UserError
 from ..images.archive import MAX_ARCHIVE_BYTES
 from ..labels import TITLES
-from ..trust.decision import NOT_A_BRAIN_MRI, UNCERTAIN
+from ..trust.decision import ANSWER, DECISIONS, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
 from .fragments import classes_in_words, decision_mark, drawing, percent, problem_panel
 from .uploads import MAX_FILES, MAX_IMAGE_BYTES, Files, Row, answer_files, csv_uri, file_input
 
@@ -84,12 +85,13 @@ def status(done: int, total: int, words: str, rows: Sequence[Row] = ()) -> str:
     """How far a run is; with ``rows``, what came of it."""
     text = f"{words}: {done} of {total} {'file' if total == 1 else 'files'}"
     if rows:
-        taken = [r.prediction.label for r in rows if r.prediction.decision != NOT_A_BRAIN_MRI]
-        parts = [f"{taken.count(name)} {title.lower()}" for name, title in TITLES.items()]
-        refused = len(rows) - len(taken)
-        errors = sum(r.prediction.error is not None for r in rows)
-        parts += [f"{refused} refused"] * bool(refused) + [f"{errors} not readable"] * bool(errors)
-        text += f" ({', '.join(part for part in parts if not part.startswith('0 '))})"
+        # a class counts where it is the model's answer; what is uncertain, unfamiliar or refused is counted as such
+        sure = Counter(row.prediction.label for row in rows if row.prediction.decision in (ANSWER, None))
+        flagged = Counter(row.prediction.decision for row in rows)
+        parts = [(sure[name], title.lower()) for name, title in TITLES.items()]
+        parts += [(flagged[name], words) for name, words in DECISIONS.items() if name != ANSWER]
+        parts.append((sum(row.prediction.error is not None for row in rows), "not readable"))
+        text += f" ({', '.join(f'{count} {words}' for count, words in parts if count)})"
     return (
         f'<div class="panel progress"><p role="status">{html.escape(text)}</p>'
         f'<progress max="{max(total, 1)}" value="{done}" aria-label="Files answered"></progress></div>'
@@ -118,28 +120,30 @@ def _table_row(row: Row) -> str:
     prediction = row.prediction
     name = html.escape(prediction.name)
     picture = f'<img src="{row.thumbnail}" alt="" loading="lazy">' if row.thumbnail else '<span class="none">–</span>'
-    if prediction.error is not None:
-        verdict = f"{decision_mark(NOT_A_BRAIN_MRI)}Not readable: {html.escape(prediction.error)}"
+    first = f'<td>{picture}</td><td class="file">{name}</td>'
+    if prediction.error is not None or prediction.decision == NOT_A_BRAIN_MRI:
+        kind, why = ("error", prediction.error) if prediction.error is not None else ("refused", prediction.reason)
+        words = f"{'Not readable' if kind == 'error' else 'Not a brain MRI'}: {why}"
+        verdict = f'<div class="verdict">{decision_mark(NOT_A_BRAIN_MRI)}{html.escape(words)}</div>'
         return (
-            f'<tr class="error"><td>{picture}</td><td class="file">{name}</td><td data-value="~">–</td>'
-            f'<td data-value="-1">–</td><td data-value="~"><div class="verdict">{verdict}</div></td></tr>'
+            f'<tr class="{kind}">{first}<td data-value="~">–</td><td data-value="-1">–</td>'
+            f'<td data-value="~">{verdict}</td></tr>'
         )
-    # without a trust.json there is no decision; the class alone would look like one
     share = percent(prediction.confidence)
-    words = _in_words(prediction) if prediction.decision else "not checked"
+    verdict = f'<div class="verdict">{decision_mark(prediction.decision)}{html.escape(_in_words(prediction))}</div>'
     return (
-        f'<tr><td>{picture}</td><td class="file">{name}</td><td>{html.escape(prediction.title)}</td>'
-        f'<td data-value="{prediction.confidence:.6f}" class="number">{html.escape(share)}</td>'
-        f'<td><div class="verdict">{decision_mark(prediction.decision)}{html.escape(words)}</div></td></tr>'
+        f"<tr>{first}<td>{html.escape(prediction.title)}</td>"
+        f'<td data-value="{prediction.confidence:.6f}" class="number">{html.escape(share)}</td><td>{verdict}</td></tr>'
     )
 
 
 def _in_words(prediction: "Prediction") -> str:
-    if prediction.decision == NOT_A_BRAIN_MRI:
-        return f"Not a brain MRI: {prediction.reason}"
+    if prediction.decision == UNFAMILIAR:
+        return f"Unfamiliar, do not rely on it: {prediction.reason}"
     if prediction.decision == UNCERTAIN:
         return f"Uncertain: {classes_in_words(prediction.prediction_set)}"
-    return "Answer"
+    # without a trust.json there is no decision; the class alone would look like one
+    return "Model's answer" if prediction.decision else "not checked"
 
 
 def build_batch_view(model: "ModelHandle") -> None:

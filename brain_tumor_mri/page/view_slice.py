@@ -13,7 +13,7 @@ import gradio as gr
 from ..errors import UserError
 from ..images.read import load_image
 from ..labels import CLASSES, TITLES
-from ..trust.decision import COVERAGES, NOT_A_BRAIN_MRI, UNCERTAIN, decide
+from ..trust.decision import ANSWER, COVERAGES, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
 from .fragments import bars, classes_in_words, decision_mark, drawing, percent, picture_uri, png_uri, problem_panel
 from .uploads import checked, file_input
 
@@ -29,6 +29,11 @@ PREVIEW_PIXELS = 1024  # longest side of the picture sent back to the browser
 OPACITY = 60  # percent, where the slider starts
 TEMPLATE = "template-icbm152-axial.png"
 DESCRIPTIONS = {c.name: c.description for c in CLASSES}
+HEADINGS = {
+    ANSWER: "Model's answer",
+    UNCERTAIN: "Uncertain",
+    UNFAMILIAR: "Unfamiliar brain MRI: an answer not to rely on",
+}
 
 # On a phone the examples lie below the answer; where that is in view already, nothing moves.
 SHOW_ANSWER = """() => {
@@ -60,6 +65,8 @@ def answer_slice(model: "ModelHandle", path: str) -> tuple[str, str, bool]:
     except UserError as error:
         return viewer(image), problem_panel("No answer", str(error)), False
     panel = answer_panel(prediction, name, model.name, classifier.coverage)
+    if prediction.decision == NOT_A_BRAIN_MRI:
+        return viewer(image), panel, False
     return viewer(image, note="The heat maps are on their way ..."), panel, True
 
 
@@ -182,21 +189,18 @@ def answer_panel(prediction: "Prediction", file_name: str, model_name: str, cove
         model_name: shown beside it.
         coverage: percent, of the prediction set that is shown first; page.js switches.
     """
-    body = _undecided(prediction)
-    if prediction.decision is not None:
-        order = sorted(COVERAGES, key=lambda c: c != coverage)
-        body = _coverage_switch(coverage) if prediction.decision != NOT_A_BRAIN_MRI else ""
-        body = "".join(_decided(prediction, c, hidden=c != coverage) for c in order) + body + bars_of(prediction)
+    if prediction.decision is None:
+        body = _undecided(prediction)
+    elif prediction.decision == NOT_A_BRAIN_MRI:
+        body = _refused(prediction)
+    else:
+        parts = [_decided(prediction, c, hidden=c != coverage) for c in sorted(COVERAGES, key=coverage.__ne__)]
+        body = "".join(parts) + _coverage_switch(coverage)
+        body += f'<h3 class="quantity">Calibrated probabilities</h3>{bars(prediction.probabilities)}'
     return (
         f'<section class="panel" {drawing()} data-first="{coverage}">{body}'
         f'<p class="source">File: {html.escape(file_name)} · Model: {html.escape(model_name)}</p></section>'
     )
-
-
-def bars_of(prediction: "Prediction") -> str:
-    """The bars, with their heading."""
-    kind = "Calibrated probabilities" if prediction.decision is not None else "Probabilities, not calibrated"
-    return f'<h3 class="quantity">{kind}</h3>{bars(prediction.probabilities)}'
 
 
 def _undecided(prediction: "Prediction") -> str:
@@ -208,35 +212,39 @@ def _undecided(prediction: "Prediction") -> str:
     )
     return (
         f'<h2>Most probable of the four</h2><p class="finding">{html.escape(prediction.title)}</p>'
-        f'<p class="words">{html.escape(DESCRIPTIONS[prediction.label])}</p>{bars_of(prediction)}'
+        f'<p class="words">{html.escape(DESCRIPTIONS[prediction.label])}</p>'
+        f'<h3 class="quantity">Probabilities, not calibrated</h3>{bars(probabilities)}'
         f'<p class="words subdued">{html.escape(shares)}</p><p class="words subdued" id="no-check">These weights come '
         "without a trust.json: nothing checks whether this is a brain MRI, and no prediction set says how sure the "
         "answer is. The model always chooses one of the four, whatever the picture.</p>"
     )
 
 
+def _refused(prediction: "Prediction") -> str:
+    """Why there is no answer; what the network says of its four classes all the same lies folded below."""
+    return (
+        f'<h2>{decision_mark(NOT_A_BRAIN_MRI)}No answer</h2><p class="finding">Not a brain MRI</p>'
+        f'<p class="words">The model refuses this picture: {html.escape(str(prediction.reason))}.</p>'
+        '<details class="meaningless"><summary>What the network gives for its four classes all the same</summary>'
+        f"<p>These numbers mean nothing for such a picture.</p>{bars(prediction.probabilities)}</details>"
+    )
+
+
 def _decided(prediction: "Prediction", coverage: int, *, hidden: bool) -> str:
-    """Heading, finding and set at one coverage; a refusal is the same at each."""
+    """Heading, finding and set at one coverage; a picture is unfamiliar at each."""
     left = prediction.prediction_sets[coverage]
-    if prediction.decision == NOT_A_BRAIN_MRI:
-        heading, finding, decision = "No answer", "Not a brain MRI", NOT_A_BRAIN_MRI
-        words = [f"The model refuses this picture: {prediction.reason}.", "The bars below mean nothing for it."]
-    else:
-        decision, _ = decide(left, 0.0, None)
-        if decision == UNCERTAIN:
-            heading, finding = "Uncertain", classes_in_words(left)
-            words = ["The model cannot tell these apart here."]
-        else:
-            heading, finding = "Answer", TITLES[left[0]]
-            words = [DESCRIPTIONS[left[0]]]
-        words.append(
-            f"Prediction set at {coverage} %: {', '.join(TITLES[name].lower() for name in left)}. For slices like "
-            f"those that it was fitted on, such sets hold the true class in about {coverage} of 100."
-        )
+    decision = UNFAMILIAR if prediction.decision == UNFAMILIAR else ANSWER if len(left) == 1 else UNCERTAIN
+    words = DESCRIPTIONS[left[0]] if len(left) == 1 else "The model cannot tell these apart here."
+    promise = f"For slices like those that it was fitted on, such sets hold the true class in about {coverage} of 100."
+    if decision == UNFAMILIAR:
+        words = f"Do not rely on this: {prediction.reason}."
+        promise = "For such slices nobody measured how often the set holds the true class."
+    note = f"Prediction set at {coverage} %: {', '.join(TITLES[name].lower() for name in left)}. {promise}"
     return (
         f'<div class="decision" data-coverage="{coverage}"{" hidden" if hidden else ""}>'
-        f'<h2>{decision_mark(decision)}{heading}</h2><p class="finding">{html.escape(finding)}</p>'
-        f'<p class="words">{html.escape(words[0])}</p><p class="words subdued">{html.escape(words[1])}</p></div>'
+        f"<h2>{decision_mark(decision)}{HEADINGS[decision]}</h2>"
+        f'<p class="finding">{html.escape(classes_in_words(left))}</p>'
+        f'<p class="words">{html.escape(words)}</p><p class="words subdued">{html.escape(note)}</p></div>'
     )
 
 

@@ -2,12 +2,14 @@
 
 import base64
 import csv
+import html
 import io
 import random
 import threading
 import weakref
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,8 @@ from brain_tumor_mri.inference.prediction import CSV_COLUMNS, Prediction, csv_ro
 from brain_tumor_mri.labels import LABELS
 from brain_tumor_mri.page.handle import ModelHandle
 from brain_tumor_mri.page.uploads import CHUNK, MAX_FILES, Files, Row, answer_files, batch_answer, csv_uri
-from brain_tumor_mri.page.view_batch import Stops, answer_batch, table
+from brain_tumor_mri.page.view_batch import Stops, answer_batch, status, table
+from brain_tumor_mri.trust.decision import ANSWER, DECISIONS, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
 
 # pytest shows all warnings whatever filters the code set; that they stay unseen is tested elsewhere
 pytestmark = [pytest.mark.filterwarnings(rf"ignore:::{name}") for name in (r"PIL\..*", r"pydicom\..*")]
@@ -120,6 +123,23 @@ def test_the_table_shows_names_and_errors_as_text():
     shown = table([Row(Prediction(evil, None, None, {}, evil))])
     assert "<script" not in shown and "&lt;script" in shown
     assert table([]) == ""
+
+
+def test_only_answers_count_by_class_and_every_other_decision_by_itself():
+    plain = Prediction("x.png", "glioma", 0.6, dict.fromkeys(LABELS, 0.25))
+    decided = {
+        name: replace(plain, decision=name, reason="it is so", prediction_set=("glioma", "notumor"))
+        for name in DECISIONS
+    }
+    rows = [Row(decided[name]) for name in DECISIONS] + [Row(Prediction("y", None, None, {}, "empty"))]
+    said = status(5, 5, "Done", rows)
+    assert "(1 glioma, 1 uncertain, 1 unfamiliar, 1 not a brain MRI, 1 not readable)" in said
+    assert "1 glioma" in status(1, 1, "Done", [Row(plain)]), "without a trust.json the class is all there is"
+    shown = {name: table([Row(prediction)]) for name, prediction in decided.items()}
+    assert "60.0" not in shown[NOT_A_BRAIN_MRI] and "Glioma" not in shown[NOT_A_BRAIN_MRI]
+    assert all("60.0" in shown[name] for name in DECISIONS if name != NOT_A_BRAIN_MRI)
+    for name, words in ((ANSWER, "Model's answer"), (UNCERTAIN, "Glioma or no tumour"), (UNFAMILIAR, "do not rely")):
+        assert words in html.unescape(shown[name])
 
 
 def test_pictures_are_let_go_one_by_one(classifier: TumorClassifier, monkeypatch):

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from brain_tumor_mri import TumorClassifier
 from brain_tumor_mri.heat_maps.explain import Explanation, explain
 from brain_tumor_mri.inference.prediction import Prediction
 from brain_tumor_mri.labels import LABELS
-from brain_tumor_mri.page.fragments import classes_in_words, percent
+from brain_tumor_mri.page.fragments import classes_in_words, decision_mark, percent
 from brain_tumor_mri.page.handle import ModelHandle
 from brain_tumor_mri.page.view_slice import answer_panel, answer_slice, explain_slice, heat_maps_of, heat_uri, viewer
-from brain_tumor_mri.trust.decision import ANSWER, NOT_A_BRAIN_MRI, UNCERTAIN
+from brain_tumor_mri.trust.decision import ANSWER, DECISIONS, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
+from tests.trust.test_trust_file import trust_for, write
 
 PLAIN = Prediction("x.png", "glioma", 0.6, {"glioma": 0.6, "meningioma": 0.3, "notumor": 0.06, "pituitary": 0.04})
 SETS = {90: ("glioma",), 95: ("glioma", "meningioma")}
+UNFAMILIAR_SLICE = "it is unlike the brain MRI that the model knows"
 UNSURE = replace(PLAIN, decision=UNCERTAIN, prediction_set=SETS[95], prediction_sets=SETS, unlikeness=0.4)
 
 
@@ -38,16 +41,33 @@ def parts(panel: str) -> dict[str, str]:
 def test_each_coverage_has_its_own_decision_and_the_classifiers_is_shown():
     said = parts(answer_panel(UNSURE, "x.png", "model", 95))
     assert "Uncertain Glioma or meningioma" in said["95"] and not said["95"].startswith("hidden")
-    assert said["90"].startswith("hidden") and "Answer Glioma" in said["90"]
+    assert said["90"].startswith("hidden") and "Model's answer Glioma" in said["90"]
     narrow = parts(answer_panel(replace(UNSURE, decision=ANSWER, prediction_set=SETS[90]), "x.png", "model", 90))
     assert not narrow["90"].startswith("hidden") and narrow["95"].startswith("hidden")
 
 
-def test_a_refusal_says_why_and_offers_no_coverage():
-    refused = replace(UNSURE, decision=NOT_A_BRAIN_MRI, reason="it is blank")
-    panel = answer_panel(refused, "x.png", "model", 95)
-    assert all("Not a brain MRI" in said and "it is blank" in said for said in parts(panel).values())
-    assert "fieldset" not in panel and 'role="meter"' in panel
+def test_a_refusal_says_why_and_folds_its_probabilities_away_as_meaningless():
+    panel = answer_panel(replace(UNSURE, decision=NOT_A_BRAIN_MRI, reason="it is blank"), "x.png", "model", 95)
+    above, folded = panel.split("<details")
+    assert "Not a brain MRI" in above and "it is blank" in above and 'role="meter"' not in above
+    assert "mean nothing" in folded and folded.count('role="meter"') == len(LABELS) and " open" not in folded
+    assert "fieldset" not in panel and "alibrated" not in panel
+
+
+def test_an_unfamiliar_slice_shows_the_answer_and_says_not_to_rely_on_it():
+    panel = answer_panel(replace(UNSURE, decision=UNFAMILIAR, reason=UNFAMILIAR_SLICE), "x.png", "model", 90)
+    said = parts(panel)
+    assert "Glioma" in said["90"] and "Glioma or meningioma" in said["95"]
+    for words in said.values():
+        assert "Unfamiliar" in words and "Do not rely on this" in words and UNFAMILIAR_SLICE in words
+        assert "Model's answer" not in words and "of 100" not in words, "no promise was measured on such slices"
+    assert 'class="mark unfamiliar"' in panel and "fieldset" in panel
+
+
+def test_an_answer_has_no_tick_and_every_other_decision_has_a_mark_of_its_own():
+    marks = {name: decision_mark(name) for name in DECISIONS}
+    assert marks[ANSWER] == "" and "✓" not in answer_panel(replace(UNSURE, decision=ANSWER), "x", "m", 90)
+    assert len(set(marks.values())) == len(DECISIONS) and all(marks[name] for name in DECISIONS if name != ANSWER)
 
 
 def test_without_trust_the_panel_says_that_nothing_was_checked():
@@ -84,7 +104,7 @@ def test_the_four_maps_are_those_that_explain_gives_one_by_one(tiny_model_dir: P
     seen, maps, target = heat_maps_of(classifier, image)
     assert list(maps) == list(LABELS) and target == classifier.predict(image).label
     for name in LABELS:
-        alone = explain(classifier, image, name)[0]
+        alone = explain(classifier, image, name)
         np.testing.assert_allclose(maps[name], alone.heat_map, atol=1e-5)
         np.testing.assert_array_equal(np.asarray(seen), np.asarray(alone.image))
 
@@ -96,6 +116,14 @@ def test_the_answer_comes_first_and_the_heat_maps_of_the_same_slice_after_it(tin
     explained = explain_slice(model, path)
     assert "heat-opacity" not in picture and explained.count("--heat-") == 4 + 1
     assert all(f"--heat-{name}:url(data:image/png" in explained for name in LABELS)
+
+
+def test_a_refused_picture_gets_no_heat_maps(tiny_model_dir: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    write(folder, trust_for(folder))
+    Image.new("RGB", (200, 200)).save(tmp_path / "blank.png")
+    picture, panel, explainable = answer_slice(ModelHandle(str(folder)), str(tmp_path / "blank.png"))
+    assert "it is blank" in panel and not explainable and "heat map" not in picture
 
 
 def test_a_file_that_cannot_be_read_and_a_model_that_is_missing_are_told_in_the_panel(tmp_path: Path):
