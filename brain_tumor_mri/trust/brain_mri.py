@@ -21,23 +21,22 @@ def fit_brain_mri(
 
     Args:
         brain: (N, D) features of brain MRI slices.
-        brain_kinds: (N,) collection of each; two or more.
+        brain_kinds: (N,) collection of each.
         foreign: (M, D) features of other pictures.
         foreign_kinds: (M,) what each is.
 
     Returns:
         The check, its limit placed so that ``KEPT`` of the brain MRI passes, each slice judged by a fit that saw none
-        of its collection, collections weighing alike.
+        of its collection (where there are two or more), collections weighing alike.
     """
     kinds = np.asarray(brain_kinds)
     weights, bias = _logistic(brain, kinds, foreign, foreign_kinds)
-    scores, shares = [], []
-    for kind in np.unique(kinds):
-        rest = kinds != kind
-        own_weights, own_bias = _logistic(brain[rest], kinds[rest], foreign, foreign_kinds)
-        scores.append(brain[~rest] @ own_weights + own_bias)
-        shares.append(np.full((~rest).sum(), 1 / (~rest).sum()))
-    limit = weighted_quantile(np.concatenate(scores), np.concatenate(shares), KEPT)
+    scores = brain @ weights + bias
+    collections = np.unique(kinds)
+    for own in (kinds == kind for kind in collections if len(collections) > 1):
+        own_weights, own_bias = _logistic(brain[~own], kinds[~own], foreign, foreign_kinds)
+        scores[own] = brain[own] @ own_weights + own_bias
+    limit = weighted_quantile(scores, alike(kinds), KEPT)
     return BrainMriCheck.from_dict(BrainMriCheck(weights, bias - limit).to_dict())
 
 

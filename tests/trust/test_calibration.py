@@ -9,11 +9,16 @@ import pytest
 
 from brain_tumor_mri import TumorClassifier
 from brain_tumor_mri.commands.main import main
-from brain_tumor_mri.evaluation.trust import familiar_figures, foreign_figures, reliability, trust_figures
+from brain_tumor_mri.evaluation.trust import (
+    familiar_figures,
+    foreign_figures,
+    left_out_figures,
+    reliability,
+    trust_figures,
+)
 from brain_tumor_mri.labels import ANY_TUMOR, LABEL2ID, LABELS, NO_TUMOR
-from brain_tumor_mri.trust import calibration, in_distribution
+from brain_tumor_mri.trust import brain_mri, calibration, in_distribution
 from brain_tumor_mri.trust.calibration import Outputs
-from brain_tumor_mri.trust.in_distribution import OtherCollection
 from brain_tumor_mri.trust.trust_file import Calibration
 
 NOISE = np.random.default_rng(0).normal(size=(50, 5))
@@ -28,10 +33,21 @@ def simulated(n: int, *, overconfidence: float = 1.0, seed: int = 0) -> tuple[np
     return overconfidence * logits[:, None], labels
 
 
-def outputs_of(logits: np.ndarray, labels: np.ndarray, features: np.ndarray | None = None, **more: object) -> Outputs:
+def outputs_of(logits: np.ndarray, labels: np.ndarray, features: np.ndarray | None = None, kind: str = "a") -> Outputs:
     n = len(labels)
     features = np.zeros((n, 5)) if features is None else features
-    return Outputs(np.repeat(logits, 2, axis=1), features, [None] * n, labels, [str(i) for i in range(n)], **more)
+    groups, names = [str(i) for i in range(n)], [f"{kind}{i}" for i in range(n)]
+    return Outputs(np.repeat(logits, 2, axis=1), features, [None] * n, labels, groups, [kind] * n, names)
+
+
+def pictures(features: np.ndarray, kinds: list[str], faults: list[str | None] | None = None) -> Outputs:
+    """Pictures of unknown type, named by their place."""
+    n = len(features)
+    names = [str(i) for i in range(n)]
+    return Outputs(np.zeros((n, 2, 4)), features, faults or [None] * n, np.full(n, ANY_TUMOR), names, kinds, names)
+
+
+KNOWN = pictures(NOISE, ["a"] * len(NOISE))
 
 
 def test_the_temperature_that_made_the_logits_overconfident_is_found():
@@ -45,7 +61,7 @@ def test_temperature_scaling_lowers_the_calibration_error_and_changes_no_answer(
         "0",
         "layer3",
         validation=outputs_of(fit_logits, fit_labels),
-        known=NOISE,
+        known=KNOWN,
     )
     logits, labels = simulated(1000, overconfidence=3.0, seed=2)
     figures = trust_figures(trust, outputs_of(logits, labels))
@@ -83,47 +99,45 @@ def on_plane(n: int, noise: float, seed: int, shift: float = 0.0) -> np.ndarray:
     return rng.normal(size=(n, 3)) @ AXES + shift + noise * rng.normal(size=(n, 60))
 
 
-def slices(features: np.ndarray, groups: int) -> Outputs:
-    """Slices of a second collection, ``groups`` of equal size."""
-    n = len(features)
-    return Outputs(
-        np.zeros((n, 2, 4)), features, [None] * n, np.full(n, ANY_TUMOR), [str(i % groups) for i in range(n)]
-    )
-
-
-def test_ninety_nine_percent_of_the_validation_slices_are_let_through_and_far_features_are_not():
-    known, ours, theirs = on_plane(400, 0.1, 1), on_plane(500, 0.1, 2), on_plane(200, 0.2, 3)
-    other = OtherCollection(None, slices(theirs, 20))
-    check = in_distribution.fit_in_distribution(known, ours, "layer3", other=other)
-    refused = [int((check.unlikeness(features) > 1).sum()) for features in (ours, theirs)]
-    assert sum(refused) == 6 and refused[1] > refused[0]  # the 694th of 700 is at the limit
+def test_the_limit_keeps_most_validation_slices_and_far_features_are_unfamiliar():
+    known, ours = on_plane(400, 0.1, 1), on_plane(500, 0.1, 2)
+    check = in_distribution.fit_in_distribution(known, ["a"] * 400, ours, ["a"] * 500, "layer3")
+    assert int((check.unlikeness(ours) > 1).sum()) == 15  # 97 % of 500 are kept
     off_plane = known[:50] + 3 * np.random.default_rng(7).normal(size=(50, 60))
     far_along = 20 * known[:50]
     assert (check.unlikeness(off_plane) > 1).all() and (check.unlikeness(far_along) > 1).mean() > 0.9
 
 
-def test_a_second_collections_training_slices_are_judged_by_fits_that_saw_none_of_their_group():
-    known, ours = on_plane(400, 0.1, 1), on_plane(500, 0.1, 2)
-    rng = np.random.default_rng(3)
-    # each group lies off the plane in a direction of its own: only a fit that saw the group finds its slices near
-    directions = 4 * rng.normal(size=(15, 60))
-    own = directions[np.arange(150) % 15] + on_plane(150, 0.1, 4)
-    train, validation = slices(own, 15), slices(on_plane(40, 0.1, 5), 40)
-    check = in_distribution.fit_in_distribution(known, ours, "layer3", other=OtherCollection(train, validation, 3))
-    alone = in_distribution.fit_in_distribution(known, ours, "layer3", other=OtherCollection(None, validation))
-    new_group = on_plane(30, 0.1, 6) + 4 * rng.normal(size=60)
-    assert (alone.unlikeness(new_group) > 1).all()  # the validation part alone is too easy to tell
-    assert (check.unlikeness(new_group) <= 1).mean() > 0.9
+def test_collections_weigh_alike_in_the_fit_and_in_the_limit_whatever_their_size():
+    known = np.concatenate([on_plane(300, 0.1, 1), on_plane(20, 0.1, 3, shift=5.0)])
+    kinds = ["large"] * 300 + ["small"] * 20
+    check = in_distribution.fit_in_distribution(known, kinds, known, kinds, "s")
+    assert check.mean.mean() == pytest.approx(2.5, abs=0.3)
+    assert (check.unlikeness(known[300:]) <= 1).all()  # one slice of the small one weighs as much as 15 of the other
 
 
-def test_a_second_collection_weighs_as_often_as_an_epoch_drew_it():
-    known, ours = on_plane(100, 0.1, 1), on_plane(100, 0.1, 2)
-    train, validation = slices(on_plane(50, 0.1, 3, shift=5.0), 10), slices(on_plane(50, 0.1, 4, shift=5.0), 10)
-    means = [
-        in_distribution.fit_in_distribution(known, ours, "s", other=OtherCollection(train, validation, n)).mean.mean()
-        for n in (1, 2)
-    ]
-    assert means == pytest.approx([5 * 50 / 150, 5 * 100 / 200], abs=0.15)
+def brain_and_others() -> tuple[np.ndarray, list[str], np.ndarray, list[str]]:
+    """Brain MRI of two collections on one side of an axis, two kinds of other pictures on the far side."""
+    rng = np.random.default_rng(0)
+    brain, other = rng.normal(size=(200, 5)), rng.normal(size=(60, 5)) + np.array([6, 0, 0, 0, 0])
+    brain[:100, 1] += 2
+    return brain, ["one"] * 100 + ["two"] * 100, other, ["page"] * 30 + ["face"] * 30
+
+
+def test_other_pictures_are_refused_and_brain_mri_passes_whatever_its_collection():
+    brain, kinds, other, other_kinds = brain_and_others()
+    check = brain_mri.fit_brain_mri(brain, kinds, other, other_kinds)
+    assert (check.foreign(brain) <= 0.5).mean() >= 0.98 and (check.foreign(other) > 0.5).mean() > 0.95
+    assert (brain_mri.fit_brain_mri(brain, ["one"] * 200, other, other_kinds).foreign(brain) <= 0.5).mean() == 0.99
+
+
+def test_kinds_left_out_of_the_fit_are_measured_each_by_a_fit_without_it():
+    brain, kinds, other, other_kinds = brain_and_others()
+    other[30:] = -other[30:]  # faces lie where no other picture does: a fit without them takes them for brain MRI
+    figures = left_out_figures(pictures(brain, kinds), pictures(other, other_kinds))
+    assert figures["foreign"]["face"] == {"n": 30, "refused": 0.0} and set(figures["brain"]) == {"one", "two"}
+    blank = pictures(other, other_kinds, ["it is blank"] * 60)
+    assert left_out_figures(pictures(brain, kinds), blank)["foreign"]["face"]["refused"] == 1.0
 
 
 def test_external_tumours_are_covered_and_right_when_any_tumour_is():
@@ -136,44 +150,47 @@ def test_external_tumours_are_covered_and_right_when_any_tumour_is():
         "0",
         "layer3",
         validation=outputs_of(fit_logits, fit_labels),
-        known=NOISE,
+        known=KNOWN,
     )
     figures = trust_figures(trust, outputs_of(logits, np.full(4, ANY_TUMOR)))
     assert figures["correct"]["all"]["value"] == 0.5 and figures["coverage"]["95"]["covered"]["value"] == 0.5
     assert "after" not in figures and "per_class" not in figures["coverage"]["95"]
 
 
+def fitted_checks() -> tuple[calibration.Trust, Outputs]:
+    """A trust whose features are those of ``brain_and_others``, and its validation slices."""
+    brain, kinds, other, other_kinds = brain_and_others()
+    logits, labels = simulated(200)
+    validation = outputs_of(logits, labels, brain)
+    known, foreign = pictures(brain, kinds), pictures(other, other_kinds)
+    return calibration.fit_trust("0", "layer3", validation=validation, known=known, foreign=foreign), validation
+
+
+FAR = np.array([9.0, 0, 0, 0, 0])
+
+
 def test_foreign_pictures_with_a_fault_count_as_refused_and_those_that_pass_are_named():
-    rng = np.random.default_rng(0)
-    known = rng.normal(size=(300, 5))
-    fit_logits, fit_labels = simulated(300)
-    trust = calibration.fit_trust("0", "layer3", validation=outputs_of(fit_logits, fit_labels, known), known=known)
-    features = np.concatenate([np.zeros((1, 5)), np.full((2, 5), 50.0), np.zeros((1, 5))])
-    faults, kinds = ["it is blank", None, None, None], ["blank", "page", "page", "face"]
-    foreign = Outputs(np.zeros((4, 2, 4)), features, faults, np.full(4, -1), list("abcd"), list("abcd"))
-    figures = foreign_figures(trust, foreign, [outputs_of(fit_logits, fit_labels, known)], kinds)
-    assert figures["refused"] == 0.75 and [row["name"] for row in figures["let_through"]] == ["d"]
+    trust, validation = fitted_checks()
+    features = np.stack([0 * FAR, FAR, FAR, -FAR / 9])
+    kinds = ["blank", "page", "page", "face"]
+    figures = foreign_figures(trust, pictures(features, kinds, ["it is blank", None, None, None]), [validation])
+    assert figures["refused"] == 0.75 and [row["name"] for row in figures["let_through"]] == ["3"]
     assert figures["refused_by_kind"]["page"] == {"n": 2, "refused": 1.0, "faults": 0}
     assert figures["refused_without_faults"] == pytest.approx(2 / 3) and figures["n_without_faults"] == 3
     assert 0.5 < figures["auroc"] < 1
-    all_blank = Outputs(np.zeros((4, 2, 4)), features, ["it is blank"] * 4, np.full(4, -1), list("abcd"), list("abcd"))
-    figures = foreign_figures(trust, all_blank, [outputs_of(fit_logits, fit_labels, known)], kinds)
+    figures = foreign_figures(trust, pictures(features, kinds, ["it is blank"] * 4), [validation])
     assert figures["refused"] == 1 and figures["refused_without_faults"] is figures["auroc_without_faults"] is None
 
 
-def test_of_familiar_slices_those_that_are_refused_are_named_with_their_score_or_fault():
-    rng = np.random.default_rng(0)
-    known = rng.normal(size=(300, 5))
-    fit_logits, fit_labels = simulated(300)
-    trust = calibration.fit_trust("0", "layer3", validation=outputs_of(fit_logits, fit_labels, known), known=known)
-    features = np.concatenate([np.zeros((2, 5)), np.full((1, 5), 50.0), np.zeros((1, 5))])
+def test_of_familiar_slices_those_that_are_refused_are_named_and_those_flagged_are_counted():
+    trust, _ = fitted_checks()
+    features = np.stack([0 * FAR, 0 * FAR, FAR, 30 * np.array([-1.0, 0, 0, 1, 0])])
     faults, kinds = ["it is tiny (9 x 9 pixels)", None, None, None], ["one", "one", "two", "two"]
-    familiar = Outputs(np.zeros((4, 2, 4)), features, faults, np.full(4, -1), list("abcd"), list("abcd"))
-    figures = familiar_figures(trust, familiar, kinds)
-    assert figures["n"] == 4 and figures["refused"] == 0.5
+    figures = familiar_figures(trust, pictures(features, kinds, faults))
+    assert figures["n"] == 4 and figures["refused"] == 0.5 and figures["unfamiliar"] == 0.25
     assert figures["refused_by_kind"]["one"] == {"n": 2, "refused": 0.5, "faults": 1}
     tiny, far = figures["refused_names"]
-    assert tiny == {"name": "a", "fault": "it is tiny (9 x 9 pixels)"} and far["name"] == "c" and far["unlikeness"] > 1
+    assert tiny == {"name": "0", "fault": "it is tiny (9 x 9 pixels)"} and far["name"] == "2" and far["foreign"] > 0.5
 
 
 def test_reliability_gives_the_mean_confidence_and_accuracy_of_each_bin():
@@ -206,10 +223,11 @@ def test_the_command_writes_a_file_that_the_classifier_uses(trained: Path, phant
         Image.fromarray(pixels).save(foreign / "noise" / f"{i}.png")
     (foreign / "noise" / "broken.png").write_bytes(b"no picture")
     arguments = ["calibrate", "--model", str(trained), "--data_dir", str(phantom_dir), "--foreign", str(foreign)]
-    assert main([*arguments, "--device", "cpu", "--json"]) == 0
+    assert main([*arguments, "--foreign_test", str(foreign), "--device", "cpu", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["measured"]["test"]["single"]["n"] == 16 and set(told["measured"]["test"]["single"]["decisions"])
-    assert told["measured"]["foreign"]["n"] == 3 and len(told["measured"]["foreign"]["unreadable"]) == 1
+    assert told["measured"]["foreign"]["n"] == 3 and told["unreadable"][0].startswith("noise/broken.png: ")
+    assert told["fitted_on"]["foreign"] == {"noise": 3} and set(told["measured"]["left_out"]) == {"brain", "foreign"}
     assert (trained / "reliability.png").stat().st_size > 5000
     classifier = TumorClassifier.from_pretrained(trained, device="cpu")
     assert classifier.trust.single.temperature == told["temperature"]
@@ -250,7 +268,8 @@ def test_a_report_measures_the_file_that_is_there_and_changes_nothing_in_the_fol
         (lambda r: r["config"].update(train_on_validation=True), "trained on its validation part"),
         (lambda r: r["model"].update(weights_sha256="0" * 64), "belongs to other weights"),
         (lambda r: r.pop("config"), "does not say how the model was trained"),
-        (lambda r: r["config"].update(external_dir="br35h", external_repeats=3), "give --external_dir"),
+        (lambda r: r["config"].update(external_dir="br35h"), "trained with --external_dir; give it"),
+        (lambda r: r["config"].update(collections_dir="further"), "trained with --collections_dir; give it"),
     ],
 )
 def test_a_model_that_cannot_be_calibrated_is_told_in_one_line(

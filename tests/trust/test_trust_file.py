@@ -11,21 +11,23 @@ from PIL import Image
 
 from brain_tumor_mri import TumorClassifier, UserError
 from brain_tumor_mri.heat_maps.cam import METHODS
-from brain_tumor_mri.inference.classifier import Ensemble
 from brain_tumor_mri.inference.model_folder import find_model
 from brain_tumor_mri.inference.prediction import Answers
 from brain_tumor_mri.labels import LABELS
-from brain_tumor_mri.trust.decision import ANSWER, NOT_A_BRAIN_MRI, UNCERTAIN, decide, picture_fault
-from brain_tumor_mri.trust.trust_file import Calibration, InDistribution, Trust, load_trust
+from brain_tumor_mri.trust.decision import ANSWER, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR, decide, picture_fault
+from brain_tumor_mri.trust.trust_file import BrainMriCheck, Calibration, InDistribution, Trust, load_trust
 
 FRACTAL = Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 20).convert("RGB")
 FEATURES = 192  # channels of the last stage but one of test_resnet
 
 
-def trust_for(folder: Path, *, temperature: float = 2.0, left: float = 0.6, threshold: float = 1e9) -> Trust:
+def trust_for(
+    folder: Path, *, temperature: float = 2.0, left: float = 0.6, threshold: float = 1e9, bias: float = -9.0
+) -> Trust:
     calibration = Calibration(temperature, {90: np.full(4, left / 2), 95: np.full(4, left)})
     check = InDistribution("layer3", np.zeros(FEATURES), np.eye(2, FEATURES), np.ones(2), 1.0, threshold)
-    return Trust(find_model(folder).sha256(), calibration, replace(calibration, temperature=3.0), check, {})
+    brain_mri = BrainMriCheck(np.zeros(FEATURES), bias)
+    return Trust(find_model(folder).sha256(), calibration, replace(calibration, temperature=3.0), check, brain_mri, {})
 
 
 @pytest.fixture
@@ -77,18 +79,32 @@ def test_a_class_is_left_when_one_minus_its_probability_is_at_most_its_threshold
 
 
 def test_the_decision_follows_from_set_likeness_and_picture():
-    assert decide(("glioma",), 0.4, None) == (ANSWER, None)
-    assert decide(("glioma", "pituitary"), 1.0, None) == (UNCERTAIN, None)
-    assert decide(("glioma",), 1.01, None)[0] == NOT_A_BRAIN_MRI
-    assert decide(("glioma",), float("nan"), None)[0] == NOT_A_BRAIN_MRI
-    assert decide(("glioma",), 0.1, "it is blank") == (NOT_A_BRAIN_MRI, "it is blank")
+    assert decide(("glioma",), 0.4, 0.1, None) == (ANSWER, None)
+    assert decide(("glioma", "pituitary"), 1.0, 0.5, None) == (UNCERTAIN, None)
+    assert decide(("glioma",), 1.01, 0.1, None)[0] == UNFAMILIAR
+    assert decide(("glioma",), 1.01, 0.51, None)[0] == NOT_A_BRAIN_MRI
+    assert decide(("glioma",), float("nan"), 0.1, None)[0] == UNFAMILIAR
+    assert decide(("glioma",), 0.4, float("nan"), None)[0] == NOT_A_BRAIN_MRI
+    assert decide(("glioma",), 0.1, 0.1, "it is blank") == (NOT_A_BRAIN_MRI, "it is blank")
 
 
-def test_a_refused_picture_keeps_its_probabilities(folder: Path, slices: list[Path]):
-    write(folder, trust_for(folder, threshold=1e-6))
+@pytest.mark.parametrize(
+    ("trust", "decision", "reason"),
+    [({"threshold": 1e-6}, UNFAMILIAR, "unlike"), ({"bias": 9.0}, NOT_A_BRAIN_MRI, "not look like")],
+)
+def test_a_flagged_or_refused_picture_keeps_its_probabilities(
+    folder: Path, slices: list[Path], trust, decision, reason
+):
+    write(folder, trust_for(folder, **trust))
     answer = TumorClassifier.from_pretrained(folder, device="cpu").predict(slices[0])
-    assert answer.decision == NOT_A_BRAIN_MRI and "unlike" in answer.reason and answer.unlikeness > 1
+    assert answer.decision == decision and reason in answer.reason
     assert sum(answer.probabilities.values()) == pytest.approx(1) and answer.label in LABELS
+
+
+def test_without_pictures_that_are_no_brain_mri_nothing_is_foreign(folder: Path, slices: list[Path]):
+    write(folder, replace(trust_for(folder), brain_mri=None))
+    answer = TumorClassifier.from_pretrained(folder, device="cpu").predict(slices[0])
+    assert answer.foreign == 0 and answer.decision != NOT_A_BRAIN_MRI
 
 
 def test_coverage_chooses_the_set_that_decides(folder: Path, slices: list[Path]):
@@ -173,10 +189,10 @@ def test_a_stage_that_the_network_lacks_is_told(folder: Path):
 def test_an_ensemble_leaves_what_any_member_leaves_and_refuses_what_any_member_refuses():
     one = Answers(np.array([[0.7, 0.1, 0.1, 0.1]]), {95: np.array([[True, False, False, False]])}, np.array([0.5]))
     other = Answers(np.array([[0.1, 0.5, 0.2, 0.2]]), {95: np.array([[False, True, False, False]])}, np.array([1.5]))
-    joined = Ensemble.combine(None, [one, other])
+    joined = Answers.combined([one, other])
     np.testing.assert_allclose(joined.probabilities, [[0.4, 0.3, 0.15, 0.15]])
     assert joined.sets[95].tolist() == [[True, True, False, False]] and joined.unlikeness.tolist() == [1.5]
-    without = Ensemble.combine(None, [one, Answers(other.probabilities)])
+    without = Answers.combined([one, Answers(other.probabilities)])
     assert not without.sets and without.unlikeness is None
 
 
