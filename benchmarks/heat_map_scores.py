@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from brain_tumor_mri.inference.classifier import Ensemble, TumorClassifier
+from brain_tumor_mri.inference.classifier import TumorClassifier
+from brain_tumor_mri.inference.member import Member
+from brain_tumor_mri.inference.run_pytorch import TorchNetwork
 
 TOLERANCE = 15  # pixels of the model's input: the pointing game's (Zhang et al. 2018), there of photographs
 GAUSSIAN_SIGMA = 0.25  # of the side
@@ -91,9 +93,9 @@ def randomised(classifier: TumorClassifier, what: str, calibration: Tensor, seed
                     layer.reset_parameters()
             if what == "all":
                 _settle_statistics(network, inputs[i])
-            options = {"device": member.device, "batch_size": member.batch_size, "mirror": member.mirror}
-            members.append(TumorClassifier(model, member.processor, **options))
-    return Ensemble(members) if isinstance(classifier, Ensemble) else members[0]
+            drawn = TorchNetwork(model, classifier.device, None)
+            members.append(Member(drawn, member.processor, mirror=member.mirror))
+    return TumorClassifier(members, batch_size=classifier.batch_size)
 
 
 @torch.no_grad()

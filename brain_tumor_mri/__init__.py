@@ -9,6 +9,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Explanation": "heat_maps.explain",
     "Prediction": "inference.prediction",
     "TumorClassifier": "inference.classifier",
     "UnreadableImageError": "images.read",

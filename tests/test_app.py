@@ -89,7 +89,7 @@ def test_three_endpoints_are_public_and_name_every_field_of_their_answers(client
 def test_explain_endpoint_gives_the_map_of_the_class_that_was_asked_for(
     client: Client, slice_png: Path, tiny_model_dir: Path
 ) -> None:
-    expected = explain(TumorClassifier.from_pretrained(tiny_model_dir), slice_png, "pituitary")[0]
+    expected = explain(TumorClassifier.from_pretrained(tiny_model_dir), slice_png, "pituitary")
     answer = client.predict(handle_file(str(slice_png)), target="pituitary", api_name="/explain")
     assert answer["target"] == "pituitary" and answer["size"] == [150, 180]
     assert answer["probabilities"] == pytest.approx(expected.prediction.probabilities, abs=1e-5)

@@ -14,13 +14,16 @@ import time
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..heat_maps.explain import DEFAULT_METHOD, METHODS, Explanation, colour, explain
+from ..heat_maps import DEFAULT_METHOD, METHODS
 from ..images.find import find_images
 from ..labels import LABELS, RESEARCH_NOTICE, TITLES
 from .model_flags import add_model_arguments, load_classifier
+
+if TYPE_CHECKING:
+    from ..heat_maps.explain import Explanation
 
 KINDS = {"heatmap": "-heatmap.png", "overlay": "-overlay.png", "map": "-map.npy"}
 """What the command writes for an image -> how the file's name ends."""
@@ -84,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             for first in range(0, len(files), args.batch_size):
                 batch = files[first : first + args.batch_size]
-                for explanation in explain(classifier, batch, args.target, method=args.method, on_error="record"):
+                for explanation in classifier.explain(batch, args.target, method=args.method, on_error="record"):
                     written = write_explanation(explanation, args.output_dir, names[len(rows)])
                     rows.append(explanation.to_dict() | {"files": {k: os.fspath(v) for k, v in written.items()}})
                     progress.advance()
@@ -131,6 +134,8 @@ def write_explanation(explanation: Explanation, folder: Path, name: str) -> dict
     """
     import numpy as np
     from PIL import Image
+
+    from ..heat_maps.explain import colour  # torch: seconds
 
     if explanation.heat_map is None:
         return {}

@@ -15,9 +15,9 @@ import torch
 
 from ..errors import UserError
 from ..images.read import ImageSource, load_image, name_of
-from ..inference.classifier import TumorClassifier
+from ..inference.classifier import TumorClassifier, pixels_of
+from ..inference.prediction import Prediction
 from ..inference.run_pytorch import StageFeatures
-from ..trust.decision import picture_fault
 
 MAX_DIFFERENCE = 1e-4
 """Of a probability, between a float32 export and PyTorch."""
@@ -79,39 +79,30 @@ def compare(
     """
     if not torch.equal(*(side.preprocess(load_image(images[0])) for side in (reference, exported))):
         raise UserError("the export does not preprocess images as the model does; this is a bug of the export")
-    tap = StageFeatures(getattr(reference.model, "timm_model", reference.model), stage) if stage else None
-    rows: list[tuple[np.ndarray, bool, bool]] = []
+    hook = StageFeatures(getattr(reference.model, "timm_model", reference.model), stage) if stage else None
+    pairs: list[tuple[Prediction, Prediction]] = []
     features: list[tuple[np.ndarray, np.ndarray]] = []
     try:
         for first in range(0, len(images), _BATCH):
-            sources = images[first : first + _BATCH]
-            pictures = [load_image(source) for source in sources]
-            pixels = torch.stack([reference.preprocess(picture) for picture in pictures])
-            answers = [side.answers(pixels) for side in (reference, exported)]
-            if tap:
+            readings = [reference.read(source, name_of(source, 1)) for source in images[first : first + _BATCH]]
+            pixels = pixels_of(readings, "raise")
+            answers = (side.answer_readings(readings) for side in (reference, exported))
+            pairs += zip(*answers, strict=True)
+            if hook:
                 with torch.inference_mode():
                     reference.model(pixel_values=pixels.to(reference.device))
-                    features.append((tap.take(), exported.network(pixels)[1]))
-            for row, (source, picture) in enumerate(zip(sources, pictures, strict=True)):
-                fault = picture_fault(picture)
-                name = name_of(source, row)
-                ours, theirs = (
-                    side.prediction(name, answer, row, fault)
-                    for side, answer in zip((reference, exported), answers, strict=True)
-                )
-                values = [list(said.probabilities.values()) for said in (ours, theirs)]
-                apart = np.abs(np.subtract(*values))
-                rows.append((apart, ours.label == theirs.label, ours.decision == theirs.decision))
+                    features.append((hook.take(), exported.network(pixels)[1]))
     finally:
-        if tap:
-            tap.remove()
-    differences = np.stack([row[0] for row in rows])
+        if hook:
+            hook.remove()
+    ours, theirs = (np.array([list(said.probabilities.values()) for said in side]) for side in zip(*pairs, strict=True))
+    differences = np.abs(ours - theirs)
     return Parity(
-        images=len(rows),
+        images=len(pairs),
         max_difference=float(differences.max()),
         mean_difference=float(differences.mean()),
-        same_label=float(np.mean([row[1] for row in rows])),
-        same_decision=float(np.mean([row[2] for row in rows])) if reference.trust else None,
+        same_label=float(np.mean([a.label == b.label for a, b in pairs])),
+        same_decision=float(np.mean([a.decision == b.decision for a, b in pairs])) if reference.trust else None,
         feature_difference=_feature_difference(features) if features else None,
     )
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..inference.network import FEATURES, INPUT, LOGITS, physical_cores, reason
+from ..errors import UserError, first_line
+from ..inference.network import FEATURES, INPUT, LOGITS, physical_cores
 from ..inference.run_litert import quiet_stderr, require_litert
 from .write_onnx import FLOAT_CONVOLUTIONS, LogitsAndFeatures, silence
 
@@ -54,7 +54,7 @@ def write_litert(network: torch.nn.Module, file: Path, *, stage: str | None, siz
             written = litert_torch.convert(whole, sample_kwargs={INPUT: torch.zeros(1, 3, *size)})
             written.export(str(file))
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"this network cannot be written as LiteRT ({reason(error)})") from error
+        raise UserError(f"this network cannot be written as LiteRT ({first_line(error)})") from error
 
 
 def write_int8(source: Path, file: Path, slices: Sequence[Tensor]) -> None:
@@ -113,7 +113,7 @@ def require_litert_torch() -> Any:
             import litert_torch
     except ImportError as error:
         raise UserError(
-            f"a LiteRT export needs litert-torch ({reason(error)}): pip install litert-torch; it asks for older "
+            f"a LiteRT export needs litert-torch ({first_line(error)}): pip install litert-torch; it asks for older "
             "versions of some packages, so best in a virtual environment of its own"
         ) from error
     return litert_torch

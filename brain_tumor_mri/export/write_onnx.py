@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..inference.network import FEATURES, INPUT, LOGITS, reason
+from ..errors import UserError, first_line
+from ..inference.network import FEATURES, INPUT, LOGITS
 from ..inference.run_pytorch import StageFeatures
 
 OPSET = 20
@@ -122,7 +122,7 @@ def write_onnx(
             )
             onnx.checker.check_model(str(file), full_check=True)
     except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError) as error:
-        raise UserError(f"this network cannot be written as ONNX ({reason(error)})") from error
+        raise UserError(f"this network cannot be written as ONNX ({first_line(error)})") from error
 
 
 def write_int8(source: Path, file: Path, batches: Sequence[np.ndarray], how: Quantization) -> None:
@@ -179,7 +179,7 @@ def require_onnx() -> Any:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        missing = f"an export needs onnx, onnxruntime and onnxscript ({reason(error)})"
+        missing = f"an export needs onnx, onnxruntime and onnxscript ({first_line(error)})"
         raise UserError(f"{missing}: pip install onnx onnxruntime onnxscript") from error
     return onnx
 

@@ -1,7 +1,6 @@
-"""Class activation maps of a batch: ``look`` runs the networks forward, ``mean_maps`` explains any class from there.
+"""Class activation maps of a batch: ``forward`` runs the networks, ``mean_maps`` explains any class from there.
 
-One forward pass serves every class, as the way back goes to the feature maps only. The maps are those of the package
-grad-cam, by one of these methods:
+One forward pass serves every class, as the way back goes to the feature maps only. The methods:
 
 - ``grad-cam`` (Selvaraju et al. 2017, arXiv:1610.02391): ReLU(sum over channels of mean gradient x activation) of the
   last feature map before pooling, what timm's ``forward_features`` returns (ResNet: after ``layer4``; EfficientNet:
@@ -19,25 +18,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from ..errors import UserError
+from ..inference.classifier import TumorClassifier
+from ..inference.member import Member
+from ..inference.prediction import Answers
+from . import GRAD_CAM, LAYER_CAM, METHODS
 
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor, nn
-
-    from ..inference.classifier import TumorClassifier
-    from ..inference.prediction import Answers
-
-GRAD_CAM, LAYER_CAM, FUSED_CAM = "grad-cam", "layer-cam", "fused-cam"
-METHODS = {GRAD_CAM: (GRAD_CAM,), LAYER_CAM: (LAYER_CAM,), FUSED_CAM: (GRAD_CAM, LAYER_CAM)}
-"""Method -> the package's methods whose maps it multiplies."""
-DEFAULT_METHOD = FUSED_CAM
 FINE_STRIDE = 16
 """Pixels a cell of the feature map that ``layer-cam`` takes."""
-_CLASSES = {GRAD_CAM: "GradCAM", LAYER_CAM: "LayerCAM"}
-"""The package's method -> its class there."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +40,10 @@ class View:
     """A batch as one network saw it, mirrored or not.
 
     Attributes:
-        paths: method of the package -> the feature map (N, C, h, w) that it takes, and the logits (N, 4) of a graph
-            that starts there.
+        paths: ``grad-cam`` or ``layer-cam`` -> the feature map (N, C, h, w) that it takes, and the logits (N, 4) of a
+            graph that starts there.
         logits: (N, 4).
-        features: (N, D) of ``TumorClassifier.take_features``; None without a ``trust.json``.
+        features: (N, D) that ``trust.json`` reads; None without one.
         mirrored: whether the batch was mirrored.
     """
 
@@ -58,7 +53,7 @@ class View:
     mirrored: bool
 
 
-def look(classifier: TumorClassifier, pixel_values: Tensor, method: str) -> tuple[list[list[View]], Answers]:
+def forward(classifier: TumorClassifier, pixel_values: Tensor, method: str) -> tuple[list[list[View]], Answers]:
     """Run a batch forward.
 
     Args:
@@ -67,55 +62,46 @@ def look(classifier: TumorClassifier, pixel_values: Tensor, method: str) -> tupl
         method: one of ``METHODS``.
 
     Returns:
-        Of each member of an ensemble its views, one or two; and ``classifier.answers``.
+        Of each member its views, one or two; and ``classifier.answers``.
 
     Raises:
         UserError: the model has no feature map that the method could take.
     """
-    import torch
-
-    by_member = classifier.inputs(pixel_values)
+    inputs = classifier.inputs(pixel_values)
     # a caller's inference mode would forbid the gradients
     with torch.inference_mode(False), torch.enable_grad():
-        views = [_views(member, x, method) for member, x in zip(classifier.members, by_member, strict=True)]
+        views = [_views(member, x, method) for member, x in zip(classifier.members, inputs, strict=True)]
         of_members = [
-            member.judge(torch.stack([view.logits for view in ours], dim=1), ours[0].features)
+            member.answers_from(torch.stack([view.logits for view in ours], dim=1), ours[0].features)
             for member, ours in zip(classifier.members, views, strict=True)
         ]
-        return views, classifier.combine(of_members)
+        return views, Answers.combined(of_members)
 
 
 def mean_maps(views: Sequence[Sequence[View]], classes: Sequence[int], size: tuple[int, int]) -> np.ndarray:
     """Explain a class of each image; may be called again with others.
 
     Args:
-        views: of ``look``.
+        views: of ``forward``.
         classes: (N) class indices.
         size: height and width of the network's input.
 
     Returns:
         The mean of the maps of all views, float32 (N, H, W) in [0, 1], each with a highest value of 1 or all 0.
     """
-    import numpy as np
-    import torch
-
     with torch.inference_mode(False), torch.enable_grad():
-        maps = [np.mean([_view_maps(view, classes, size) for view in ours], axis=0) for ours in views]
-    mean = np.mean(maps, axis=0, dtype=np.float32)
-    highest = mean.max((1, 2), keepdims=True)
-    return np.divide(mean, highest, out=np.zeros_like(mean), where=highest > 0)
+        of_members = [torch.stack([_view_maps(view, classes, size) for view in ours]).mean(0) for ours in views]
+        return _up_to_one(torch.stack(of_members).mean(0)).numpy()
 
 
-def _views(member: TumorClassifier, pixel_values: Tensor, method: str) -> list[View]:
+def _views(member: Member, pixel_values: Tensor, method: str) -> list[View]:
     """Run one member over a batch, and over its mirror image where it averages both."""
-    import torch
-
     network = _twin(getattr(member.model, "timm_model", member.model))
-    pixel_values = pixel_values.to(member.device, memory_format=torch.channels_last)
+    pixel_values = pixel_values.to(member.network.device, memory_format=torch.channels_last)
     return [
         View(
             *_run(network, pixel_values.flip(-1) if mirrored else pixel_values, method),
-            features=member.take_features(),
+            features=member.network.take_features(),
             mirrored=mirrored,
         )
         for mirrored in ((False, True) if member.mirror else (False,))
@@ -127,18 +113,13 @@ def _twin(network: nn.Module) -> nn.Module:
 
     So nothing here can disturb threads that predict with the network, or leave anything behind on it.
     """
-    from torch import nn
-
     shared: dict[int, Any] = {id(buffer): buffer for buffer in network.buffers()}
     shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
     return copy.deepcopy(network, shared).eval()
 
 
 def _run(network: nn.Module, pixel_values: Tensor, method: str) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
-    """Return the ``paths`` of the method, and the logits.
-
-    Each path has a graph of its own, which starts at the map: the package needs the gradient there, and no further.
-    """
+    """Return the ``paths`` of the method, each with a graph of its own that starts at its map; and the logits."""
     finer: list[Tensor] = []
     if LAYER_CAM in METHODS[method]:
         layers = [row["module"] for row in getattr(network, "feature_info", ()) if row["reduction"] == FINE_STRIDE]
@@ -164,47 +145,26 @@ def _run(network: nn.Module, pixel_values: Tensor, method: str) -> tuple[dict[st
     return paths, next(iter(paths.values()))[1]
 
 
-def _view_maps(view: View, classes: Sequence[int], size: tuple[int, int]) -> np.ndarray:
-    """Return the product of the package's maps of one view, turned back if mirrored: float32 (N, H, W) in [0, 1].
+def _view_maps(view: View, classes: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """Return the product of one view's maps, turned back if mirrored: float32 (N, H, W) on the CPU, 0..1."""
+    product = torch.ones(())
+    for name, (feature_map, logits) in view.paths.items():
+        scores = logits[range(len(logits)), list(classes)]
+        (gradient,) = torch.autograd.grad(scores.sum(), feature_map, retain_graph=True)  # other classes come
+        weights = gradient.mean((2, 3), keepdim=True) if name == GRAD_CAM else gradient.clamp_min(0)
+        cells = (weights * feature_map.detach()).sum(1, keepdim=True).clamp_min(0)
+        pixels = functional.interpolate(_from_0_to_1(cells), size, mode="bilinear", align_corners=False)
+        product = product * _from_0_to_1(pixels)[:, 0].float().cpu()
+    return _up_to_one(product.flip(-1) if view.mirrored else product)
 
-    Each has a highest value of 1, or is all 0.
-    """
-    import numpy as np
 
-    product = np.prod([_package_maps(view, name, classes, size) for name in view.paths], axis=0)
-    highest = product.max((1, 2), keepdims=True)
-    product = np.divide(product, highest, out=np.zeros_like(product), where=highest > 0)
-    return np.ascontiguousarray(product[..., ::-1]) if view.mirrored else product
+def _from_0_to_1(maps: Tensor) -> Tensor:
+    """Stretch each map (N, 1, h, w) to 0..1, as the package grad-cam does; a map of one value becomes 0."""
+    maps = maps - maps.amin((2, 3), keepdim=True)
+    return maps / (maps.amax((2, 3), keepdim=True) + 1e-7)
 
 
-def _package_maps(view: View, name: str, classes: Sequence[int], size: tuple[int, int]) -> np.ndarray:
-    """Return the package's maps by one of its methods: float32 (N, H, W) in [0, 1].
-
-    The forward pass is done already, as the class to explain may depend on the answers of other views: the network
-    that the package is given hands out what is there.
-    """
-    import pytorch_grad_cam
-    import torch
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    class Finished(torch.nn.Module):
-        def __init__(self, feature_map: Tensor, logits: Tensor) -> None:
-            super().__init__()
-            self.layer = torch.nn.Identity()
-            self.device = torch.nn.Parameter(torch.empty(0, device=logits.device))  # the package asks a weight
-            self.graph = (feature_map, logits)
-
-        def forward(self, _: Tensor) -> Tensor:
-            self.layer(self.graph[0])
-            return self.graph[1]
-
-    network = Finished(*view.paths[name])
-    of_input_size = torch.empty((len(view.logits), 0, *size), device=view.logits.device)  # only its shape is read
-    cam = getattr(pytorch_grad_cam, _CLASSES[name])(network, [network.layer])
-    try:
-        return cam(of_input_size, [ClassifierOutputTarget(index) for index in classes])
-    finally:  # not by ``with``, which would print and swallow an IndexError
-        store = cam.activations_and_grads
-        store.release()
-        # its hook stays on the feature map and knows the store: what this holds of the graph would never be freed
-        store.model, store.activations, store.gradients = None, [], []
+def _up_to_one(maps: Tensor) -> Tensor:
+    """Scale each map (N, H, W) to a highest value of 1; one that is all 0 stays."""
+    highest = maps.amax((1, 2), keepdim=True)
+    return maps / torch.where(highest > 0, highest, 1)

@@ -1,30 +1,29 @@
-"""Where the model looked: class activation maps, in Python and as ``brain-tumor-mri explain FILE...``.
+"""Where the model looked: ``TumorClassifier.explain``, and what it is made of.
 
-``explain(classifier, ["slice.jpg"])[0].overlay().save("overlay.png")``. A map shows what speaks for one class in the
-model's eyes; it is no outline of a tumour. How often it points at one is measured by
-``benchmarks/explain_accuracy.py``. The methods are those of ``activation_maps``.
+``classifier.explain("slice.jpg").overlay().save("overlay.png")``. A map shows what speaks for one class in the model's
+eyes; it is no outline of a tumour. How often it points at one is measured by ``benchmarks/explain_accuracy.py``. The
+methods are those of ``cam.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ..images.read import ImageSource, is_single, name_of
+from ..inference.classifier import OnError, TumorClassifier, pixels_of
+from ..inference.prediction import Answers, Prediction, Reading
 from ..labels import LABEL2ID, LABELS
 from ..machine import cpu_count
-from .cam import DEFAULT_METHOD, METHODS, look, mean_maps
-
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-    from torch import Tensor
-
-    from ..images.read import ImageSource
-    from ..inference.classifier import TumorClassifier
-    from ..inference.prediction import Answers, Prediction
+from . import DEFAULT_METHOD, METHODS
+from .cam import forward, mean_maps
 
 COLOURS = "plasma"
 """matplotlib's name of the colour scale: even to the eye, and told apart by colour-blind people."""
@@ -64,9 +63,6 @@ class Explanation:
         Raises:
             ValueError: there is no map, or ``opacity`` is out of range.
         """
-        import numpy as np
-        from PIL import Image
-
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity must be between 0 and 1, not {opacity}")
         heat = self._require_map()
@@ -83,9 +79,6 @@ class Explanation:
         Raises:
             ValueError: there is no map.
         """
-        import numpy as np
-        from PIL import Image
-
         resized = Image.fromarray(self._require_map()).resize(self.original_size, Image.Resampling.BILINEAR)
         return np.clip(np.asarray(resized), 0, 1)
 
@@ -104,46 +97,27 @@ def explain(
     images: ImageSource | Iterable[ImageSource],
     target: str | None = None,
     *,
-    method: str = DEFAULT_METHOD,
-    on_error: Literal["raise", "record"] = "raise",
+    method: str | None = None,
+    on_error: OnError = "raise",
     batch_size: int | None = None,
-) -> list[Explanation]:
-    """Show where the model looks in each image; safe to call from several threads while others predict.
+) -> Explanation | list[Explanation]:
+    """Do the work of ``TumorClassifier.explain``; safe to call from several threads while others predict.
 
-    Args:
-        classifier: the model. Where it averages (``mirror``, an ensemble), the map is the mean of the maps of all that
-            is averaged, mirrored ones turned back, scaled to a highest value of 1.
-        images: as for ``TumorClassifier.predict``; one image gives a list of one.
-        target: the class whose evidence is shown; None takes, for each image, the class answered.
-        method: one of ``METHODS``.
-        on_error: ``"raise"``, or ``"record"`` to get an ``Explanation`` with ``error`` for a bad image and go on.
-        batch_size: images per forward pass; None takes the classifier's.
-
-    Returns:
-        One ``Explanation`` an image, in order; each holds about 0.35 MB at 224 px.
-
-    Raises:
-        UnreadableImageError: an image cannot be read and ``on_error`` is ``"raise"``.
-        UserError: the model has no such feature map (a plain vision transformer).
-        ValueError: ``target``, ``method``, ``on_error`` or ``batch_size`` is not allowed.
+    Where the classifier averages (``mirror``, an ensemble), the map is the mean of the maps of all that is averaged,
+    mirrored ones turned back, scaled to a highest value of 1. An ``Explanation`` holds about 0.35 MB at 224 px.
     """
-    from ..images.read import is_single, name_of
-
-    if target is not None and target not in LABELS:
+    method = _checked_method(method)
+    size = classifier.checked_size(on_error, batch_size)
+    if target not in (None, *LABELS):
         raise ValueError(f"target must be one of {', '.join(LABELS)}, not {target!r}")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    if on_error not in ("raise", "record"):
-        raise ValueError(f"on_error must be 'raise' or 'record', not {on_error!r}")
-    size = classifier.batch_size if batch_size is None else batch_size
-    if size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {size}")
-    sources = iter([images] if is_single(images) else images)
-    named = ((name_of(source, number), source) for number, source in enumerate(sources, start=1))
+    if is_single(images):
+        return _explain_readings(classifier, [classifier.read(images, name_of(images, 1))], target, method, on_error)[0]
+    named = ((source, name_of(source, number)) for number, source in enumerate(images, start=1))
     done: list[Explanation] = []
     with ThreadPoolExecutor(_READERS, thread_name_prefix="read-image") as pool:
         while batch := list(islice(named, size)):
-            done += _explain_batch(classifier, batch, target, method, on_error, pool)
+            readings = list(pool.map(lambda item: classifier.read(*item), batch))
+            done += _explain_readings(classifier, readings, target, method, on_error)
     return done
 
 
@@ -154,7 +128,7 @@ def heat_maps(
     *,
     method: str = DEFAULT_METHOD,
 ) -> tuple[np.ndarray, Answers]:
-    """Compute the maps of a batch; see ``activation_maps`` for the methods.
+    """Compute the maps of a batch; see ``cam.py`` for the methods.
 
     The gradient is of the class's logit. It is taken back to the feature map only, so that a map costs little more
     than the forward pass that the answer needs anyway.
@@ -172,7 +146,7 @@ def heat_maps(
     Raises:
         UserError: the model has no such feature map.
     """
-    views, answers = look(classifier, pixel_values, method)
+    views, answers = forward(classifier, pixel_values, method)
     classes = answers.probabilities.argmax(1).tolist() if targets is None else list(targets)
     return mean_maps(views, classes, tuple(pixel_values.shape[-2:])), answers
 
@@ -183,7 +157,7 @@ def explain_classes(
     """Show what speaks for each class in one image: ``explain`` for every target, by one forward pass for all.
 
     Args:
-        classifier: as for ``explain``.
+        classifier: the model.
         image: as for ``explain``, one.
         method: one of ``METHODS``.
 
@@ -195,81 +169,53 @@ def explain_classes(
         UserError: the model has no such feature map (a plain vision transformer).
         ValueError: ``method`` is not allowed.
     """
-    from ..images.read import load_image, name_of
-    from ..trust.decision import picture_fault
-
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    name = name_of(image, 1)
-    loaded = load_image(image, name=name)
-    pixel_values = classifier.preprocess(loaded)[None]
-    views, answers = look(classifier, pixel_values, method)
-    prediction = classifier.prediction(name, answers, 0, picture_fault(loaded))
+    method = _checked_method(method)
+    reading = classifier.read(image, name_of(image, 1))
+    pixel_values = pixels_of([reading], "raise")
+    views, answers = forward(classifier, pixel_values, method)
+    (prediction,) = classifier.answer_readings([reading], answers=answers)
     (seen,) = _as_seen(classifier, pixel_values)
     maps = (mean_maps(views, [LABEL2ID[target]], tuple(pixel_values.shape[-2:]))[0] for target in LABELS)
-    return [Explanation(prediction, target, heat, seen, loaded.size) for target, heat in zip(LABELS, maps, strict=True)]
+    return [
+        Explanation(prediction, target, heat, seen, reading.size) for target, heat in zip(LABELS, maps, strict=True)
+    ]
 
 
 def colour(heat: np.ndarray) -> np.ndarray:
     """Return the colours, uint8 (..., 3), of a map in [0, 1]."""
-    import matplotlib
-    import numpy as np
+    import matplotlib  # half a second that a map's numbers do not need
 
     # a table of 256: matplotlib's own call makes four float64 a pixel, 3 GB for the largest image that is read
     table = np.rint(255 * matplotlib.colormaps[COLOURS](np.arange(256))[:, :3]).astype(np.uint8)
     return table[np.rint(255 * heat).astype(np.uint8)]
 
 
-def _explain_batch(
-    classifier: TumorClassifier,
-    batch: Sequence[tuple[str, ImageSource]],
-    target: str | None,
-    method: str,
-    on_error: str,
-    pool: ThreadPoolExecutor,
+def _checked_method(method: str | None) -> str:
+    if method not in (None, *METHODS):
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    return method or DEFAULT_METHOD
+
+
+def _explain_readings(
+    classifier: TumorClassifier, readings: Sequence[Reading], target: str | None, method: str, on_error: OnError
 ) -> list[Explanation]:
-    import torch
-
-    from ..images.read import UnreadableImageError, load_image
-    from ..inference.prediction import Prediction
-    from ..trust.decision import picture_fault
-
-    def read(item: tuple[str, ImageSource]) -> tuple[Tensor, tuple[int, int], str | None] | UnreadableImageError:
-        name, source = item
-        try:
-            image = load_image(source, name=name)
-        except UnreadableImageError as error:
-            return error
-        return classifier.preprocess(image), image.size, picture_fault(image)
-
-    readings = list(pool.map(read, batch))
-    errors = [reading for reading in readings if isinstance(reading, UnreadableImageError)]
-    if errors and on_error == "raise":
-        raise errors[0]
-    good = [reading for reading in readings if not isinstance(reading, UnreadableImageError)]
-    found: Iterator[tuple[int, np.ndarray, Image.Image]] = iter(())
-    if good:
-        pixels = torch.stack([pixel_values for pixel_values, *_ in good])
-        classes = None if target is None else [LABEL2ID[target]] * len(good)
+    pixels, answers = pixels_of(readings, on_error), None
+    found = iter(())
+    if pixels is not None:
+        classes = None if target is None else [LABEL2ID[target]] * len(pixels)
         maps, answers = heat_maps(classifier, pixels, classes, method=method)
-        found = zip(range(len(good)), maps, _as_seen(classifier, pixels), strict=True)
-    explanations = []
-    for (name, _), reading in zip(batch, readings, strict=True):
-        if isinstance(reading, UnreadableImageError):
-            explanations.append(Explanation(Prediction(name, None, None, {}, reading.reason)))
-            continue
-        row, heat, seen = next(found)
-        _, size, fault = reading
-        prediction = classifier.prediction(name, answers, row, fault)
-        explanations.append(Explanation(prediction, target or prediction.label, heat, seen, size))
-    return explanations
+        found = zip(maps, _as_seen(classifier, pixels), strict=True)
+    predictions = classifier.answer_readings(readings, answers=answers)
+    return [
+        Explanation(prediction)
+        if reading.error
+        else Explanation(prediction, target or prediction.label, *next(found), reading.size)
+        for reading, prediction in zip(readings, predictions, strict=True)
+    ]
 
 
 def _as_seen(classifier: TumorClassifier, pixel_values: Tensor) -> list[Image.Image]:
     """Undo the normalisation, which the processor shows on black and on white; of an ensemble, its largest input's."""
-    import numpy as np
-    from PIL import Image
-
     by_member = zip(classifier.members, classifier.inputs(pixel_values), strict=True)
     member, pixel_values = max(by_member, key=lambda pair: pair[1].shape[-1])
     black, white = (member.preprocess(Image.new("RGB", (8, 8), level))[:, :1, :1] for level in ("black", "white"))

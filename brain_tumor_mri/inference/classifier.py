@@ -1,20 +1,20 @@
 """The model as users call it: ``TumorClassifier.from_pretrained("model").predict("slice.jpg")`` -> ``Prediction``.
 
-Everything that answers (app, command line, exports' checks) goes through here, so there is one preprocessing (the
+Everything that answers (page, command line, exports' checks) goes through here, so there is one preprocessing (the
 model's own, from its config.json), one way to treat a file that cannot be read, and one use of ``trust.json``.
 """
+
+from __future__ import annotations
 
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,43 +23,42 @@ from torch.nn import functional
 from ..errors import UserError
 from ..images.read import ImageSource, UnreadableImageError, is_single, load_image, name_of
 from ..labels import LABELS
+from ..machine import cpu_count
 from ..trust.decision import COVERAGES, DEFAULT_COVERAGE, decide, picture_fault
-from ..trust.trust_file import Calibration, Trust, load_trust
-from .load import choose_device, load_network, load_processor, require_features
-from .model_folder import DEFAULT_MODEL, find_model
+from ..trust.trust_file import Trust
+from .load import check_device, choose_device
+from .member import Member
+from .model_folder import DEFAULT_MODEL, ModelFolder
 from .network import Network
-from .prediction import Answers, Prediction
+from .prediction import Answers, Prediction, Reading
 from .run_pytorch import TorchNetwork
 
+if TYPE_CHECKING:
+    from ..heat_maps.explain import Explanation
+
 OnError = Literal["raise", "record"]
-_READERS = min(4, os.cpu_count() or 1)
-# ResNet50 on a batch of 32 at 224 px holds about 0.4 GB of activations; halving the batch on a CPU saves half of that
-# and costs no speed. GPUs need the whole batch to be busy.
-_CPU_FORWARD = 16
-_SOFTMAX = Calibration(1.0, {})
+_READERS = min(4, cpu_count())
 
 
 class TumorClassifier:
-    """A model of this project, ready to answer.
+    """A model of this project, or an ensemble of several, ready to answer.
+
+    Of an ensemble, probabilities are the mean of the members'; see ``Answers.combined``.
 
     Attributes:
-        network: what gives logits and features of a batch: PyTorch, or an export's runtime.
-        processor: the model's own image processor; the only preprocessing there is.
+        members: the networks that answer, each with its own preprocessing and ``trust.json``; one, or more.
         labels: class names in output order.
-        image_size: (height, width) in pixels of the model's input.
+        image_size: (height, width) in pixels of the input; of an ensemble the largest.
         device: where the model's input goes.
         batch_size: images per forward pass unless a call says otherwise.
         mirror: whether each answer is the mean of the slice's and of its mirror image's, at twice the cost.
-        coverage: percent, of the prediction sets that decide; one of ``decisions.COVERAGES``.
-        trust: the content of ``trust.json``; None for a model without one, whose answers then carry no decision.
-        members: this classifier alone, or those of an :class:`~brain_tumor_mri.inference.classifier.Ensemble`.
-        folder: the ``ModelFolder`` that the weights came from; None when built from objects.
+        coverage: percent, of the prediction sets that decide; one of ``decision.COVERAGES``.
     """
 
     def __init__(
         self,
-        model: torch.nn.Module | Network,
-        processor: Any,
+        model: torch.nn.Module | Network | Sequence[Member],
+        processor: Any = None,
         *,
         device: str | torch.device | None = None,
         batch_size: int = 32,
@@ -67,37 +66,39 @@ class TumorClassifier:
         coverage: int = DEFAULT_COVERAGE,
         trust: Trust | None = None,
     ) -> None:
-        """Wrap a model and an image processor that are loaded already; ``from_pretrained`` is the usual way in.
+        """Wrap what is loaded already; ``from_pretrained`` is the usual way in.
 
         Args:
-            model: takes pixel_values (N, 3, H, W), returns an object with ``logits`` (N, 4); or a ``Network``.
+            model: a module that takes pixel_values (N, 3, H, W) and returns an object with ``logits`` (N, 4); or a
+                ``Network``; or members, which bring their own processor, device, mirror and trust.
             processor: what ``AutoImageProcessor.from_pretrained`` gave for the same model.
             device: None chooses cuda, then mps, then cpu; a ``Network`` has its own.
             batch_size: images per forward pass, at least 1.
             mirror: average each answer with that for the mirror image.
-            coverage: percent of slices whose prediction set is to hold the true class; one of ``decisions.COVERAGES``.
+            coverage: percent of slices whose prediction set is to hold the true class; one of ``decision.COVERAGES``.
             trust: what was fitted to these weights.
 
         Raises:
-            UserError: ``device`` does not exist here; ``trust`` belongs to another network.
+            UserError: there are no members; ``device`` does not exist here; ``trust`` belongs to another network.
             ValueError: ``batch_size`` is below 1; ``coverage`` is not one of ``COVERAGES``.
         """
         if coverage not in COVERAGES:
             raise ValueError(f"coverage must be one of {', '.join(map(str, COVERAGES))}, not {coverage!r}")
-        self.batch_size = _checked_batch_size(batch_size)
         if isinstance(model, torch.nn.Module):
             stage = trust.in_distribution.stage if trust else None
             model = TorchNetwork(model, choose_device(device), stage)
-        self.network: Network = model
-        self.device = self.network.device
-        self.processor = processor
+        if not isinstance(model, Sequence):
+            model = [Member(model, processor, mirror=mirror, trust=trust)]
+        if not model:
+            raise UserError("no model is named; give one folder or Hub id, or several")
+        self.members: tuple[Member, ...] = tuple(model)
         self.labels: tuple[str, ...] = LABELS
-        self.mirror = mirror
+        heights, widths = zip(*(member.image_size for member in self.members), strict=True)
+        self.image_size: tuple[int, int] = (max(heights), max(widths))
+        self.device = self.members[0].network.device
+        self.mirror = self.members[0].mirror
+        self.batch_size = _checked_batch_size(batch_size)
         self.coverage = coverage
-        self.trust = trust
-        self.folder = None
-        height, width = self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
-        self.image_size: tuple[int, int] = (int(height), int(width))
 
     @classmethod
     def from_pretrained(
@@ -111,7 +112,7 @@ class TumorClassifier:
         coverage: int = DEFAULT_COVERAGE,
         use_trust: bool = True,
         backend: str | None = None,
-    ) -> "TumorClassifier":
+    ) -> TumorClassifier:
         """Load a folder or Hub id: safetensors through the standard transformers classes, or an export; no remote code.
 
         Args:
@@ -121,49 +122,82 @@ class TumorClassifier:
             device: ``"cpu"``, ``"cuda:0"``, ...; None chooses cuda, then mps, then cpu.
             batch_size: images per forward pass, at least 1.
             mirror: average each answer with that for the mirror image.
-            coverage: percent of slices whose prediction set is to hold the true class; one of ``decisions.COVERAGES``.
+            coverage: percent of slices whose prediction set is to hold the true class; one of ``decision.COVERAGES``.
             use_trust: False leaves the folder's ``trust.json`` out: plain softmax, no decisions.
-            backend: one of ``weights.BACKENDS``; None takes the first whose file the folder has.
+            backend: one of ``model_folder.BACKENDS``; None takes the first whose file the folder has.
 
         Raises:
             UserError: the model is not found, is damaged, lacks weights, or has other classes; its ``trust.json`` is
                 damaged or belongs to other weights; no such device; what runs the backend is not installed.
             ValueError: ``batch_size``, ``coverage`` or ``backend`` is not allowed.
         """
-        choose_device(device)  # a wrong flag is told before a download
-        if not isinstance(model, str | os.PathLike):
-            options = {"revision": revision, "device": device, "batch_size": batch_size, "mirror": mirror}
-            options |= {"coverage": coverage, "use_trust": use_trust, "backend": backend}
-            members = [cls.from_pretrained(member, **options) for member in model]
-            return members[0] if len(members) == 1 else Ensemble(members)
-        folder = find_model(model, revision, backend)
-        folder.require_project_labels()
-        trust = load_trust(folder.path, folder.sha256) if use_trust else None
-        stage = trust.in_distribution.stage if trust else None
-        if stage:
-            require_features(folder, stage)
-        network = load_network(folder, device, stage)
-        options = {"batch_size": batch_size, "mirror": mirror, "coverage": coverage, "trust": trust}
-        classifier = cls(network, load_processor(folder), device=device, **options)
-        classifier.folder = folder
-        return classifier
+        check_device(device, backend)  # a wrong flag is told before a download
+        names = [model] if isinstance(model, str | os.PathLike) else model
+        members = [
+            Member.load(name, revision=revision, device=device, mirror=mirror, use_trust=use_trust, backend=backend)
+            for name in names
+        ]
+        return cls(members, batch_size=batch_size, coverage=coverage)
+
+    @property
+    def network(self) -> Network:
+        """What gives logits and features of a batch: PyTorch, or an export's runtime; UserError of an ensemble."""
+        return self._only_member("network").network
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The transformers model, in eval mode, fp32, on ``device``; UserError of an export and of an ensemble."""
+        return self._only_member("model").model
+
+    @property
+    def processor(self) -> Any:
+        """The model's own image processor; UserError of an ensemble."""
+        return self._only_member("processor").processor
+
+    @property
+    def trust(self) -> Trust | None:
+        """The content of ``trust.json``; None for a model without one, and for an ensemble: its members have theirs."""
+        return self.members[0].trust if len(self.members) == 1 else None
+
+    @property
+    def folder(self) -> ModelFolder | None:
+        """Where the weights came from; None when built from objects, and for an ensemble."""
+        return self.members[0].folder if len(self.members) == 1 else None
+
+    def _only_member(self, wanted: str) -> Member:
+        if len(self.members) > 1:
+            last = len(self.members) - 1
+            raise UserError(f"an ensemble has a {wanted} for each member: ask .members[0] to .members[{last}]")
+        return self.members[0]
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Turn an RGB image into the model's input with the model's own processor.
 
         Args:
-            image: an upright RGB image, as ``imaging.load_image`` returns it.
+            image: an upright RGB image, as ``images.read.load_image`` returns it.
 
         Returns:
-            float32 (3, H, W), normalised, on the CPU.
+            float32 (3, H, W), normalised, on the CPU. Of an ensemble (members, 3, H, W), at its ``image_size``: what is
+            below and right of a smaller input is 0, and ``inputs`` drops it.
         """
-        return self.processor(image, return_tensors="pt")["pixel_values"][0]
+        if len(self.members) == 1:
+            return self.members[0].preprocess(image)
+        height, width = self.image_size
+        own = (member.preprocess(image) for member in self.members)
+        return torch.stack([functional.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in own])
+
+    def inputs(self, pixel_values: Tensor) -> list[Tensor]:
+        """Return each member's own input (N, 3, H, W) of a batch of what ``preprocess`` gives."""
+        if len(self.members) == 1:
+            return [pixel_values]
+        sizes = (member.image_size for member in self.members)
+        return [x[..., :height, :width] for x, (height, width) in zip(pixel_values.unbind(1), sizes, strict=True)]
 
     def probabilities(self, pixel_values: Tensor) -> Tensor:
         """Class probabilities of a batch.
 
         Args:
-            pixel_values: float (N, 3, H, W) from ``preprocess``, on any device; N at least 1.
+            pixel_values: as for ``answers``.
 
         Returns:
             float32 (N, 4) on the CPU; rows sum to 1, columns in the order of ``labels``.
@@ -172,67 +206,13 @@ class TumorClassifier:
 
     @torch.inference_mode()
     def answers(self, pixel_values: Tensor) -> Answers:
-        """Answer a batch: probabilities and, with a ``trust.json``, prediction sets and unlikeness.
+        """Answer a batch: probabilities and, with a ``trust.json``, prediction sets, unlikeness and foreignness.
 
         Args:
-            pixel_values: float (N, 3, H, W) from ``preprocess``, on any device; N at least 1.
+            pixel_values: stacked results of ``preprocess``, on any device; at least one.
         """
-        pixel_values = pixel_values.to(self.device)
-        parts = pixel_values.split(_CPU_FORWARD if self.device.type == "cpu" else len(pixel_values))
-        return Answers.joined([self._answer_part(part) for part in parts])
-
-    def _answer_part(self, pixel_values: Tensor) -> Answers:
-        logits, features = self.network(pixel_values)
-        views = [logits]
-        if self.mirror:
-            views.append(self.network(pixel_values.flip(-1))[0])
-        return self.judge(torch.stack(views, dim=1), features)
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """The transformers model, in eval mode, fp32, on ``device``.
-
-        Raises:
-            UserError: an export answers, which has none.
-        """
-        return self.network.module
-
-    def take_features(self) -> np.ndarray | None:
-        """What the in-distribution check reads, of this thread's latest pass of ``model``: (N, D); None without trust.
-
-        Raises:
-            UserError: an export answers.
-        """
-        return self.network.take_features()
-
-    def judge(self, logits: Tensor, features: np.ndarray | None) -> Answers:
-        """Turn what the network gave into answers.
-
-        Args:
-            logits: (N, views, 4), one view, or two where the classifier mirrors.
-            features: (N, D) of ``take_features`` after the pass over the slices as they are.
-        """
-        values = logits.detach().float().cpu().numpy()
-        if self.trust is None:
-            return Answers(_SOFTMAX.probabilities(values))
-        calibration = self.trust.calibration(self.mirror)
-        probabilities = calibration.probabilities(values)
-        sets = {coverage: calibration.prediction_sets(probabilities, coverage) for coverage in COVERAGES}
-        checks = self.trust.in_distribution.unlikeness(features), self.trust.brain_mri.foreign(features)
-        return Answers(probabilities, sets, *checks)
-
-    def inputs(self, pixel_values: Tensor) -> list[Tensor]:
-        """Return the input of each of the ``members``, of a batch from ``preprocess``: the batch."""
-        return [pixel_values]
-
-    def combine(self, of_members: Sequence[Answers]) -> Answers:
-        """Return one answer of those of the ``members``: the only one."""
-        return of_members[0]
-
-    @property
-    def members(self) -> tuple["TumorClassifier", ...]:
-        """The classifiers that answer: this one."""
-        return (self,)
+        inputs = self.inputs(pixel_values)
+        return Answers.combined([member.answers(x) for member, x in zip(self.members, inputs, strict=True)])
 
     def describe(self) -> dict[str, Any]:
         """Say which model answers, and how.
@@ -280,10 +260,9 @@ class TumorClassifier:
         """
         if not is_single(images):
             return list(self.predict_stream(images, on_error=on_error, batch_size=batch_size))
-        self._checked_size(on_error, batch_size)
-        name = name_of(images, 1)
+        self.checked_size(on_error, batch_size)
         # in this thread: another would first have to start PyTorch's own threads, which takes longer than reading
-        return self._answer([(name, partial(self._read, images, name))], on_error)[0]
+        return self.answer_readings([self.read(images, name_of(images, 1))], on_error)[0]
 
     def predict_stream(
         self,
@@ -309,154 +288,125 @@ class TumorClassifier:
             UnreadableImageError: as for ``predict``, when the image's turn comes.
             ValueError: ``on_error`` or ``batch_size`` is not allowed (at once).
         """
-        size = self._checked_size(on_error, batch_size)
+        size = self.checked_size(on_error, batch_size)
         return self._stream(iter([images] if is_single(images) else images), on_error, size)
 
-    def _checked_size(self, on_error: OnError, batch_size: int | None) -> int:
+    def explain(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        target: str | None = None,
+        *,
+        method: str | None = None,
+        on_error: OnError = "raise",
+        batch_size: int | None = None,
+    ) -> Explanation | list[Explanation]:
+        """Show where the model looks in one image or many: a heat map of what speaks for a class.
+
+        Args:
+            images: as for ``predict``: one image gives one ``Explanation``, an iterable a list in the same order.
+            target: the class whose evidence is shown; None takes, for each image, the class answered.
+            method: one of ``heat_maps.cam.METHODS``; None takes ``fused-cam``.
+            on_error: as for ``predict``.
+            batch_size: as for ``predict``.
+
+        Raises:
+            UnreadableImageError: as for ``predict``.
+            UserError: the model has no feature map (a plain vision transformer), or is an export.
+            ValueError: ``target``, ``method``, ``on_error`` or ``batch_size`` is not allowed.
+        """
+        from ..heat_maps.explain import explain  # stands above this module: heat maps are made of classifiers
+
+        return explain(self, images, target, method=method, on_error=on_error, batch_size=batch_size)
+
+    def checked_size(self, on_error: OnError, batch_size: int | None) -> int:
+        """Return the batch size that a call asks for; ValueError where it, or ``on_error``, is not allowed."""
         if on_error not in ("raise", "record"):
             raise ValueError(f"on_error must be 'raise' or 'record', not {on_error!r}")
         return self.batch_size if batch_size is None else _checked_batch_size(batch_size)
 
     def _stream(self, sources: Iterator[ImageSource], on_error: OnError, size: int) -> Iterator[Prediction]:
         numbered = enumerate(sources, start=1)
-        waiting: deque[tuple[str, Callable[[], _Reading]]] = deque()
+        waiting: deque[Future[Reading]] = deque()
         pool = ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="read-image")
         try:
             while True:
                 for number, source in itertools.islice(numbered, 2 * size - len(waiting)):
-                    name = name_of(source, number)
-                    waiting.append((name, pool.submit(self._read, source, name).result))
+                    waiting.append(pool.submit(self.read, source, name_of(source, number)))
                 if not waiting:
                     return
                 batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
-                yield from self._answer(batch, on_error)
+                yield from self.answer_readings([future.result() for future in batch], on_error)
         finally:
             # runs too when the caller stops early or presses Ctrl-C: nothing more is read
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, source: ImageSource, name: str) -> "_Reading":
-        image = load_image(source, name=name)
-        return self.preprocess(image), picture_fault(image)
+    def read(self, source: ImageSource, name: str) -> Reading:
+        """Read and preprocess an image; one that cannot be read is a ``Reading`` with its error."""
+        try:
+            image = load_image(source, name=name)
+        except UnreadableImageError as error:
+            return Reading(name, error=error)
+        return Reading(name, self.preprocess(image), image.size, picture_fault(image))
 
-    def _answer(self, batch: "list[tuple[str, Callable[[], _Reading]]]", on_error: OnError) -> list[Prediction]:
-        readings: list[_Reading] = []
-        errors: dict[int, str] = {}
-        for place, (_, read) in enumerate(batch):
-            try:
-                readings.append(read())
-            except UnreadableImageError as error:
-                if on_error == "raise":
-                    raise
-                errors[place] = error.reason
-        answers = self.answers(torch.stack([pixels for pixels, _ in readings])) if readings else None
-        rows = iter(range(len(readings)))
-        predictions = []
-        for place, (name, _) in enumerate(batch):
-            if place in errors:
-                predictions.append(Prediction(name, None, None, {}, errors[place]))
-            else:
-                row = next(rows)
-                predictions.append(self.prediction(name, answers, row, readings[row][1]))
-        return predictions
-
-    def prediction(self, name: str, answers: Answers, row: int, fault: str | None) -> Prediction:
-        """Return one image's answer with its decision.
+    def answer_readings(
+        self, readings: Sequence[Reading], on_error: OnError = "record", answers: Answers | None = None
+    ) -> list[Prediction]:
+        """Answer images that were read: one ``Prediction`` each, in order.
 
         Args:
-            name: of the image.
-            answers: of its batch.
-            row: its place there.
-            fault: of ``trust.picture_fault``.
+            readings: of ``read``.
+            on_error: as for ``predict``.
+            answers: to those that could be read, in order; None asks the model, in one batch.
+
+        Raises:
+            UnreadableImageError: of the first that could not be read, where ``on_error`` is ``"raise"``.
         """
+        pixels = pixels_of(readings, on_error)
+        if answers is None and pixels is not None:
+            answers = self.answers(pixels)
+        rows = itertools.count()
+        return [
+            Prediction(reading.name, None, None, error=reading.error.reason)
+            if reading.error
+            else self._prediction(reading, answers, next(rows))
+            for reading in readings
+        ]
+
+    def _prediction(self, reading: Reading, answers: Answers, row: int) -> Prediction:
+        """One image's answer with its decision."""
         probabilities = dict(zip(self.labels, answers.probabilities[row].tolist(), strict=True))
         label = max(probabilities, key=probabilities.__getitem__)
-        plain = Prediction(name, label, probabilities[label], probabilities)
+        plain = Prediction(reading.name, label, probabilities[label], probabilities)
         if answers.unlikeness is None:
             return plain
-        sets = {coverage: tuple(itertools.compress(self.labels, left[row])) for coverage, left in answers.sets.items()}
-        left = sets[self.coverage]
+        sets = {coverage: tuple(itertools.compress(self.labels, kept[row])) for coverage, kept in answers.sets.items()}
         unlikeness, foreign = float(answers.unlikeness[row]), float(answers.foreign[row])
-        decision, reason = decide(left, unlikeness, foreign, fault)
+        decision, reason = decide(sets[self.coverage], unlikeness, foreign, reading.fault)
         return replace(
             plain,
             decision=decision,
             reason=reason,
-            prediction_set=left,
+            prediction_set=sets[self.coverage],
             prediction_sets=sets,
             unlikeness=unlikeness,
             foreign=foreign,
         )
 
 
-_Reading = tuple[Tensor, str | None]
-"""What the reading threads hand over: the model's input, and ``picture_fault``."""
+def pixels_of(readings: Sequence[Reading], on_error: OnError = "record") -> Tensor | None:
+    """Stack the inputs of those that could be read; None where none could.
+
+    Raises:
+        UnreadableImageError: of the first that could not be read, where ``on_error`` is ``"raise"``.
+    """
+    errors = [reading.error for reading in readings if reading.error]
+    if errors and on_error == "raise":
+        raise errors[0]
+    pixels = [reading.pixel_values for reading in readings if reading.pixel_values is not None]
+    return torch.stack(pixels) if pixels else None
 
 
 def _checked_batch_size(batch_size: int) -> int:
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     return batch_size
-
-
-class Ensemble(TumorClassifier):
-    """Several classifiers that answer as one, with the mean of their probabilities; each keeps its own preprocessing.
-
-    Args:
-        members: two or more, on one device. Their input sizes may differ: ``image_size`` is the largest.
-
-    Raises:
-        UserError: there are no members.
-    """
-
-    def __init__(self, members: Sequence[TumorClassifier]) -> None:
-        if not members:
-            raise UserError("no model is named; give one folder or Hub id, or several")
-        first = members[0]
-        self._members = tuple(members)
-        self.device, self.batch_size, self.mirror = first.device, first.batch_size, first.mirror
-        self.labels, self.folder = first.labels, None
-        self.image_size = max(m.image_size[0] for m in members), max(m.image_size[1] for m in members)
-        self.coverage, self.trust = first.coverage, None
-
-    @property
-    def members(self) -> tuple[TumorClassifier, ...]:
-        """The classifiers that answer."""
-        return self._members
-
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """Turn an RGB image into every member's input: float32 (members, 3, H, W).
-
-        Height and width are ``image_size``; what is below and right of a smaller input is 0, and ``inputs`` drops it.
-        """
-        height, width = self.image_size
-        own = (member.preprocess(image) for member in self.members)
-        return torch.stack([functional.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in own])
-
-    def inputs(self, pixel_values: Tensor) -> list[Tensor]:
-        """Return each member's own input (N, 3, H, W) of a batch (N, members, 3, H, W) from ``preprocess``."""
-        sizes = (member.image_size for member in self.members)
-        return [x[..., :height, :width] for x, (height, width) in zip(pixel_values.unbind(1), sizes, strict=True)]
-
-    def answers(self, pixel_values: Tensor) -> Answers:
-        """Answer a batch with all members; see ``combine``.
-
-        Args:
-            pixel_values: float (N, members, 3, H, W) from ``preprocess``.
-        """
-        return self.combine([m.answers(x) for m, x in zip(self.members, self.inputs(pixel_values), strict=True)])
-
-    def combine(self, of_members: Sequence[Answers]) -> Answers:
-        """Return one answer of those of the members.
-
-        Probabilities are the members' mean. A class is left when any member leaves it, so that a set covers at least
-        what each member's covers; a picture is as unlike as the member says that finds it most unlike. Without a
-        ``trust.json`` in every member there are neither sets nor unlikeness.
-        """
-        probabilities = np.mean([answers.probabilities for answers in of_members], axis=0)
-        if any(answers.unlikeness is None for answers in of_members):
-            return Answers(probabilities)
-        sets = {c: np.any([answers.sets[c] for answers in of_members], axis=0) for c in of_members[0].sets}
-        for left in sets.values():
-            left[np.arange(len(left)), probabilities.argmax(1)] = True
-        worst = (np.max([getattr(a, name) for a in of_members], axis=0) for name in ("unlikeness", "foreign"))
-        return Answers(probabilities, sets, *worst)

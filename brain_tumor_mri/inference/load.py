@@ -11,21 +11,19 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .model_folder import EXPORT_FILE, TENSORRT, TORCH, ModelFolder, runtime_of
-from .network import Network, reason
+from .network import Network
+from .run_litert import LiteRtNetwork
 from .run_onnx import OnnxNetwork
 from .run_pytorch import TorchNetwork
+from .run_tensorrt import TensorRtNetwork
 
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError)
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, or the best one here: cuda, then mps, then cpu.
-
-    Raises:
-        UserError: the name means nothing, or there is no such device here.
-    """
+    """PyTorch's device of that name, or its best one here: cuda, then mps, then cpu; UserError where there is none."""
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -36,6 +34,17 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {device} is not available here; leave it out to have one chosen") from error
     return chosen
+
+
+def check_device(device: str | torch.device | None, backend: str | None) -> None:
+    """Refuse a device that can be seen to be wrong before the model is there: runtimes of exports know their own."""
+    if backend == TORCH:
+        choose_device(device)
+    elif device is not None:
+        try:
+            torch.device(device)
+        except RuntimeError as error:
+            raise UserError(f"device {device} is not available here; leave it out to have one chosen") from error
 
 
 def load_network(folder: ModelFolder, device: str | torch.device | None, stage: str | None) -> Network:
@@ -51,50 +60,28 @@ def load_network(folder: ModelFolder, device: str | torch.device | None, stage: 
             no such stage.
     """
     if folder.export is None:
-        module, bf16 = _load_module(folder), folder.backend.endswith("-bf16")
-        if folder.backend.startswith(f"{TORCH}-compile"):
-            from .run_pytorch import CompiledNetwork
-
-            return CompiledNetwork(module, choose_device(device), stage, bf16=bf16)
-        return TorchNetwork(module, choose_device(device), stage, bf16=bf16)
+        chosen = choose_device(device)
+        return TorchNetwork(_load_module(folder), chosen, stage)
     (file,) = folder.weights
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != folder.run_sha256():
         raise UserError(
             f"{file} is not the file that {EXPORT_FILE} describes; copy it again, or export the model again"
         )
-    runtime = runtime_of(folder.backend)
-    if runtime == "onnx":
-        return OnnxNetwork(content, str(file), device)
-    if runtime == TENSORRT:
-        from .run_tensorrt import TensorRtNetwork
+    return _RUNTIMES[runtime_of(folder.backend)](content, str(file), device)
 
-        return TensorRtNetwork(content, str(file), device)
-    from .run_litert import LiteRtNetwork
 
-    return LiteRtNetwork(content, str(file), device)
+_RUNTIMES = {"onnx": OnnxNetwork, "litert": LiteRtNetwork, TENSORRT: TensorRtNetwork}
 
 
 def require_features(folder: ModelFolder, stage: str) -> None:
-    """Refuse an export that does not give the features that a trust.json reads.
-
-    Args:
-        folder: of ``find_model``; safetensors have every stage that the network has.
-        stage: that trust.json names.
-
-    Raises:
-        UserError: the export gives none, or those of another stage.
-    """
+    """Refuse an export that does not give the features that trust.json reads; safetensors have every stage."""
     if folder.export and (folder.export["files"][folder.backend].get("features") or {}).get("stage") != stage:
         raise UserError(f"{folder.weights[0]} gives no features of {stage}, which trust.json needs; export it again")
 
 
 def load_processor(folder: ModelFolder) -> Any:
-    """Load the model's own image processor; the only preprocessing there is.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
+    """Load the model's own image processor; the only preprocessing there is."""
     with _told_in_one_line(folder):
         return AutoImageProcessor.from_pretrained(folder.path, local_files_only=True)
 
@@ -125,7 +112,9 @@ def _told_in_one_line(folder: ModelFolder) -> Iterator[None]:
     try:
         yield
     except _LOADING_ERRORS as error:
-        raise UserError(f"{folder.source} cannot be loaded ({reason(error)}); download or train it again") from error
+        raise UserError(
+            f"{folder.source} cannot be loaded ({first_line(error)}); download or train it again"
+        ) from error
     finally:
         transformers_logging.set_verbosity(level)
         if bar:

@@ -7,7 +7,6 @@ these are.
 """
 
 import hashlib
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -15,10 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from safetensors import SafetensorError, safe_open
+
+from ..errors import UserError, first_line
+from ..files import read_json
 from ..labels import LABELS
 
 DEFAULT_MODEL = "model"
+_CONFIG = "config.json"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 TORCH, TENSORRT = "torch", "tensorrt"
 EXPORT_FILES = {
@@ -30,16 +33,13 @@ EXPORT_FILES = {
 }
 """Backend -> its file. The ONNX names are transformers.js's: ``dtype: "fp32"`` asks for ``model.onnx``, ``"int8"`` for
 ``model_int8.onnx`` (and ``"q8"`` for ``model_quantized.onnx``, by custom the dynamically quantized one)."""
-TORCH_WAYS = ("torch-bf16", "torch-compile", "torch-compile-bf16")
-"""Other ways in which PyTorch runs the safetensors: bfloat16 autocast, ``torch.compile``, both."""
-BACKENDS = (TORCH, *EXPORT_FILES, *TORCH_WAYS)
+BACKENDS = (TORCH, *EXPORT_FILES)
 """What can run a model, in the order in which a folder's files choose. A TensorRT engine is run only when it is asked
 for: it holds machine code, so it is to be one's own."""
 _TITLES = {"onnx": "an ONNX", "litert": "a LiteRT", TENSORRT: "a TensorRT"}
 EXPORT_FILE = "export.json"
 EXPORT_SCHEMA = 1
 _LFS_POINTER = b"version https://git-lfs"
-_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,7 @@ class ModelFolder:
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names in output order; empty when the config has none."""
-        names = self.config.get("label_names")
-        if isinstance(names, list | tuple):
-            return tuple(str(name) for name in names)
-        id2label = self.config.get("id2label")
-        if isinstance(id2label, dict) and all(str(key).isdigit() for key in id2label):
-            return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
-        return ()
+        return _labels_of(self.config)
 
     @property
     def architecture(self) -> str:
@@ -110,70 +104,49 @@ class ModelFolder:
 
     @property
     def parameters(self) -> int:
-        """How many numbers were trained.
-
-        Raises:
-            UserError: a file is no safetensors file, or is cut off.
-        """
+        """How many numbers were trained; UserError where a file is no safetensors file, or is cut off."""
         if self.export:
             return int(self.export["source"]["parameters"])
         return sum(
-            math.prod(entry["shape"])
-            for name, entry in self.tensors.items()
+            math.prod(shape)
+            for name, (_, shape) in self.tensors.items()
             if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
         )
 
     @property
     def stored_as(self) -> list[str]:
-        """The number formats of the stored weights, such as ``F16``.
-
-        Raises:
-            UserError: a file is no safetensors file, or is cut off.
-        """
+        """The number formats of the stored weights, such as ``F16``; UserError as of ``tensors``."""
         if self.export:
             return [str(self.export["files"][self.backend]["stored_as"])]
-        return sorted({entry["dtype"] for entry in self.tensors.values() if entry["dtype"] != "I64"})
+        return sorted({dtype for dtype, _ in self.tensors.values() if dtype != "I64"})
 
     @cached_property
-    def tensors(self) -> dict[str, dict[str, Any]]:
-        """Name -> ``{"dtype": "F16", "shape": [...], ...}`` of every stored tensor, from the safetensors' headers.
+    def tensors(self) -> dict[str, tuple[str, list[int]]]:
+        """Name -> format, such as ``F16``, and shape of every stored tensor; no tensor is read.
 
         Raises:
             UserError: a file is no safetensors file, or is cut off.
         """
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, tuple[str, list[int]]] = {}
         for file in self.weights:
             try:
-                with file.open("rb") as stream:
-                    length = int.from_bytes(stream.read(8), "little")
-                    if not 2 <= length <= _MAX_HEADER:
-                        raise ValueError(length)
-                    header = json.loads(stream.read(length))
-                header.pop("__metadata__", None)
-                end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{file} is not a safetensors file; copy or download it again") from error
-            if file.stat().st_size < 8 + length + end:
-                raise UserError(f"{file} is cut off ({file.stat().st_size:,} bytes); copy or download it again")
-            found.update(header)
+                with safe_open(file, framework="numpy") as opened:
+                    for name in opened.keys():  # noqa: SIM118 (not a dict)
+                        tensor = opened.get_slice(name)
+                        found[name] = tensor.get_dtype(), tensor.get_shape()
+            except (OSError, SafetensorError) as error:
+                told = "is not a whole safetensors file"
+                raise UserError(f"{file} {told} ({first_line(error)}); copy or download it again") from error
         return found
 
     def require_project_labels(self) -> None:
-        """Refuse a model whose outputs are not this project's classes in this project's order.
-
-        Raises:
-            UserError: names both lists.
-        """
-        if self.labels != LABELS:
-            shown = ", ".join(self.labels[:5]) or "none"
-            more = f", ... ({len(self.labels)} in all)" if len(self.labels) > 5 else ""
-            raise UserError(
-                f"{self.source} answers with other classes ({shown}{more}); "
-                f"a model of this project has, in this order: {', '.join(LABELS)}"
-            )
+        """Refuse a model whose outputs are not this project's classes in this project's order."""
+        _require_project_labels(self.source, self.config)
 
 
-def find_model(model: str | Path, revision: str | None = None, backend: str | None = TORCH) -> ModelFolder:
+def find_model(
+    model: str | Path, revision: str | None = None, backend: str | None = TORCH, *, project_labels: bool = False
+) -> ModelFolder:
     """Find a model folder, downloading it from the Hub when ``model`` is no folder here but looks like a Hub id.
 
     All files come from one commit, so weights and preprocessing cannot be of two different versions.
@@ -183,13 +156,14 @@ def find_model(model: str | Path, revision: str | None = None, backend: str | No
         revision: branch, tag or commit on the Hub; not used with a local folder.
         backend: one of ``BACKENDS``, whose weights are needed; None takes the first that the folder has, TensorRT
             left out.
+        project_labels: refuse a model of other classes, and one on the Hub before its weights are downloaded.
 
     Returns:
         The folder, with its ``config.json`` read and its weights listed (not loaded).
 
     Raises:
         UserError: no such folder, repository or revision; no network; no config; no such weights; a git-lfs pointer;
-            an export without its ``export.json``.
+            an export without its ``export.json``; other classes.
         ValueError: ``backend`` is not one of ``BACKENDS``.
     """
     if backend not in (None, *BACKENDS):
@@ -197,18 +171,21 @@ def find_model(model: str | Path, revision: str | None = None, backend: str | No
     source = str(model)
     path = Path(model).expanduser()
     if path.is_dir():
-        return _read_folder(source, path, backend)
+        return _read_folder(source, path, backend, project_labels)
     if isinstance(model, Path) or not _HUB_ID.fullmatch(source):
         what = "is a file, not a model folder" if path.exists() else "is not a model folder here"
         raise UserError(f"{source} {what}; give a folder with config.json and model.safetensors, or owner/name")
     if backend == TENSORRT:
         raise UserError(f"{source}: a TensorRT engine is built on the machine that runs it; export the model here")
-    path = _download(source, revision, EXPORT_FILES.get(backend or TORCH, "*.safetensors"))
-    for name in EXPORT_FILES:
-        if backend is not None or name == TENSORRT or any(_weights_of(path, there) for there in BACKENDS):
+    path = _download(source, revision, "*.json")
+    if project_labels and (path / _CONFIG).is_file():
+        _require_project_labels(source, _read_config(path / _CONFIG))
+    # the snapshot's name is its commit, so that weights are of the same one whatever is pushed meanwhile
+    for name in (backend,) if backend else (name for name in BACKENDS if name != TENSORRT):
+        path = _download(source, path.name, EXPORT_FILES.get(name, "model*.safetensors"))
+        if _weights_of(path, name):
             break
-        path = _download(source, revision, EXPORT_FILES[name])
-    return _read_folder(source, path, backend)
+    return _read_folder(source, path, backend, project_labels)
 
 
 def runtime_of(backend: str) -> str:
@@ -216,11 +193,13 @@ def runtime_of(backend: str) -> str:
     return backend.removesuffix("-int8")
 
 
-def _read_folder(source: str, path: Path, backend: str | None) -> ModelFolder:
-    config_file = path / "config.json"
+def _read_folder(source: str, path: Path, backend: str | None, project_labels: bool) -> ModelFolder:
+    config_file = path / _CONFIG
     if not config_file.is_file():
         raise UserError(f"{source} has no config.json; give the folder that a training saved, or a Hub id owner/name")
-    config = _read_object(config_file, "a model's configuration")
+    config = _read_config(config_file)
+    if project_labels:
+        _require_project_labels(source, config)
     there = [name for name in BACKENDS if _weights_of(path, name)]
     chosen = backend or next((name for name in there if name != TENSORRT), TORCH)
     if backend is None and there == [TENSORRT]:
@@ -259,7 +238,7 @@ def _read_export(path: Path, backend: str) -> dict[str, Any]:
     file = path / EXPORT_FILE
     if not file.is_file():
         raise UserError(f"{path} has no {EXPORT_FILE}, so whose weights these are is unknown; export the model again")
-    record = _read_object(file, "what an export wrote")
+    record = read_json(file, "copy it again, or export the model again")
     try:
         entry, source = record["files"][backend], record["source"]
         digests = [entry["sha256"], source["weights_sha256"]]
@@ -272,24 +251,39 @@ def _read_export(path: Path, backend: str) -> dict[str, Any]:
     return record
 
 
-def _read_object(file: Path, what: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({_one_line(error)}); copy or download it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is not {what}; copy or download it again")
-    return content
+def _read_config(file: Path) -> dict[str, Any]:
+    return read_json(file, "copy or download it again")
 
 
-def _download(repo: str, revision: str | None, weights: str) -> Path:
+def _labels_of(config: dict[str, Any]) -> tuple[str, ...]:
+    names = config.get("label_names")
+    if isinstance(names, list | tuple):
+        return tuple(str(name) for name in names)
+    id2label = config.get("id2label")
+    if isinstance(id2label, dict) and all(str(key).isdigit() for key in id2label):
+        return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
+    return ()
+
+
+def _require_project_labels(source: str, config: dict[str, Any]) -> None:
+    labels = _labels_of(config)
+    if labels != LABELS:
+        shown = ", ".join(labels[:5]) or "none"
+        more = f", ... ({len(labels)} in all)" if len(labels) > 5 else ""
+        raise UserError(
+            f"{source} answers with other classes ({shown}{more}); "
+            f"a model of this project has, in this order: {', '.join(LABELS)}"
+        )
+
+
+def _download(repo: str, revision: str | None, pattern: str) -> Path:
     """The Hub's files of one commit in the local cache; every way this fails becomes one line."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub import errors as hub
 
     at = f" at revision {revision}" if revision else ""
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=["*.json", weights]))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[pattern]))
     except hub.GatedRepoError as error:
         raise UserError(f"{repo} needs permission; accept its terms on its page, then run `hf auth login`") from error
     except hub.RevisionNotFoundError as error:
@@ -303,10 +297,4 @@ def _download(repo: str, revision: str | None, weights: str) -> Path:
             f"{repo}{at} is no folder here, is not in the local cache, and {why}; give a model folder instead"
         ) from error
     except (hub.HfHubHTTPError, hub.HFValidationError, OSError) as error:
-        raise UserError(f"{repo}{at} cannot be downloaded: {_one_line(error)}; give a model folder instead") from error
-
-
-def _one_line(error: BaseException, limit: int = 160) -> str:
-    """The start of an exception's text on one line, for use inside a message."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+        raise UserError(f"{repo}{at} cannot be downloaded: {first_line(error)}; give a model folder instead") from error

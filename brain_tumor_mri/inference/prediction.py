@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,28 @@ import numpy as np
 from ..labels import LABELS, TITLES
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
+
+    from ..images.read import UnreadableImageError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An image as it was read for the model, or why it cannot be read.
+
+    Attributes:
+        name: as in ``Prediction``.
+        pixel_values: float32, of ``TumorClassifier.preprocess``; None when the image could not be read.
+        size: (width, height) in pixels of the image, upright; None when it could not be read.
+        fault: of ``trust.decision.picture_fault``.
+        error: why it could not be read.
+    """
+
+    name: str
+    pixel_values: Tensor | None = None
+    size: tuple[int, int] | None = None
+    fault: str | None = None
+    error: UnreadableImageError | None = None
 
 
 @dataclass(frozen=True)
@@ -25,11 +47,11 @@ class Prediction:
         probabilities: class name -> probability in [0, 1], in the order of ``labels.LABELS``, summing to 1; empty
             when the image could not be read.
         error: why the image could not be read, without its name; None when there is an answer.
-        decision: one of ``decisions.DECISIONS``; None when the image could not be read or the model has no trust.json.
+        decision: one of ``decision.DECISIONS``; None when the image could not be read or the model has no trust.json.
         reason: why the picture is refused as no brain MRI slice, or unfamiliar, after "because"; else None.
-        prediction_set: the classes left at the classifier's coverage, in the order of ``labels.LABELS``; empty where
+        prediction_set: those in the set at the classifier's coverage, in the order of ``labels.LABELS``; empty where
             ``decision`` is None.
-        prediction_sets: coverage in percent -> the classes left at that coverage.
+        prediction_sets: coverage in percent -> the classes in the set at that coverage.
         unlikeness: how unlike the slices that the model knows the picture is; above 1 it is unfamiliar.
         foreign: how sure it is that the picture is no brain MRI slice, in [0, 1]; above 0.5 it is refused.
     """
@@ -62,7 +84,7 @@ class Prediction:
             "decision": self.decision,
             "reason": self.reason,
             "prediction_set": list(self.prediction_set),
-            "prediction_sets": {str(coverage): list(left) for coverage, left in self.prediction_sets.items()},
+            "prediction_sets": {str(coverage): list(names) for coverage, names in self.prediction_sets.items()},
             "unlikeness": self.unlikeness,
             "foreign": self.foreign,
         }
@@ -74,7 +96,7 @@ class Answers:
 
     Attributes:
         probabilities: (N, 4) float64, calibrated where the model has a ``trust.json``; rows sum to 1.
-        sets: coverage in percent -> (N, 4) bool, the classes left; empty without a ``trust.json``.
+        sets: coverage in percent -> (N, 4) bool, the classes in the set; empty without a ``trust.json``.
         unlikeness: (N,) of ``InDistribution.unlikeness``; None without a ``trust.json``.
         foreign: (N,) of ``BrainMriCheck.foreign``; None without a ``trust.json``.
     """
@@ -86,14 +108,36 @@ class Answers:
 
     @classmethod
     def joined(cls, parts: Sequence[Answers]) -> Answers:
-        """One batch of several, in order."""
+        """Return one batch of several, in order."""
+        return cls._merged(parts, np.concatenate, np.concatenate, np.concatenate)
+
+    @classmethod
+    def combined(cls, of_members: Sequence[Answers]) -> Answers:
+        """Return one answer of those of an ensemble's members to the same batch.
+
+        Probabilities are the members' mean. A class is in a set when any member has it there, so that a set covers at
+        least what each member's covers; a picture is as unlike, and as foreign, as the member says that finds it most
+        so. Without a ``trust.json`` in every member there are only probabilities.
+        """
+        answers = cls._merged(of_members, _mean, _any, _max)
+        for kept in answers.sets.values():
+            kept[np.arange(len(kept)), answers.probabilities.argmax(1)] = True
+        return answers
+
+    @classmethod
+    def _merged(cls, parts: Sequence[Answers], probabilities: _Merge, sets: _Merge, scores: _Merge) -> Answers:
+        merged = probabilities([part.probabilities for part in parts])
+        if any(part.unlikeness is None for part in parts):
+            return cls(merged)
         return cls(
-            np.concatenate([part.probabilities for part in parts]),
-            {c: np.concatenate([part.sets[c] for part in parts]) for c in parts[0].sets},
-            None if parts[0].unlikeness is None else np.concatenate([part.unlikeness for part in parts]),
-            None if parts[0].foreign is None else np.concatenate([part.foreign for part in parts]),
+            merged,
+            {coverage: sets([part.sets[coverage] for part in parts]) for coverage in parts[0].sets},
+            *(scores([getattr(part, name) for part in parts]) for name in ("unlikeness", "foreign")),
         )
 
+
+_Merge = Callable[[Sequence[np.ndarray]], np.ndarray]
+_mean, _any, _max = (partial(merge, axis=0) for merge in (np.mean, np.any, np.max))
 
 CSV_COLUMNS = (
     "file", "label", "confidence", *LABELS, "decision", "prediction_set", "unlikeness", "foreign", "reason", "error",

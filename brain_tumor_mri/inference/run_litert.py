@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from .network import FEATURES, INPUT, LOGITS, ExportedNetwork, as_array, physical_cores, reason
+from ..errors import UserError, first_line
+from .network import FEATURES, INPUT, LOGITS, ExportedNetwork, as_array, physical_cores
 
 _STDERR_LOCK = threading.Lock()
 
@@ -45,7 +45,7 @@ class LiteRtNetwork(ExportedNetwork):
         runtime = require_litert()
         if device is not None and torch.device(device).type != "cpu":
             raise UserError(f"LiteRT runs on the CPU here, not on {device}; use --device cpu")
-        self.name, self.device = name, torch.device("cpu")
+        self.name = name
         self._lock = threading.Lock()
         try:
             with quiet_stderr():
@@ -53,7 +53,7 @@ class LiteRtNetwork(ExportedNetwork):
                 self._interpreter.allocate_tensors()
                 self._runner = self._interpreter.get_signature_runner()
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"{name} cannot be run ({reason(error)}); export the model again") from error
+            raise UserError(f"{name} cannot be run ({first_line(error)}); export the model again") from error
         inputs, outputs = self._runner.get_input_details(), self._runner.get_output_details()
         self._require_names(list(inputs), list(outputs))
         self.outputs = [output for output in (LOGITS, FEATURES) if output in outputs]
@@ -71,15 +71,11 @@ class LiteRtNetwork(ExportedNetwork):
 
 
 def require_litert() -> Any:
-    """Import ai-edge-litert's interpreter module.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Import ai-edge-litert's interpreter module; UserError where it is not installed."""
     try:
         from ai_edge_litert import interpreter
     except ImportError as error:
-        message = f"a LiteRT model needs ai-edge-litert ({reason(error)}): pip install ai-edge-litert"
+        message = f"a LiteRT model needs ai-edge-litert ({first_line(error)}): pip install ai-edge-litert"
         raise UserError(message) from error
     return interpreter
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from .network import FEATURES, INPUT, LOGITS, ExportedNetwork, as_array, physical_cores, reason
+from ..errors import UserError, first_line
+from .network import FEATURES, INPUT, LOGITS, ExportedNetwork, as_array, physical_cores
 
 
 class OnnxNetwork(ExportedNetwork):
@@ -48,11 +48,17 @@ class OnnxNetwork(ExportedNetwork):
         try:
             self.session = runtime.InferenceSession(content, options, providers=providers)
         except Exception as error:  # onnxruntime's own classes share no base but this
-            raise UserError(f"{name} cannot be run ({reason(error)}); export the model again") from error
+            raise UserError(f"{name} cannot be run ({first_line(error)}); export the model again") from error
         inputs, self.outputs = ([v.name for v in of()] for of in (self.session.get_inputs, self.session.get_outputs))
         self.name = name
         self._require_names(inputs, self.outputs)
-        self.device = torch.device("cpu")  # numpy arrays go in; onnxruntime itself carries them to a GPU
+        # numpy arrays go in, so ``device`` stays the CPU: onnxruntime itself carries them to a GPU
+        if providers[0] != "CPUExecutionProvider":
+            self.largest_batch = None
+            if providers[0][0] not in self.session.get_providers():  # it only warns, and runs on the CPU
+                raise UserError(
+                    f"onnxruntime cannot start on {device or 'this GPU'} (no CUDA, or another); use --device cpu"
+                )
 
     def __call__(self, pixel_values: Tensor) -> tuple[Tensor, np.ndarray | None]:
         """Run the network; see :class:`Network`."""
@@ -61,15 +67,11 @@ class OnnxNetwork(ExportedNetwork):
 
 
 def require_onnxruntime() -> Any:
-    """Import onnxruntime.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Import onnxruntime; UserError where it is not installed."""
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError(f"an ONNX model needs onnxruntime ({reason(error)}): pip install onnxruntime") from error
+        raise UserError(f"an ONNX model needs onnxruntime ({first_line(error)}): pip install onnxruntime") from error
     return onnxruntime
 
 

@@ -1,17 +1,16 @@
-"""Runs a model with PyTorch, eager or compiled, and reads the features of one of its stages."""
+"""Runs a model with PyTorch, and reads the features of one of its stages."""
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 
 from ..errors import UserError
-from .network import reason
+from .network import CPU_BATCH
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,122 +33,42 @@ def stage_of(network: nn.Module) -> str:
 
 
 class TorchNetwork:
-    """A transformers model, run by PyTorch in float32, or its answers under bfloat16 autocast."""
+    """A transformers model, run by PyTorch in float32."""
 
-    def __init__(self, module: torch.nn.Module, device: torch.device, stage: str | None, *, bf16: bool = False) -> None:
+    def __init__(self, module: torch.nn.Module, device: torch.device, stage: str | None) -> None:
         """Put the model on the device.
 
         Args:
             module: takes pixel_values (N, 3, H, W), returns an object with ``logits`` (N, 4).
             device: where it is to run.
             stage: whose features are wanted; None for no features.
-            bf16: answer under autocast; ``module`` itself stays float32.
 
         Raises:
             UserError: the network has no such stage.
         """
-        self.device, self.bf16 = device, bf16
+        self.device, self.largest_batch = device, CPU_BATCH if device.type == "cpu" else None
         # convolutions of oneDNN and cuDNN run faster on channels-last weights; the answers are equal within 1e-5
         self.module = module.float().eval().to(device, memory_format=torch.channels_last)
         self._features = StageFeatures(getattr(self.module, "timm_model", self.module), stage) if stage else None
 
     def __call__(self, pixel_values: Tensor) -> tuple[Tensor, np.ndarray | None]:
         """Run the network; see :class:`Network`."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-            return self.module(pixel_values=pixel_values).logits, self.take_features()
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        return self.module(pixel_values=pixel_values).logits, self.take_features()
 
     def take_features(self) -> np.ndarray | None:
         """The features (N, D) of this thread's latest forward pass; None where no stage was named."""
         return self._features.take() if self._features else None
 
 
-class CompiledNetwork:
-    """A transformers model, compiled for each size of batch anew, at its first pass of that size."""
-
-    def __init__(self, module: torch.nn.Module, device: torch.device, stage: str | None, *, bf16: bool = False) -> None:
-        """Put the model on the device; nothing is compiled yet.
-
-        Args:
-            module: takes pixel_values (N, 3, H, W), returns an object with ``logits`` (N, 4).
-            device: where it is to run.
-            stage: whose features are wanted; None for no features.
-            bf16: answer under autocast.
-
-        Raises:
-            UserError: the network has no such stage.
-        """
-        self.device, self.bf16 = device, bf16
-        module = module.float().eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-        # torch.compile keeps no promise to threads that compile at once
-        self._lock = threading.Lock()
-        self._run = torch.compile(_LogitsAndMeans(module, stage), dynamic=False, options={"freezing": True})
-
-    def __call__(self, pixel_values: Tensor) -> tuple[Tensor, np.ndarray | None]:
-        """Run the network; see ``backends.Network``.
-
-        Raises:
-            UserError: it cannot be compiled here.
-        """
-        try:
-            with self._lock, torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                logits, means = self._run(pixel_values.contiguous(memory_format=torch.channels_last))
-        except TorchDynamoException as error:
-            raise UserError(
-                f"this network cannot be compiled here ({reason(error)}); torch.compile needs a C++ compiler, on a GPU "
-                "Triton; use --backend torch"
-            ) from error
-        return logits, None if means is None else means.cpu().numpy()
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """There is none whose layers could be looked at.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError("a compiled network only answers; use --backend torch")
-
-    def take_features(self) -> np.ndarray | None:
-        """There is no pass of ``module`` that could have left any.
-
-        Raises:
-            UserError: always.
-        """
-        _ = self.module
-
-
-class _LogitsAndMeans(torch.nn.Module):
-    """Gives the stage's means as an output: what ``StageFeatures`` keeps by thread would cut the graph."""
-
-    def __init__(self, network: torch.nn.Module, stage: str | None) -> None:
-        super().__init__()
-        self.network, self.means = network, None
-        if stage:
-            try:
-                getattr(network, "timm_model", network).get_submodule(stage).register_forward_hook(self._keep)
-            except AttributeError as error:
-                raise UserError(f"trust.json names the stage {stage}, which this model does not have") from error
-
-    def _keep(self, module: torch.nn.Module, inputs: Any, output: Tensor) -> None:
-        self.means = output.float().mean((2, 3))
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.network(pixel_values=pixel_values).logits, self.means
-
-
 class StageFeatures:
     """Catches the mean of a stage's feature maps in each forward pass; each thread gets those of its own passes."""
 
     def __init__(self, network: torch.nn.Module, stage: str) -> None:
-        """Hook into the stage.
-
-        Raises:
-            UserError: the network has no such module.
-        """
+        """Hook into the stage; UserError where the network has no such module."""
         kept = self._kept = threading.local()
 
-        # a function, not a method: a copy of the network (explain.py) then shares it
+        # a function, not a method: a copy of the network (heat_maps/cam.py) then shares it
         def keep(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             kept.means = output.detach().float().mean((2, 3))
 

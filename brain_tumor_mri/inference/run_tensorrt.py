@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from .network import FEATURES, INPUT, LOGITS, ExportedNetwork, reason
+from ..errors import UserError, first_line
+from .network import FEATURES, INPUT, LOGITS, ExportedNetwork
 
 MAX_BATCH = 64
-"""Slices in one pass; a larger batch is answered in parts."""
+"""Slices in one pass."""
 
 
 class TensorRtNetwork(ExportedNetwork):
     """An engine, run by TensorRT on torch's CUDA memory; a lock gives each thread its turn."""
 
     title = "a TensorRT"
+    largest_batch = MAX_BATCH
 
     def __init__(self, content: bytes, name: str, device: str | torch.device | None = None) -> None:
         """Load an engine.
@@ -58,13 +59,7 @@ class TensorRtNetwork(ExportedNetwork):
 
     def __call__(self, pixel_values: Tensor) -> tuple[Tensor, np.ndarray | None]:
         """Run the network; see :class:`~brain_tumor_mri.inference.network.Network`."""
-        parts = [self._run(part) for part in pixel_values.to(self.device).float().split(MAX_BATCH)]
-        features = torch.cat([part[FEATURES] for part in parts]).cpu().numpy() if FEATURES in self.outputs else None
-        return torch.cat([part[LOGITS] for part in parts]), features
-
-    def _run(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Answer at most ``MAX_BATCH`` slices on the device."""
-        pixels = pixel_values.contiguous()
+        pixels = pixel_values.to(self.device).float().contiguous()
         with self._lock, torch.cuda.device(self.device):
             self._context.set_input_shape(INPUT, tuple(pixels.shape))
             self._context.set_tensor_address(INPUT, pixels.data_ptr())
@@ -77,21 +72,17 @@ class TensorRtNetwork(ExportedNetwork):
             if not self._context.execute_async_v3(self._stream.cuda_stream):
                 raise UserError(f"{self.name}: TensorRT did not run it; export the model again, on this machine")
             self._stream.synchronize()
-        return found
+        return found[LOGITS], found[FEATURES].cpu().numpy() if FEATURES in found else None
 
 
 def require_tensorrt() -> Any:
-    """Import tensorrt, and see that there is a GPU for it.
-
-    Raises:
-        UserError: names what is missing: the package, the GPU, or both.
-    """
+    """Import tensorrt, and see that there is a GPU for it; the UserError names all that is missing."""
     missing = [] if torch.cuda.is_available() else ["an NVIDIA GPU that PyTorch sees"]
     try:
         import tensorrt
     except ImportError as error:
         tensorrt = None
-        missing.append(f"the package tensorrt ({reason(error)}; pip install tensorrt)")
+        missing.append(f"the package tensorrt ({first_line(error)}; pip install tensorrt)")
     if missing:
         raise UserError(f"TensorRT needs {' and '.join(missing)}; --format onnx runs everywhere")
     return tensorrt

@@ -82,10 +82,8 @@ def build_api(model: "ModelHandle", queued: dict[str, Any]) -> None:
     def explain(file: str, target: str) -> dict[str, Any]:
         from PIL import Image
 
-        from ..heat_maps.explain import explain as explain_image
-
         image = _image(file)
-        found = explain_image(model.get(), image, None if target == ANSWERED else target)[0]
+        found = model.get().explain(image, None if target == ANSWERED else target)
         heat = Image.fromarray((255 * found.heat_map).round().astype("uint8"))
         return answer_fields(found.prediction, model.name) | {
             "target": found.target,

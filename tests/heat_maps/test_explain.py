@@ -17,10 +17,10 @@ from torch import nn
 from brain_tumor_mri.commands import main as cli
 from brain_tumor_mri.commands.explain import output_names
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.heat_maps.cam import look, mean_maps
+from brain_tumor_mri.heat_maps.cam import forward, mean_maps
 from brain_tumor_mri.heat_maps.explain import COLOURS, METHODS, Explanation, explain, explain_classes, heat_maps
 from brain_tumor_mri.images.read import UnreadableImageError
-from brain_tumor_mri.inference.classifier import Ensemble, TumorClassifier
+from brain_tumor_mri.inference.classifier import TumorClassifier
 from brain_tumor_mri.labels import LABEL2ID, LABELS, RESEARCH_NOTICE
 
 SIDE, CELL = 64, 8
@@ -66,6 +66,10 @@ def colour_classifier(network: nn.Module | None = None, **options: object) -> Tu
     return TumorClassifier(Model(network or ColourNetwork()), PlainProcessor(), device="cpu", **options)
 
 
+def ensemble(*classifiers: TumorClassifier) -> TumorClassifier:
+    return TumorClassifier([member for classifier in classifiers for member in classifier.members])
+
+
 def squares(**boxes: tuple[int, int, int, int]) -> Image.Image:
     """A black SIDE x SIDE image with squares of a colour: left, top, right, bottom."""
     image = Image.new("RGB", (SIDE, SIDE))
@@ -88,7 +92,7 @@ def slices(phantom_dir: Path) -> list[Path]:
 
 
 def test_the_map_is_the_evidence_of_a_model_that_scores_a_colour():
-    (answer,) = explain(colour_classifier(), RED_AND_BLUE)
+    answer = explain(colour_classifier(), RED_AND_BLUE)
     assert answer.target == answer.prediction.label == "glioma"
     heat = answer.heat_map
     assert heat.shape == (SIDE, SIDE) and heat.dtype == np.float32
@@ -103,7 +107,7 @@ def test_the_map_is_the_evidence_of_a_model_that_scores_a_colour():
 
 def test_another_class_has_another_map_and_a_class_without_evidence_an_empty_one():
     model = colour_classifier()
-    blue, none = (explain(model, RED_AND_BLUE, target)[0] for target in ("pituitary", "notumor"))
+    blue, none = (explain(model, RED_AND_BLUE, target) for target in ("pituitary", "notumor"))
     assert blue.prediction.label == "glioma" and blue.target == "pituitary"
     row, column = np.unravel_index(blue.heat_map.argmax(), blue.heat_map.shape)
     assert 40 <= row < 48 and 40 <= column < 48
@@ -125,7 +129,7 @@ def test_maps_of_a_timm_model_are_in_range_and_a_batch_gives_what_single_images_
     for path, one in zip(slices, together, strict=True):
         assert one.heat_map.shape == classifier.image_size and one.heat_map.dtype == np.float32
         assert one.heat_map.min() >= 0 and one.heat_map.max() in (0, 1)
-        (alone,) = explain(classifier, path, "meningioma")
+        alone = explain(classifier, path, "meningioma")
         np.testing.assert_allclose(alone.heat_map, one.heat_map, atol=1e-4)
     in_ones = explain(classifier, slices, "meningioma", batch_size=1)
     np.testing.assert_allclose([e.heat_map for e in in_ones], [e.heat_map for e in together], atol=1e-4)
@@ -137,12 +141,12 @@ def test_each_image_of_a_batch_is_explained_by_its_own_answer(classifier: TumorC
     assert len({answer.target for answer in answers}) > 1
     for path, answer in list(zip(paths, answers, strict=True))[::7]:
         assert answer.target == answer.prediction.label
-        np.testing.assert_allclose(explain(classifier, path, answer.target)[0].heat_map, answer.heat_map, atol=1e-4)
+        np.testing.assert_allclose(explain(classifier, path, answer.target).heat_map, answer.heat_map, atol=1e-4)
 
 
 def test_a_mirrored_image_gives_the_mirrored_map_of_a_model_that_knows_no_sides():
-    left = explain(colour_classifier(), RED_AND_BLUE)[0].heat_map
-    right = explain(colour_classifier(), RED_AND_BLUE.transpose(Image.Transpose.FLIP_LEFT_RIGHT))[0].heat_map
+    left = explain(colour_classifier(), RED_AND_BLUE).heat_map
+    right = explain(colour_classifier(), RED_AND_BLUE.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).heat_map
     np.testing.assert_allclose(right, left[:, ::-1], atol=1e-6)
     assert np.abs(right - left).max() > 0.5
 
@@ -165,7 +169,7 @@ def test_one_forward_pass_explains_all_classes_as_explain_does_one_by_one(
     classifier: TumorClassifier, slices: list[Path], method: str, mirror: bool, monkeypatch: pytest.MonkeyPatch
 ):
     model = TumorClassifier(classifier.model, classifier.processor, device="cpu", mirror=mirror)
-    alone = [explain(model, slices[0], label, method=method)[0] for label in LABELS]
+    alone = [explain(model, slices[0], label, method=method) for label in LABELS]
     passes = []
     network = type(classifier.model.timm_model)
     forward = network.forward_features
@@ -187,8 +191,8 @@ def test_an_ensemble_averages_its_members_maps():
     swapped = ColourNetwork()
     swapped.head.weight.data = swapped.head.weight.data[[3, 1, 2, 0]]  # blue speaks for glioma
     members = [colour_classifier(), colour_classifier(swapped)]
-    (answer,) = explain(Ensemble(members), RED_AND_BLUE, "glioma")
-    one, other = (explain(member, RED_AND_BLUE, "glioma")[0].heat_map for member in members)
+    answer = explain(ensemble(*members), RED_AND_BLUE, "glioma")
+    one, other = (explain(member, RED_AND_BLUE, "glioma").heat_map for member in members)
     mean = one + other
     np.testing.assert_allclose(answer.heat_map, mean / mean.max(), atol=1e-6)
     assert answer.heat_map[24, 16] > 0.9 and answer.heat_map[44, 44] > 0.9
@@ -200,10 +204,10 @@ def test_an_ensemble_of_two_input_sizes_shows_the_larger():
             return {"pixel_values": super().__call__(image, **options)["pixel_values"][..., ::2, ::2]}
 
     half = TumorClassifier(Model(ColourNetwork()), Halved(), device="cpu")
-    (alone,) = explain(half, RED_AND_BLUE, "glioma")
+    alone = explain(half, RED_AND_BLUE, "glioma")
     assert alone.heat_map.shape == (SIDE // 2, SIDE // 2)
     for members in ([half, colour_classifier()], [colour_classifier(), half]):
-        (answer,) = explain(Ensemble(members), RED_AND_BLUE, "glioma")
+        answer = explain(ensemble(*members), RED_AND_BLUE, "glioma")
         assert answer.heat_map.shape == (SIDE, SIDE) and answer.image.size == (SIDE, SIDE)
         assert answer.heat_map[24, 16] > 0.9 and answer.heat_map[44, 44] < 0.1
 
@@ -299,7 +303,7 @@ def test_fused_cam_is_the_product_of_both_maps_with_a_highest_value_of_one(class
 
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_of_a_batch_is_kept_after_its_maps(classifier: TumorClassifier, method: str):
-    views, _ = look(classifier, torch.rand(1, 3, *classifier.image_size), method)
+    views, _ = forward(classifier, torch.rand(1, 3, *classifier.image_size), method)
     kept = [weakref.ref(tensor) for pair in views[0][0].paths.values() for tensor in pair]
     for target in range(2):
         mean_maps(views, [target], classifier.image_size)
@@ -323,7 +327,7 @@ def test_a_model_without_a_feature_map_is_refused():
 
 def test_the_overlay_colours_the_slice_as_the_model_saw_it():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8))
-    (answer,) = explain(colour_classifier(), image)
+    answer = explain(colour_classifier(), image)
     np.testing.assert_array_equal(answer.image, image)
     assert answer.overlay().mode == "RGB" and answer.overlay().size == (SIDE, SIDE)
     np.testing.assert_array_equal(answer.overlay(0), image)
@@ -336,14 +340,14 @@ def test_the_overlay_colours_the_slice_as_the_model_saw_it():
 
 
 def test_normalisation_is_undone(classifier: TumorClassifier, slices: list[Path]):
-    (answer,) = explain(classifier, slices[0])
+    answer = explain(classifier, slices[0])
     expected = Image.open(slices[0]).convert("RGB").resize(answer.image.size, Image.Resampling.BILINEAR)
     assert np.abs(np.asarray(answer.image, float) - np.asarray(expected, float)).max() <= 1
 
 
 def test_the_map_goes_back_to_the_size_and_place_of_the_image_it_came_from():
     wide = RED_AND_BLUE.resize((3 * SIDE, 2 * SIDE), Image.Resampling.NEAREST)
-    (answer,) = explain(colour_classifier(), wide)
+    answer = explain(colour_classifier(), wide)
     heat = answer.original_heat_map()
     assert heat.shape == (2 * SIDE, 3 * SIDE) and heat.dtype == np.float32
     assert heat.min() >= 0 and heat.max() <= 1

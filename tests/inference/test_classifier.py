@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from brain_tumor_mri import Prediction, TumorClassifier, UnreadableImageError, UserError
+from brain_tumor_mri import Explanation, Prediction, TumorClassifier, UnreadableImageError, UserError
 from brain_tumor_mri.inference.model_folder import find_model
 from brain_tumor_mri.labels import LABELS
 
@@ -293,11 +293,11 @@ def test_weights_that_are_missing_damaged_or_pickled_are_told(copied_model: Path
     weights = copied_model / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    assert "is cut off" in refusal(copied_model)
+    assert "is not a whole safetensors file (" in refusal(copied_model)
     weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     assert "git lfs pull" in refusal(copied_model)
     weights.write_bytes(b"nonsense" * 9)
-    assert "not a safetensors file" in refusal(copied_model)
+    assert "not a whole safetensors file" in refusal(copied_model)
     weights.rename(copied_model / "pytorch_model.bin")
     assert "no model.safetensors" in refusal(copied_model)
 
@@ -313,7 +313,7 @@ def test_weights_that_lack_a_layer_are_refused_not_filled_with_noise(copied_mode
 
 def test_a_config_that_cannot_be_read_is_told(copied_model: Path):
     (copied_model / "config.json").write_text("{")
-    assert "config.json cannot be read" in refusal(copied_model)
+    assert "config.json is no valid JSON" in refusal(copied_model)
 
 
 def test_an_architecture_that_timm_does_not_know_is_told(copied_model: Path):
@@ -386,6 +386,27 @@ def test_an_ensemble_asks_each_member_at_its_own_input_size(
             assert row(answer) == pytest.approx(np.mean(rows, axis=0), abs=1e-5)
     with pytest.raises(UserError, match="no model"):
         TumorClassifier.from_pretrained([])
+
+
+@pytest.mark.parametrize("wanted", ["model", "network", "processor"])
+def test_an_ensemble_says_which_member_to_ask_for_what_each_has(
+    tiny_model_dir: Path, second_model_dir: Path, wanted: str
+):
+    both = TumorClassifier.from_pretrained([tiny_model_dir, second_model_dir], device="cpu")
+    with pytest.raises(UserError, match=rf"{wanted} for each member: ask \.members\[0\] to \.members\[1\]$"):
+        getattr(both, wanted)
+    assert getattr(both.members[1], wanted) is not None and both.trust is None and both.folder is None
+
+
+def test_explain_gives_one_explanation_for_one_image_and_a_list_for_many(
+    classifier: TumorClassifier, slices: list[Path]
+):
+    one = classifier.explain(slices[0], "glioma")
+    assert isinstance(one, Explanation) and one.target == "glioma"
+    many = classifier.explain(iter(slices[:2]), "glioma", method="fused-cam", batch_size=1)
+    assert [explanation.prediction.name for explanation in many] == list(map(str, slices[:2]))
+    np.testing.assert_allclose(many[0].heat_map, one.heat_map, atol=1e-6)
+    assert classifier.explain([]) == []
 
 
 def test_with_mirror_a_slice_and_its_mirror_image_get_one_answer(tiny_model_dir: Path, slices: list[Path]):

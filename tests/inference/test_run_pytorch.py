@@ -1,7 +1,6 @@
-"""Other ways in which PyTorch runs the safetensors: bfloat16 autocast and torch.compile."""
+"""PyTorch as a runtime: features of a stage, passes of a size that suits the device."""
 
-import json
-import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,79 +9,41 @@ import torch
 
 from brain_tumor_mri import TumorClassifier, UserError
 from brain_tumor_mri.inference.load import load_network
-from brain_tumor_mri.inference.model_folder import TORCH_WAYS, find_model
-from brain_tumor_mri.inference.run_pytorch import stage_of
-from brain_tumor_mri.trust.decision import COVERAGES
-from brain_tumor_mri.trust.trust_file import Calibration, InDistribution, Trust
+from brain_tumor_mri.inference.model_folder import find_model
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
-    """The tiny model with a check that reads its features."""
-    folder = Path(shutil.copytree(tiny_model_dir, tmp_path_factory.mktemp("ways") / "model"))
-    network = TumorClassifier.from_pretrained(folder, device="cpu").model.timm_model
-    stage = stage_of(network)
-    width = next(row["num_chs"] for row in network.feature_info if row["module"] == stage)
-    check = InDistribution(stage, np.zeros(width), np.eye(2, width), np.ones(2), 1.0, 1.0)
-    calibration = Calibration(0.7, {coverage: np.full(4, 0.5) for coverage in COVERAGES})
-    trust = Trust(find_model(folder).sha256(), calibration, calibration, check, {})
-    (folder / "trust.json").write_text(json.dumps(trust.to_dict()))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def slices(phantom_dir: Path) -> list[Path]:
-    return sorted(phantom_dir.glob("Testing/*/*.png"))[:8]
-
-
-def rows(classifier: TumorClassifier, slices: list[Path]) -> np.ndarray:
-    """Probabilities and unlikeness, (N, 5)."""
-    return np.array([[*a.probabilities.values(), a.unlikeness] for a in classifier.predict(slices, batch_size=4)])
-
-
-def test_bf16_answers_much_as_float32_does_and_keeps_a_float32_module(model: Path, slices: list[Path]) -> None:
-    eager = TumorClassifier.from_pretrained(model, device="cpu", backend="torch")
-    half = TumorClassifier.from_pretrained(model, device="cpu", backend="torch-bf16")
-    apart = np.abs(rows(eager, slices) - rows(half, slices))[:, :4].max()
-    assert 1e-5 < apart < 0.1  # bf16 keeps 8 bits
-    pixels = torch.zeros(1, 3, *half.image_size)
-    with torch.inference_mode():
-        assert torch.equal(half.model(pixel_values=pixels).logits, eager.model(pixel_values=pixels).logits)
-    assert half.describe()["backend"] == "torch-bf16"
-    assert half.describe()["sha256"] == eager.describe()["sha256"]
-
-
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_a_compiled_network_answers_as_pytorch_does(model: Path, slices: list[Path]) -> None:
-    eager = TumorClassifier.from_pretrained(model, device="cpu")
-    compiled = TumorClassifier.from_pretrained(model, device="cpu", backend="torch-compile")
-    np.testing.assert_allclose(rows(compiled, slices), rows(eager, slices), atol=1e-4)
-    with pytest.raises(UserError, match=r"--backend torch$"):
-        _ = compiled.model
-    with pytest.raises(UserError, match=r"--backend torch$"):
-        compiled.take_features()
-
-
-def test_what_cannot_be_compiled_is_one_line(model: Path, slices: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import config
-
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(config, "force_disable_caches", True)
-    classifier = TumorClassifier.from_pretrained(model, device="cpu", backend="torch-compile")
-    with pytest.raises(UserError, match=r"cannot be compiled here.*use --backend torch") as caught:
-        classifier.predict(slices[0])
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("way", TORCH_WAYS)
-def test_a_stage_that_the_network_lacks_is_told(way: str, tiny_model_dir: Path) -> None:
-    folder = find_model(tiny_model_dir, backend=way)
+def test_a_stage_that_the_network_lacks_is_told(tiny_model_dir: Path) -> None:
     with pytest.raises(UserError, match="names the stage nowhere"):
-        load_network(folder, "cpu", "nowhere")
+        load_network(find_model(tiny_model_dir), "cpu", "nowhere")
 
 
-def test_an_export_has_no_such_ways(tmp_path: Path, tiny_model_dir: Path) -> None:
-    shutil.copytree(tiny_model_dir, tmp_path / "empty")
-    (tmp_path / "empty" / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"no model\.safetensors"):
-        TumorClassifier.from_pretrained(tmp_path / "empty", backend="torch-bf16")
+def test_features_are_the_means_of_the_stage_and_each_thread_gets_its_own(tiny_model_dir: Path) -> None:
+    network = load_network(find_model(tiny_model_dir), "cpu", "layer2")
+    batches = [torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    kept = []
+    handle = network.module.timm_model.layer2.register_forward_hook(lambda *args: kept.append(args[2].mean((2, 3))))
+    with torch.inference_mode():
+        alone = [network(batch)[1] for batch in batches]
+        handle.remove()
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(lambda batch: network(batch)[1], batches * 3))
+    np.testing.assert_allclose(alone, torch.stack(kept).numpy(), rtol=1e-6)
+    np.testing.assert_allclose(together, alone * 3, rtol=1e-4, atol=1e-6)
+
+
+def test_a_cpu_gets_16_slices_in_a_pass_and_a_gpu_the_whole_batch(tiny_model_dir: Path, monkeypatch) -> None:
+    classifier = TumorClassifier.from_pretrained(tiny_model_dir, device="cpu")
+    passes, network = [], classifier.network
+    run = type(network).__call__
+    monkeypatch.setattr(type(network), "__call__", lambda self, x: (passes.append(len(x)), run(self, x))[1])
+    pixels = torch.zeros(37, 3, *classifier.image_size)
+    assert len(classifier.answers(pixels).probabilities) == 37
+    network.largest_batch = None  # as on a GPU
+    classifier.answers(pixels)
+    assert passes == [16, 16, 5, 37]
+
+
+@pytest.mark.parametrize("backend", ["torch-compile", "torch-bf16"])
+def test_a_backend_that_is_no_more_is_refused_with_those_that_are(tiny_model_dir: Path, backend: str) -> None:
+    with pytest.raises(ValueError, match="backend must be one of torch, onnx"):
+        TumorClassifier.from_pretrained(tiny_model_dir, backend=backend)
