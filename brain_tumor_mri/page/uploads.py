@@ -21,14 +21,12 @@ import gradio as gr
 from ..errors import UserError
 from ..images.archive import MAX_MEMBER_BYTES, MAX_MEMBERS, Archive, ArchiveError, is_archive, shown_name
 from ..images.read import UnreadableImageError, load_image
-from ..inference.prediction import Prediction
+from ..inference.prediction import CSV_COLUMNS, Prediction, Reading, csv_row
 from ..labels import LABELS, RESEARCH_NOTICE
-from ..trust.decision import DECISIONS
+from ..trust.decision import DECISIONS, picture_fault
 from .fragments import picture_uri
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..inference.classifier import TumorClassifier
 
 
@@ -117,36 +115,21 @@ def answer_files(
         thumbnails: whether rows get one.
         stopped: asked before each chunk; True ends.
     """
-    import torch
-
     pending = iter(files.entries)
     while not stopped() and (chunk := list(islice(pending, CHUNK))):
-        readings = [_read(classifier, name, reader, thumbnails) for name, reader in chunk]
-        good = [reading for reading in readings if not isinstance(reading, str)]
-        answers = classifier.answers(torch.stack([pixels for pixels, _, _ in good])) if good else None
-        place = 0
-        for (name, _), reading in zip(chunk, readings, strict=True):
-            if isinstance(reading, str):
-                yield Row(Prediction(name, None, None, {}, reading))
-                continue
-            _, fault, thumbnail = reading
-            yield Row(classifier.prediction(name, answers, place, fault), thumbnail)
-            place += 1
+        readings, small = zip(*(_read(classifier, *entry, thumbnails) for entry in chunk), strict=True)
+        yield from map(Row, classifier.answer_readings(readings), small)
 
 
-def _read(
-    classifier: "TumorClassifier", name: str, reader: Reader, thumbnails: bool
-) -> "tuple[Tensor, str | None, str] | str":
-    """Return the model's input, ``picture_fault`` and thumbnail of a file; or why it cannot be read."""
-    from ..trust.decision import picture_fault
-
+def _read(classifier: "TumorClassifier", name: str, reader: Reader, thumbnails: bool) -> tuple[Reading, str]:
+    """Return a file as the classifier takes it, and its thumbnail."""
     try:
         image = load_image(reader(), name=name)
     except (ArchiveError, UnreadableImageError) as error:
-        return error.reason
+        return Reading(name, error=error), ""
     # the picture itself is let go here: a chunk of the largest would take gigabytes
     small = picture_uri(image, THUMBNAIL_PIXELS, quality=80) if thumbnails else ""
-    return classifier.preprocess(image), picture_fault(image), small
+    return Reading(name, classifier.preprocess(image), image.size, picture_fault(image)), small
 
 
 def summary(predictions: Sequence[Prediction], total: int) -> dict[str, Any]:
@@ -165,8 +148,6 @@ def summary(predictions: Sequence[Prediction], total: int) -> dict[str, Any]:
 
 def csv_uri(predictions: Sequence[Prediction]) -> str:
     """Return the table that ``brain-tumor-mri predict --csv`` writes, as a data URI: no file is made on the server."""
-    from ..inference.prediction import CSV_COLUMNS, csv_row
-
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     writer.writerow(CSV_COLUMNS)
