@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA_DIR ?= data/brain-tumor-mri-dataset
 EXPORT ?= exported
 
-.PHONY: app test train lint phantoms web clean
+.PHONY: app test test-all train lint phantoms web clean
 
 $(VENV)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,11 +20,15 @@ app: $(VENV)/.ready
 	$(BIN)/python app.py
 
 test: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 train: $(VENV)/.ready
 	test -d $(DATA_DIR)/Training || $(BIN)/python data_scripts/download_kaggle.py --output_dir $(DATA_DIR)
