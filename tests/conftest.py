@@ -9,8 +9,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+from slow_tests import SLOW
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of ``SLOW``, and those that drive a browser."""
+    for item in items:
+        file = item.path.relative_to(REPO_ROOT / "tests").as_posix()
+        name = f"{file}::{item.name.partition('[')[0]}"
+        if file in SLOW or name in SLOW or "browser" in item.keywords:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from slow_tests import SLOW
 
 from benchmarks.render_tables import render_results
 from brain_tumor_mri.commands.main import COMMANDS, build_parser
@@ -127,3 +128,11 @@ def test_the_table_of_predict_is_what_the_command_prints(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert [line.split() for line in said.splitlines()] == [line.split() for line in done.stdout.splitlines()]
     assert len((tmp_path / "answers.csv").read_text().splitlines()) == 6
+
+
+def test_every_slow_test_that_is_named_is_there() -> None:
+    for entry in SLOW:
+        file, _, name = entry.partition("::")
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text() if name else (ROOT / "tests" / file).is_file(), (
+            entry
+        )

@@ -1,0 +1,18 @@
+"""What ``make test`` leaves out, and ``make test-all`` runs: each takes long, and another test keeps the README's promise.
+
+A file, or a file and a test's name without its parameters. Tests with the mark ``browser`` are slow, too.
+"""
+
+SLOW = {
+    "test_app_browser.py",
+    "hub/test_hub_end_to_end.py",
+    "test_train_command.py::test_two_processes_train_under_accelerate",
+    "training/test_trainer.py::test_two_processes_train_as_one_does",
+    "training/test_trainer.py::test_two_processes_and_accumulation_together_train_as_one_does",
+    "hub/test_publish_space.py::test_an_app_that_does_not_start_is_not_sent",
+    "hub/test_publish_space.py::test_an_app_that_starts_and_then_gives_no_prediction_is_refused_with_the_end_of_its_log",
+    "hub/test_publish_space.py::test_a_check_that_is_stopped_leaves_no_app_and_no_folder",
+    "inference/test_run_litert.py::test_an_export_answers_as_pytorch_does_and_int8_is_close_and_small",
+    "web/test_transformers_js.py",
+    "web/test_web.py",
+}
