@@ -1,4 +1,4 @@
-"""What ``make test`` leaves out, and ``make test-all`` runs: each takes long, and another test keeps the README's promise.
+"""What ``make test`` leaves out and ``make test-all`` runs: tests that take long, where others keep README's promises.
 
 A file, or a file and a test's name without its parameters. Tests with the mark ``browser`` are slow, too.
 """
