@@ -1,13 +1,10 @@
 """Renders the tables of a Markdown file from recorded runs: ``python benchmarks/render_tables.py README.md``.
 
-They stand between ``<!-- results: FILE ... -->`` and ``<!-- /results -->`` marks; ``protocols``, ``external``,
-``ablation``, ``trust``, ``check``, ``stress``, ``explain``, ``speed`` and ``latency`` in place of ``results`` give
-theirs.
+A table stands between ``<!-- KIND: FILE ... -->`` and ``<!-- /KIND -->``, with a KIND of ``RENDERERS``.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -16,95 +13,84 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.files import write_text
+from benchmarks.speed.report import latency_text
+from brain_tumor_mri.errors import UserError, first_line
+from brain_tumor_mri.files import read_json, write_text
+from brain_tumor_mri.reports.heat_map_tables import explain_note, explain_table
 from brain_tumor_mri.reports.tables import (
-    _EXTERNAL_TERMS,
+    EXTERNAL_TERMS,
     ablation_table,
     class_table,
+    collections_note,
+    collections_table,
     external_note,
     external_table,
     interval_note,
     markdown_table,
     protocol_table,
+    stress_summary,
+    stress_table,
     summary_table,
 )
+from brain_tumor_mri.reports.trust_tables import check_tables, trust_tables
+
+Records = Sequence[dict[str, Any]]
 
 
-def speed_table(records: Sequence[dict[str, Any]]) -> str:
-    """Return the summary rows that the scripts under ``benchmarks/`` put into their records as ``summary``."""
+def speed_table(records: Records) -> str:
+    """Return the summary rows that the scripts of ``benchmarks/speed`` put into their records as ``summary``."""
     rows = [list(row) for record in records for row in record["summary"]]
     return markdown_table(["what", "against", "measured"], rows)
+
+
+def _results(records: Records) -> str:
+    return "\n".join([summary_table(records), *(class_table(r) + "\n" + interval_note(r) for r in records)])
+
+
+def _external(records: Records) -> str:
+    note = external_note(records[0]) if len(records) == 1 else f"{EXTERNAL_TERMS}. Intervals over groups.\n"
+    return f"{external_table(records)}\n{note}"
+
+
+def _each(render: Callable[[dict[str, Any]], str]) -> Callable[[Records], str]:
+    return lambda records: "\n".join(map(render, records))
+
+
+RENDERERS: dict[str, Callable[[Records], str]] = {
+    "results": _results,
+    "trust": _each(trust_tables),
+    "check": _each(check_tables),
+    "stress": lambda records: f"{stress_summary(records)}\n{stress_table(records[0])}",
+    "explain": lambda records: f"{explain_table(records)}\n{explain_note(records[0])}",
+    "speed": speed_table,
+    "latency": latency_text,
+    "protocols": protocol_table,
+    "external": _external,
+    "collections": lambda records: f"{collections_table(records)}\n{collections_note(records[0])}",
+    "ablation": _each(ablation_table),
+}
 
 
 def render_results(text: str, base: Path) -> str:
     """Return Markdown ``text`` with every block rendered from the JSON files that its mark names."""
 
-    def results(records: Sequence[dict[str, Any]]) -> str:
-        return "\n".join([summary_table(records), *(class_table(r) + "\n" + interval_note(r) for r in records)])
+    def block(match: re.Match[str]) -> str:
+        kind, names = match[1], match[2]
+        records = [read_json(base / name) for name in names.split()]
+        return f"<!-- {kind}: {names} -->\n{RENDERERS[kind](records)}<!-- /{kind} -->"
 
-    def externals(records: Sequence[dict[str, Any]]) -> str:
-        note = external_note(records[0]) if len(records) == 1 else f"{_EXTERNAL_TERMS}. Intervals over groups.\n"
-        return f"{external_table(records)}\n{note}"
-
-    def trusts(records: Sequence[dict[str, Any]]) -> str:
-        from brain_tumor_mri.reports.trust_tables import trust_tables  # which takes its tables from here
-
-        return "\n".join(trust_tables(record) for record in records)
-
-    def stresses(records: Sequence[dict[str, Any]]) -> str:
-        from brain_tumor_mri.reports.stress_tables import stress_summary, stress_table
-
-        return stress_summary(records) + "".join("\n" + stress_table(record) for record in records[:1])
-
-    def explanations(records: Sequence[dict[str, Any]]) -> str:
-        from brain_tumor_mri.reports.heat_map_tables import explain_note, explain_table
-
-        return f"{explain_table(records)}\n{explain_note(records[0])}"
-
-    def checks(records: Sequence[dict[str, Any]]) -> str:
-        from brain_tumor_mri.reports.trust_tables import check_tables
-
-        return "\n".join(check_tables(record) for record in records)
-
-    def ablations(records: Sequence[dict[str, Any]]) -> str:
-        return "\n".join(ablation_table(record) for record in records)
-
-    def latencies(records: Sequence[dict[str, Any]]) -> str:
-        from benchmarks.speed.report import latency_text
-
-        return latency_text(records)
-
-    for kind, render in (
-        ("results", results),
-        ("trust", trusts),
-        ("check", checks),
-        ("stress", stresses),
-        ("explain", explanations),
-        ("speed", speed_table),
-        ("latency", latencies),
-        ("protocols", protocol_table),
-        ("external", externals),
-        ("ablation", ablations),
-    ):
-
-        def block(match: re.Match[str], kind: str = kind, render: Callable[..., str] = render) -> str:
-            records = [json.loads((base / name).read_text()) for name in match[1].split()]
-            return f"<!-- {kind}: {match[1]} -->\n{render(records)}<!-- /{kind} -->"
-
-        text = re.sub(rf"<!-- {kind}: (.*?) -->\n.*?<!-- /{kind} -->", block, text, flags=re.DOTALL)
-    return text
+    return re.sub(rf"<!-- ({'|'.join(RENDERERS)}): ([^\n]*) -->\n.*?<!-- /\1 -->", block, text, flags=re.DOTALL)
 
 
 def main(argv: Sequence[str]) -> int:
     """Render the results blocks of the Markdown files named on the command line."""
-    try:
-        for name in argv:
-            path = Path(name)
+    for name in argv:
+        path = Path(name)
+        try:
             write_text(path, render_results(path.read_text(encoding="utf-8"), path.parent))
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        print(UserError(f"{name}: {error}"), file=sys.stderr)
-        return 2
+        except (OSError, UnicodeError, KeyError, UserError) as error:
+            print(f"{name}: {first_line(error)}", file=sys.stderr)
+            return 2
     return 0
 
 

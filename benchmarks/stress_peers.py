@@ -9,7 +9,6 @@ its pixels were others. With --output the same command takes an interrupted run 
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,11 +20,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.peers import TRAINING_DATA_NOTE, Peer, add_peer_arguments, start_peer
-from brain_tumor_mri.commands.progress import DelayedProgress
-from brain_tumor_mri.commands.stress import add_stress_arguments, check_targets, show
+from brain_tumor_mri.commands.stress import add_stress_arguments, check_targets, measured, show
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.evaluation.stress import stress_record
-from brain_tumor_mri.inference.classifier import Prediction
+from brain_tumor_mri.files import read_json
+from brain_tumor_mri.inference.prediction import Prediction
 from brain_tumor_mri.labels import LABELS
 
 
@@ -44,16 +42,10 @@ def answers(peer: Peer, images: Iterator[Image.Image]) -> Iterator[Prediction]:
 
 
 def read_beside(path: Path) -> dict[str, Any]:
-    """Read a record that ``brain-tumor-mri stress`` wrote.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        _ = record["stress"]["pixels_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--beside {path}: no record of brain-tumor-mri stress ({type(error).__name__})") from error
+    """Read a record that ``brain-tumor-mri stress`` wrote."""
+    record = read_json(path, "give --beside a record of brain-tumor-mri stress")
+    if "pixels_sha256" not in record.get("stress", ()):
+        raise UserError(f"--beside {path}: no record of brain-tumor-mri stress")
     return record
 
 
@@ -67,14 +59,7 @@ def measure(args: argparse.Namespace) -> None:
     beside = [read_beside(path) for path in args.beside]
     with start_peer(args) as peer:
         args.title = args.title or peer.title
-        record = stress_record(
-            args,
-            peer.model,
-            peer.model,
-            lambda images: answers(peer, images),
-            note=TRAINING_DATA_NOTE,
-            progress=DelayedProgress,
-        )
+        record = measured(args, peer.model, peer.model, lambda images: answers(peer, images), TRAINING_DATA_NOTE)
     for path, other in zip(args.beside, beside, strict=True):
         if other["stress"]["pixels_sha256"] != record["stress"]["pixels_sha256"]:
             raise UserError(f"--beside {path}: was measured on other pixels than {peer.title}; run both on one sample")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from brain_tumor_mri.inference.model_folder import TORCH
-from brain_tumor_mri.reports.plots import matplotlib_figure
 from brain_tumor_mri.reports.tables import markdown_table, percent
 
 BATCHES = (1, 32)
@@ -165,12 +164,13 @@ def plot_latency(record: Mapping[str, Any], path: Path) -> None:
         record: of the benchmark; contestants without an accuracy are left out.
         path: the picture, its format by its suffix.
     """
+    from matplotlib.figure import Figure  # tables need no matplotlib
     from matplotlib.ticker import LogLocator, NullFormatter
 
     entries = [entry for entry in shown(record) if "accuracy" in entry]
     models = list(dict.fromkeys(_model(record, entry) for entry in entries))
     ways = list(dict.fromkeys(_run_by(entry) for entry in entries))
-    figure = matplotlib_figure()(figsize=(10, 4.8), layout="constrained")
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
     panels = figure.subplots(1, len(BATCHES), sharex=True, sharey=True)
     for axes, batch in zip(panels, BATCHES, strict=True):
         for entry in entries:

@@ -1,20 +1,23 @@
-"""``brain-tumor-mri evaluate``: measure a model on a labelled data set."""
+"""``brain-tumor-mri evaluate``: measure a model on a labelled data set, and on slices of further collections."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from dataclasses import fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.protocols import EXTERNAL, ProtocolArguments
+from ..data.protocols import EXTERNAL, FOLDS, LEAVE_COLLECTION_OUT, NOTES, OFFICIAL, ProtocolArguments
 from ..errors import UserError
-from ..evaluation.record import describe_data, describe_model
-from ..evaluation.split import evaluate_external, evaluate_split, predict_split, split_figures
+from ..evaluation.record import describe_data, describe_model, run_record
+from ..files import check_writable, write_json
 from ..inference.model_folder import DEFAULT_MODEL
+from ..reports.tables import evaluation_tables
 from .model_flags import add_model_arguments, load_classifier
+from .protocol_flags import add_protocol_arguments, protocol_of
 
 if TYPE_CHECKING:
     import datasets
@@ -31,13 +34,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="test each fold with its own model, {fold} in --model standing for it, and pool",
     )
-    parser.add_argument("--data_dir", default="data/brain-tumor-mri-dataset", help="holds Training/ and Testing/")
     parser.add_argument("--external_dir", help="the Br35H tumours (images/): measures the external protocol too")
+    parser.add_argument(
+        "--collections_dir",
+        metavar="DIR",
+        help="holds collections.csv and its slices: measures their test parts too; under leave-collection-out, all "
+        "slices of the family left out",
+    )
+    parser.add_argument(
+        "--all_collections",
+        action="store_true",
+        help="test each family of --collections_dir with the model that had it left out, {collection} in --model "
+        "standing for it, and pool; measures nothing else",
+    )
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
-    for setting in fields(ProtocolArguments):
-        kind = {"action": "store_true"} if setting.type == "bool" else {"type": type(setting.default)}
-        parser.add_argument(f"--{setting.name}", default=setting.default, help=setting.metadata["help"], **kind)
-    parser.add_argument("--seed", type=int, default=42, help="of the validation draw, as in training")
+    add_protocol_arguments(parser)
     parser.add_argument("--skip_unreadable", action="store_true", help="leave bad files out and list them")
     parser.add_argument("--title", help="what stands in tables for the model (default: architecture and input size)")
     parser.add_argument("--output", type=Path, help="write the figures to this metrics.json")
@@ -45,52 +56,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and print a table, or JSON.
-
-    Raises:
-        UserError: the model or the data cannot be used.
-    """
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    from ..data.br35h import load_external
-    from ..files import write_json
-    from ..reports.tables import class_table, external_note, external_table, interval_note, leak_note, summary_table
-
-    protocol = ProtocolArguments(**{setting.name: getattr(args, setting.name) for setting in fields(ProtocolArguments)})
-    if protocol.protocol == EXTERNAL and not args.external_dir:
-        raise UserError(f"--protocol {EXTERNAL}: give --external_dir, the folder of the Br35H tumours")
+    """Evaluate and print a table, or JSON."""
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size}: give 1 or more")
+    if args.output:
+        check_writable(args.output)
     args.model = args.model or [DEFAULT_MODEL]
-    tumours = load_external(args.external_dir) if args.external_dir else None
-    record = _pooled_record(args, protocol) if args.all_folds else _single_record(args, protocol, tumours)
+    if args.all_collections:
+        record = _all_collections(args)
+    else:
+        protocol = protocol_of(args)
+        if protocol.protocol == EXTERNAL and not args.external_dir:
+            raise UserError(f"--protocol {EXTERNAL}: give --external_dir, the folder of the Br35H tumours")
+        if protocol.protocol == LEAVE_COLLECTION_OUT and not args.collections_dir:
+            raise UserError(f"--protocol {LEAVE_COLLECTION_OUT}: give --collections_dir, the folder of the collections")
+        record = _all_folds(args, protocol) if args.all_folds else _one_model(args, protocol)
     if args.output:
         write_json(args.output, record)
     if args.json:
         json.dump(record, sys.stdout, indent=2)
         print()
         return 0
-    console = Console()
-    texts: list[str] = []
-    if record["splits"]:
-        texts += [summary_table([record], args.split), class_table(record, args.split)]
-        texts += [interval_note(record, args.split), leak_note(record, args.split)]
-    if record["external"]:
-        texts += [external_table([record]), external_note(record)]
-    for text in texts:
-        console.print(Markdown(text))
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    for text in evaluation_tables(record, args.split):
+        Console().print(Markdown(text))
+    for file in record.get("collections", {}).get("data", {}).get("unreadable", ()):
+        print(f"not readable: {file['path']}: {file['reason']}", file=sys.stderr)
     return 0
 
 
-def _single_record(
-    args: argparse.Namespace, protocol: ProtocolArguments, tumours: datasets.DatasetDict | None
-) -> dict[str, Any]:
-    """Evaluate one model, or ensemble, on one part."""
-    from ..evaluation.record import run_record
+def _one_model(args: argparse.Namespace, protocol: ProtocolArguments) -> dict[str, Any]:
+    """Evaluate one model, or ensemble, on one part, and on what else the flags name."""
+    from ..data.br35h import load_external  # datasets: seconds
+    from ..data.collections import load_collections
+    from ..evaluation.split import evaluate_collections, evaluate_external, evaluate_split
 
     progress = not args.json
-    classifier, data = _load(args, protocol)
+    tumours = load_external(args.external_dir) if args.external_dir else None
+    further = load_collections(args.collections_dir, protocol.collection)["test"] if args.collections_dir else None
+    classifier, data = load_classifier(args), _load_slices(args, protocol)
     parts = () if protocol.protocol == EXTERNAL else (args.split,)
-    return run_record(
+    record = run_record(
         protocol=protocol,
         model=describe_model(args.model, classifier),
         data=describe_data(args.data_dir, data),
@@ -98,52 +106,93 @@ def _single_record(
         external=evaluate_external(classifier, tumours, data.splits, progress=progress) if tumours else None,
         title=args.title,
     )
+    if further is not None:
+        record["collections"] = evaluate_collections([(classifier, further)], args.collections_dir, progress=progress)
+    return record
 
 
-def _pooled_record(args: argparse.Namespace, protocol: ProtocolArguments) -> dict[str, Any]:
-    """Evaluate the model of each fold on the fold's test part, and pool the answers: each slice is tested once.
-
-    Raises:
-        UserError: the protocol has no folds, more is asked for than the test part, or the models have no ``{fold}``.
-    """
+def _all_folds(args: argparse.Namespace, protocol: ProtocolArguments) -> dict[str, Any]:
+    """Evaluate the model of each fold on the fold's test part, and pool the answers: each slice is tested once."""
     import numpy as np
 
-    from ..data.protocols import FOLDS, OFFICIAL
-    from ..evaluation.record import run_record
+    from ..evaluation.split import predict_split, split_figures  # datasets: seconds
 
-    if protocol.protocol in (OFFICIAL, EXTERNAL) or args.split != "test" or args.external_dir:
+    without = (OFFICIAL, EXTERNAL, LEAVE_COLLECTION_OUT)
+    if protocol.protocol in without or args.split != "test" or args.external_dir or args.collections_dir:
         raise UserError(
             f"--all_folds: needs a protocol with folds and its test part, not {protocol.title} {args.split}"
         )
-    if not all("{fold}" in name for name in args.model):
-        raise UserError("--all_folds: give --model a name with {fold} in it, such as runs/lite-figshare-{fold}")
+    named = _named_models(args, "fold", FOLDS, "runs/lite-figshare-{fold}")
     answers, models, by_fold = [], [], {}
-    for fold in FOLDS:
-        names = [name.replace("{fold}", str(fold)) for name in args.model]
-        fold_args = argparse.Namespace(**{**vars(args), "model": names})
-        classifier, data = _load(fold_args, replace(protocol, fold=fold))
+    for fold, names in named.items():
+        classifier, data = load_classifier(_with_model(args, names)), _load_slices(args, replace(protocol, fold=fold))
         test = data.splits["test"]
-        probabilities, labels = predict_split(classifier, test, progress=not args.json)
-        answers.append((probabilities, labels, test["group"][:]))
+        answers.append((*predict_split(classifier, test, progress=not args.json), test["group"][:]))
         models.append(describe_model(names, classifier))
         by_fold[str(fold)] = split_figures(*answers[-1])["accuracy"]
     pooled = split_figures(*(np.concatenate(column) for column in zip(*answers, strict=True)))
-    pooled["accuracy_by_fold"] = by_fold
     record = run_record(
         protocol=protocol,
-        model=models[0] | {"name": " ".join(args.model), "weights_sha256": [m["weights_sha256"] for m in models]},
+        model=_one_of(models, args.model, named),
         data=describe_data(args.data_dir, data),
-        splits={"test": pooled},
+        splits={"test": pooled | {"accuracy_by_fold": by_fold}},
         title=args.title,
     )
     return record | {"protocol": f"{protocol.protocol}, all folds"}
 
 
-def _load(args: argparse.Namespace, protocol: ProtocolArguments) -> tuple[TumorClassifier, SliceData]:
+def _all_collections(args: argparse.Namespace) -> dict[str, Any]:
+    """Ask each family's slices of the model that had the family left out, and pool the answers."""
+    from ..data.collections import TRAINING_LABELS, load_collections, read_collections  # datasets: seconds
+    from ..evaluation.split import evaluate_collections
+
+    if not args.collections_dir or args.all_folds or args.external_dir:
+        raise UserError("--all_collections: give --collections_dir, and neither --all_folds nor --external_dir")
+    families = sorted({row.family for row in read_collections(args.collections_dir) if row.label in TRAINING_LABELS})
+    named = _named_models(args, "collection", families, "runs/without-{collection}")
+    models = []
+
+    def asked() -> Iterator[tuple[TumorClassifier, datasets.Dataset]]:
+        for family, names in named.items():
+            classifier = load_classifier(_with_model(args, names))
+            models.append(describe_model(names, classifier))
+            yield classifier, load_collections(args.collections_dir, family)["test"]
+
+    figures = evaluate_collections(asked(), args.collections_dir, progress=not args.json)
+    record = run_record(
+        protocol=ProtocolArguments(), model=_one_of(models, args.model, named), data={}, splits={}, title=args.title
+    )
+    record |= {"protocol": f"{LEAVE_COLLECTION_OUT}, all families", "protocol_note": NOTES[LEAVE_COLLECTION_OUT]}
+    return record | {"collections": figures}
+
+
+def _named_models(args: argparse.Namespace, what: str, values: Sequence[Any], example: str) -> dict[Any, list[str]]:
+    """Return the models of each fold or family; none may be missing, as hours of work would end there."""
+    if not all(f"{{{what}}}" in name for name in args.model):
+        raise UserError(f"--all_{what}s: give --model a name with {{{what}}} in it, such as {example}")
+    named = {value: [name.replace(f"{{{what}}}", str(value)) for name in args.model] for value in values}
+    for name in (name for names in named.values() for name in names):
+        if not Path(name).exists() and name.count("/") != 1:  # as owner/name it may be on the Hub
+            raise UserError(
+                f"--model {name}: there is no such model folder, and --all_{what}s needs one of each {what}"
+            )
+    return named
+
+
+def _with_model(args: argparse.Namespace, names: list[str]) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(args), "model": names})
+
+
+def _one_of(models: Sequence[dict[str, Any]], given: Sequence[str], named: dict[Any, list[str]]) -> dict[str, Any]:
+    """Return what the record says of several models; of a folder its name, as its path is the machine's."""
+    first = next(iter(named.values()))
+    names = [Path(name).name if Path(one).is_dir() else name for name, one in zip(given, first, strict=True)]
+    return models[0] | {"name": " ".join(names), "weights_sha256": [model["weights_sha256"] for model in models]}
+
+
+def _load_slices(args: argparse.Namespace, protocol: ProtocolArguments) -> SliceData:
     from ..data.slices import load_slices
 
-    classifier = load_classifier(args)
-    data = load_slices(
+    return load_slices(
         args.data_dir, protocol, seed=args.seed, skip_unreadable=args.skip_unreadable, progress=not args.json
     )
-    return classifier, data

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.protocols import ProtocolArguments
 from ..errors import UserError
-from ..evaluation.stress import stress_record
+from ..evaluation.record import describe_model
+from ..files import check_writable
 from ..inference.model_folder import DEFAULT_MODEL
-from ..reports.plots import plot_stress
-from ..reports.stress_tables import stress_summary, stress_table
+from ..reports.tables import stress_summary, stress_table
 from .model_flags import add_model_arguments, load_classifier
 from .progress import DelayedProgress
+from .protocol_flags import add_protocol_arguments, protocol_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..inference.classifier import Prediction
+    from ..inference.prediction import Prediction
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,11 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_stress_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that do not depend on what is measured: data, protocol, sample, output."""
-    parser.add_argument("--data_dir", default="data/brain-tumor-mri-dataset", help="holds Training/ and Testing/")
-    for setting in fields(ProtocolArguments):
-        kind = {"action": "store_true"} if setting.type == "bool" else {"type": type(setting.default)}
-        parser.add_argument(f"--{setting.name}", default=setting.default, help=setting.metadata["help"], **kind)
-    parser.add_argument("--seed", type=int, default=42, help="of the validation draw, as in training")
+    add_protocol_arguments(parser)
     parser.add_argument(
         "--sample",
         type=int,
@@ -53,16 +47,9 @@ def add_stress_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print a table, or JSON.
-
-    Raises:
-        UserError: the model or the data cannot be used, or there is nowhere to write to.
-        KeyboardInterrupt: Ctrl-C; its text says what is kept.
-    """
-    from ..evaluation.record import describe_model
-
+    """Measure and print a table, or JSON."""
     if args.batch_size < 1:
-        raise UserError(f"--batch_size must be at least 1, not {args.batch_size}")
+        raise UserError(f"--batch_size {args.batch_size}: give 1 or more")
     check_targets(args)
     args.model = args.model or [DEFAULT_MODEL]
     classifier = load_classifier(args)
@@ -74,21 +61,44 @@ def run(args: argparse.Namespace) -> int:
     identity = {key: value for key, value in described.items() if key != "source"}
     # what decisions depend on, besides the weights
     model = describe_model(args.model, classifier) | {key: described[key] for key in ("coverage", "trust")}
-    show(args, stress_record(args, model, identity, answer, progress=DelayedProgress))
+    show(args, measured(args, model, identity, answer))
     return 0
+
+
+def measured(
+    args: argparse.Namespace, model: dict[str, Any], identity: dict[str, Any], answer: Any, note: str | None = None
+) -> dict[str, Any]:
+    """Return the record of whatever answers, by the flags of :func:`add_stress_arguments`."""
+    from ..evaluation.stress import stress_record  # torch, datasets: seconds
+
+    return stress_record(
+        args.data_dir,
+        protocol_of(args),
+        model,
+        identity,
+        answer,
+        sample_size=args.sample,
+        seed=args.seed,
+        title=args.title,
+        output=args.output,
+        note=note,
+        progress=DelayedProgress,
+    )
 
 
 def show(args: argparse.Namespace, record: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> None:
     """Draw the plot that is asked for, and print tables, or JSON; ``beside`` are records to compare with."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
     if args.plot:
+        from ..reports.plots import plot_stress  # matplotlib
+
         plot_stress([record, *beside], args.plot)
     if args.json:
         json.dump(record, sys.stdout, indent=2)
         print()
         return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
     for text in (stress_table(record), stress_summary([record, *beside])):
         Console().print(Markdown(text))
     for file in record["unreadable"]:
@@ -99,13 +109,9 @@ def show(args: argparse.Namespace, record: dict[str, Any], beside: Sequence[dict
 
 
 def check_targets(args: argparse.Namespace) -> None:
-    """Find out before minutes of work whether the files can be written.
-
-    Raises:
-        UserError: they cannot.
-    """
+    """Find out before minutes of work whether the files can be written."""
     for flag, path in (("--output", args.output), ("--plot", args.plot)):
-        if path and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-            raise UserError(f"{flag} {path} cannot be written; give a file in a folder that exists")
+        if path:
+            check_writable(path, flag)
     if args.plot and args.plot.suffix.lower() != ".png":
         raise UserError(f"--plot {args.plot}: give a name that ends in .png")

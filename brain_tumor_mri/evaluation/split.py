@@ -1,18 +1,29 @@
 """A model's figures on one part of a data set: those of ``brain-tumor-mri evaluate``, and those that end a training.
 
-Both go through ``TumorClassifier``, so a figure is of what users run: float32, the model's own preprocessing.
+All go through ``TumorClassifier``, so a figure is of what users run: float32, the model's own preprocessing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import datasets
-    import numpy as np
+import datasets
+import numpy as np
+from rich.console import Console
+from rich.progress import track
 
+from ..errors import UserError
+from ..labels import LABEL2ID, LABELS, NO_TUMOR
+from .collections import collection_figures
+from .metrics import TumorClassificationMetric, external_figures
+
+if TYPE_CHECKING:
     from ..inference.classifier import TumorClassifier
+    from ..inference.prediction import Prediction
 
 
 def predict_split(
@@ -23,38 +34,39 @@ def predict_split(
     Returns:
         Probabilities (N, 4) float64 and labels (N,) int64, in the split's order.
     """
-    import datasets
-    import numpy as np
-    from rich.console import Console
-    from rich.progress import track
+    probabilities = [_row(prediction) for prediction in _predictions(classifier, split, progress)]
+    return np.asarray(probabilities), np.asarray(split["label"][:])
 
-    from ..labels import LABELS
 
+def _predictions(
+    classifier: TumorClassifier, split: datasets.Dataset, progress: bool, on_error: str = "raise"
+) -> Iterator[Prediction]:
     images = split.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
     sources = (row["image"]["bytes"] or row["image"]["path"] for row in images)
-    predictions = track(
-        classifier.predict_stream(sources),
-        "Evaluating",
-        total=len(split),
-        disable=not progress,
-        console=Console(stderr=True),
-        transient=True,
+    return iter(
+        track(
+            classifier.predict_stream(sources, on_error=on_error),
+            "Evaluating",
+            total=len(split),
+            disable=not progress,
+            console=Console(stderr=True),
+            transient=True,
+        )
     )
-    probabilities = [[prediction.probabilities[label] for label in LABELS] for prediction in predictions]
-    return np.asarray(probabilities), np.asarray(split["label"][:])
+
+
+def _row(prediction: Prediction) -> list[float]:
+    return [prediction.probabilities[label] for label in LABELS]
 
 
 def split_figures(probabilities: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
     """Return :func:`~.metrics.classification_figures` by the project's metric, intervals over groups."""
-    from .metrics import TumorClassificationMetric
-
     return TumorClassificationMetric().compute(predictions=probabilities, references=labels, groups=groups)
 
 
 def evaluate_split(classifier: TumorClassifier, split: datasets.Dataset, *, progress: bool = False) -> dict[str, Any]:
     """Return :func:`~.metrics.classification_figures` on one split, intervals over its groups."""
-    probabilities, labels = predict_split(classifier, split, progress=progress)
-    return split_figures(probabilities, labels, split["group"][:])
+    return split_figures(*predict_split(classifier, split, progress=progress), split["group"][:])
 
 
 def evaluate_external(
@@ -74,10 +86,6 @@ def evaluate_external(
         with_threshold: whether the validation part, which did not train, may choose a threshold.
         progress: show a bar on stderr.
     """
-    import numpy as np
-
-    from ..labels import LABEL2ID, NO_TUMOR
-    from .metrics import external_figures
 
     def healthy(part: str) -> datasets.Dataset:
         labels = np.asarray(splits[part]["label"][:])
@@ -90,3 +98,51 @@ def evaluate_external(
     return external_figures(
         **probabilities, tumour_groups=parts["tumours"]["group"][:], healthy_groups=parts["healthy"]["group"][:]
     )
+
+
+def evaluate_collections(
+    asked: Iterable[tuple[TumorClassifier, datasets.Dataset]], folder: str | Path, *, progress: bool = False
+) -> dict[str, Any]:
+    """Measure models on slices of further collections, pooled; a slice that cannot be read is left out and listed.
+
+    Args:
+        asked: each model with the slices that it answers, a part of ``data.collections.load_collections``.
+        folder: of the collections.
+        progress: show a bar on stderr.
+
+    Returns:
+        :func:`~brain_tumor_mri.evaluation.collections.collection_figures`, with ``data``: ``name`` of the folder,
+        ``fingerprint`` (SHA-256 over paths, labels, groups and contents of the slices), ``counts`` by collection and
+        label, and ``unreadable`` (``path``, ``reason``).
+
+    Raises:
+        UserError: no slice can be read.
+    """
+    root, digest = Path(folder), hashlib.sha256()
+    parts: list[datasets.Dataset] = []
+    rows: list[list[float]] = []
+    unreadable: list[dict[str, str]] = []
+    for classifier, slices in asked:
+        kept = []
+        for i, prediction in enumerate(_predictions(classifier, slices, progress, on_error="record")):
+            if prediction.error is None:
+                kept.append(i)
+                rows.append(_row(prediction))
+            else:
+                unreadable.append({"path": slices["path"][i], "reason": prediction.error})
+        parts.append(slices.select(kept))
+    if not rows:
+        first = f": {unreadable[0]['path']}: {unreadable[0]['reason']}" if unreadable else ""
+        raise UserError(
+            f"{root}: none of its slices of a class can be read{first}; give --collections_dir another folder"
+        )
+    answered = datasets.concatenate_datasets(parts)
+    columns = (answered[name][:] for name in ("path", "true_label", "group"))
+    for path, label, group in sorted(zip(*columns, strict=True)):
+        content = hashlib.sha256((root / path).read_bytes()).hexdigest()
+        digest.update(f"{path}|{label}|{group}|{content}\n".encode())
+    counts: dict[str, Counter[str]] = {}
+    for name, label in zip(answered["collection"][:], answered["true_label"][:], strict=True):
+        counts.setdefault(name, Counter())[label] += 1
+    data = {"name": root.resolve().name, "fingerprint": digest.hexdigest(), "counts": counts, "unreadable": unreadable}
+    return collection_figures(np.asarray(rows), answered) | {"data": data}

@@ -7,7 +7,6 @@ pixels to a published peer: whatever answers images can be measured by :func:`st
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
@@ -15,44 +14,57 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from PIL.Image import Image
+
 from ..data.protocols import ProtocolArguments
-from ..errors import UserError
+from ..errors import UserError, first_line
+from ..files import write_json
+from ..labels import LABEL2ID, LABELS
+from ..trust.decision import ANSWER, DECISIONS
+from .disturbances import CLEAN, DISTURBANCES, Sample, conditions, disturbed_images, load_sample
+from .metrics import bootstrap, classification_figures, describe_interval, figure, weighted_share
+from .record import run_record
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL.Image import Image
+    from ..inference.prediction import Prediction
 
-    from ..inference.classifier import Prediction
-    from .disturbances import Sample
-
-
-Answerer = Callable[["Iterator[Image]"], "Iterator[Prediction]"]
+Answerer = Callable[[Iterator[Image]], "Iterator[Prediction]"]
 """Gives one answer an image, in order; one with ``error`` where there is none."""
+RESAMPLES = 2000
 Progress = Callable[[int, float], AbstractContextManager[Any]]
 """Gives a bar with ``count`` and ``advance()``, of a number of images and when the work started."""
-RESAMPLES = 2000
 
 
 def stress_record(
-    args: argparse.Namespace,
+    data_dir: str | Path,
+    protocol: ProtocolArguments,
     model: dict[str, Any],
     identity: dict[str, Any],
     answer: Answerer,
     *,
+    sample_size: int = 500,
+    seed: int = 42,
+    title: str | None = None,
+    output: Path | None = None,
     note: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure whatever answers; with ``args.output``, take an interrupted run up again and write the record.
+    """Measure whatever answers; with ``output``, take an interrupted run up again and write the record.
 
     Args:
-        args: as of :func:`add_stress_arguments`.
+        data_dir: the data folder.
+        protocol: whose test part is drawn from.
         model: what the record says of the model.
         identity: what decides its answers; those of another identity are never mixed in.
         answer: the model.
+        sample_size: slices of the test part.
+        seed: of the validation draw, as in training.
+        title: what stands in tables for the model.
+        output: the record's file.
         note: a caveat on the model's training data.
         progress: gives the bar for a number of images and a start; None shows none.
 
@@ -65,23 +77,18 @@ def stress_record(
         UserError: the data cannot be used, the output cannot be written, or no undisturbed image is answered.
         KeyboardInterrupt: Ctrl-C; its text says what is kept.
     """
-    from ..files import write_json
-    from .disturbances import load_sample
-    from .record import run_record
-
     started = time.monotonic()
-    protocol = ProtocolArguments(**{setting.name: getattr(args, setting.name) for setting in fields(ProtocolArguments)})
-    sample = load_sample(Path(args.data_dir), protocol, args.sample, seed=args.seed)
+    sample = load_sample(Path(data_dir), protocol, sample_size, seed=seed)
     data = {
-        "name": Path(args.data_dir).resolve().name,
+        "name": Path(data_dir).resolve().name,
         "sample": sample.describe(),
         "leaking_share": {} if note else {"test": sample.leaking_share},
     }
     key = hashlib.sha256(json.dumps([identity, data["sample"]], sort_keys=True).encode()).hexdigest()
-    part = args.output.with_name(f"{args.output.name}.{key[:8]}.part") if args.output else None
+    part = output.with_name(f"{output.name}.{key[:8]}.part") if output else None
     with Journal(part) as journal:
         measure(sample, answer, journal, started, progress)
-    record = run_record(protocol=protocol, model=model, data=data, splits={}, title=args.title)
+    record = run_record(protocol=protocol, model=model, data=data, splits={}, title=title)
     if note:
         record["protocol_note"] += f"; {note}"
         record["training_data_note"] = note
@@ -93,7 +100,7 @@ def stress_record(
         if row["error"] is not None
     ]
     if part:
-        write_json(args.output, record)
+        write_json(output, record)
         part.unlink()
     return record
 
@@ -115,7 +122,9 @@ class Journal(AbstractContextManager["Journal"]):
             self.stream = part.open("ab") if part else io.BytesIO()
             self.stream.truncate(len(content))
         except (OSError, ValueError) as error:
-            raise UserError(f"{part} cannot be taken up again ({error}); delete it to start anew") from error
+            raise UserError(
+                f"{part} cannot be taken up again ({first_line(error)}); delete it to start anew"
+            ) from error
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep one answer."""
@@ -130,14 +139,7 @@ class Journal(AbstractContextManager["Journal"]):
 def measure(
     sample: Sample, answer: Answerer, journal: Journal, started: float, progress: Progress | None = None
 ) -> None:
-    """Ask about every image under every condition that the journal has no answer for yet.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C; its text says what is kept.
-    """
-    from ..labels import LABELS
-    from .disturbances import conditions, disturbed_images
-
+    """Ask about every image under every condition that the journal has no answer for yet."""
     jobs = [(name, strength, i) for name, strength in conditions() for i in range(len(sample.slices))]
     todo = jobs[len(journal.rows) :]
     pixels: deque[str] = deque()  # of the images asked about, in order
@@ -183,16 +185,9 @@ def stress_figures(rows: Sequence[dict[str, Any]], sample: Sample) -> dict[str, 
     Raises:
         UserError: no image of a condition is answered.
     """
-    import numpy as np
-
-    from ..labels import LABEL2ID
-    from ..trust.decision import ANSWER, DECISIONS
-    from .disturbances import CLEAN, DISTURBANCES, conditions
-    from .metrics import bootstrap_weights, classification_figures
-
     n = len(sample.slices)
     labels = np.array([LABEL2ID[s.label] for s in sample.slices])
-    weights = np.vstack([np.ones((1, n)), bootstrap_weights(n, [s.group for s in sample.slices], RESAMPLES, 0)])
+    weights = bootstrap(n, [s.group for s in sample.slices], RESAMPLES)
     accuracies: list[np.ndarray] = []
     counts = np.zeros((3, len(weights)))  # of all disturbed images: decided, of these answered, of these right
     levels: list[dict[str, Any]] = []
@@ -205,7 +200,7 @@ def stress_figures(rows: Sequence[dict[str, Any]], sample: Sample) -> dict[str, 
         right = asked & (probabilities.argmax(1) == labels)
         answered = np.array([row["decision"] == ANSWER for row in mine])
         decisions = Counter(row["decision"] for row in mine if row["decision"] is not None)
-        accuracies.append(_ratio(weights @ right, weights @ asked))
+        accuracies.append(weighted_share(right[asked], weights[:, asked]))
         if name != CLEAN:
             decided = np.array([row["decision"] is not None for row in mine])
             counts += [weights @ decided, weights @ answered, weights @ (answered & right)]
@@ -214,24 +209,24 @@ def stress_figures(rows: Sequence[dict[str, Any]], sample: Sample) -> dict[str, 
                 "strength": strength,
                 "level": None if name == CLEAN else DISTURBANCES[name].levels[strength - 1],
                 "n": int(asked.sum()),
-                "accuracy": _figure(accuracies[-1]),
+                "accuracy": figure(accuracies[-1]),
                 "ece": classification_figures(probabilities[asked], labels[asked], n_resamples=0)["ece"]["value"],
                 "decisions": {d: decisions[d] / decisions.total() for d in DECISIONS} if decisions else None,
-                "accuracy_answered": _figure(_ratio(weights @ (answered & right), weights @ answered)),
+                "accuracy_answered": figure(weighted_share(right[answered], weights[:, answered])),
             }
         )
     mean = np.mean(accuracies[1:], axis=0)
     by_name = {d: [x for x, (name, _) in zip(levels, conditions(), strict=True) if name == d] for d in DISTURBANCES}
     return {
         "n": n,
-        "interval": {"method": "percentile bootstrap", "confidence": 0.95, "resamples": RESAMPLES, "over": "group"},
+        "interval": describe_interval(RESAMPLES),
         "clean": levels[0],
         "disturbances": {d: {"levels": entries} for d, entries in by_name.items()},
-        "mean_accuracy": _figure(mean),
-        "difference": _figure(100 * (mean - accuracies[0])),
+        "mean_accuracy": figure(mean),
+        "difference": figure(100 * (mean - accuracies[0])),
         "answered": {
-            "share": _figure(_ratio(counts[1], counts[0])),
-            "accuracy": _figure(_ratio(counts[2], counts[1])),
+            "share": figure(_ratio(counts[1], counts[0])),
+            "accuracy": figure(_ratio(counts[2], counts[1])),
         },
         "pixels_sha256": hashlib.sha256("".join(row["pixels"] for row in rows).encode()).hexdigest(),
     }
@@ -239,16 +234,4 @@ def stress_figures(rows: Sequence[dict[str, Any]], sample: Sample) -> dict[str, 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Divide sums of the sample and its resamples; NaN where one has none of the whole."""
-    import numpy as np
-
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
-
-
-def _figure(samples: np.ndarray) -> dict[str, float] | None:
-    """The sample's own value, which comes first, and its 95 % interval over the resamples; None where it is NaN."""
-    import numpy as np
-
-    if np.isnan(samples[0]):
-        return None
-    low, high = np.nanpercentile(samples[1:], (2.5, 97.5))
-    return {"value": float(samples[0]), "low": float(low), "high": float(high)}

@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import UndefinedError
 
 from ..data.protocols import FIGSHARE_5FOLD, NOTES, OFFICIAL, PARTS, SPLITS_FILE, split_rows
 from ..errors import UserError
+from ..files import read_json
 from ..labels import CLASSES, LABELS, NO_TUMOR, RESEARCH_NOTICE, TITLES
-
-if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, ModelCardData
-
+from ..trust.trust_file import FILE_NAME, read_trust_file
+from .heat_map_tables import explain_note, explain_table
+from .tables import evaluation_tables, external_title, markdown_table, percent, stress_summary, stress_table
+from .trust_tables import trust_tables
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 COUNTS_FILE = SPLITS_FILE.with_name("counts.json")
@@ -61,9 +65,6 @@ def render_card(model: str | Path, *, lite: str | Path | None = None, repo_id: s
     Raises:
         UserError: a metrics.json is missing or incomplete, or ``repo_id`` is no Hub id.
     """
-    from huggingface_hub import ModelCard
-    from jinja2 import UndefinedError
-
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo_id):
         raise UserError(f"--repo_id {repo_id}: give a Hub id, owner/name")
     folder = Path(model)
@@ -81,14 +82,9 @@ def render_card(model: str | Path, *, lite: str | Path | None = None, repo_id: s
 
 def _read_record(folder: Path) -> dict[str, Any]:
     file = folder / "metrics.json"
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if missing := [key for key in _REQUIRED if key not in record]:
-            raise ValueError(f"no {missing[0]}")
-    except FileNotFoundError as error:
-        raise UserError(f"{file} is missing; a card is made of figures: train or evaluate the model first") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file} is not a metrics file ({error}); give the one that train.py wrote") from error
+    record = read_json(file, "a card is made of figures: give the metrics.json that train.py wrote")
+    if missing := [key for key in _REQUIRED if key not in record]:
+        raise UserError(f"{file} is not a metrics file (no {missing[0]}); give the one that train.py wrote")
     return record
 
 
@@ -107,8 +103,6 @@ def base_model(record: dict[str, Any]) -> str | None:
 
 
 def _card_data(record: dict[str, Any], repo_id: str) -> ModelCardData:
-    from huggingface_hub import ModelCardData
-
     # No `datasets`: neither the Kaggle nor the figshare set has a Hub repository of its authors.
     return ModelCardData(
         license="apache-2.0",
@@ -130,10 +124,6 @@ def _eval_results(record: dict[str, Any], *, twin: bool = False) -> list[EvalRes
 
     The dataset's type is ``imagefolder``, as the Trainer of transformers writes it for data that is not on the Hub.
     """
-    from huggingface_hub import EvalResult
-
-    from .tables import external_title
-
     protocol, suffix = record["protocol"], f" ({TWIN})" if twin else ""
     parts = [(record["splits"].get("test"), _FIGURES, _data_name(record), protocol)]
     if record.get("external"):
@@ -162,7 +152,6 @@ def _eval_results(record: dict[str, Any], *, twin: bool = False) -> list[EvalRes
 def _texts(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Return what the template needs: records for its conditions, figures, and tables as text."""
     from ..data.br35h import external_rows
-    from .tables import percent
 
     twins = record.get("twins") or []
     config, training = record.get("config") or {}, record.get("training") or {}
@@ -181,7 +170,7 @@ def _texts(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         "training": training,
         "base_model": base_model(record),
         "data_name": _data_name(record),
-        "facts": json.loads(COUNTS_FILE.read_text(encoding="utf-8")) if COUNTS_FILE.is_file() else {},
+        "facts": read_json(COUNTS_FILE) if COUNTS_FILE.is_file() else {},
         "wrong": [(path, row.label) for path, row in split_rows().items() if row.label != row.source_label],
         "leaks": [percent({"value": share}) for share in official if share is not None],
         "counts": _counts_table(record["data"]["counts"]),
@@ -206,8 +195,6 @@ def _data_name(record: dict[str, Any]) -> str:
 
 
 def _counts_table(counts: dict[str, dict[str, int]]) -> str:
-    from .tables import markdown_table
-
     rows = [
         [part, *(f"{counts[part][name]:,}" for name in LABELS), f"{sum(counts[part].values()):,}"]
         for part in PARTS
@@ -217,8 +204,6 @@ def _counts_table(counts: dict[str, dict[str, int]]) -> str:
 
 
 def _settings_table(config: dict[str, Any]) -> str:
-    from .tables import markdown_table
-
     decisive = {"external_": "external_dir", "teacher_": "teacher"}
     idle = tuple(topic for topic, setting in decisive.items() if not config.get(setting))
     rows = [
@@ -231,60 +216,25 @@ def _settings_table(config: dict[str, Any]) -> str:
 
 def _results(record: dict[str, Any], word: str = "") -> str:
     """Return the tables and notes of one record; ``word`` follows the model's name in them."""
-    from . import tables as report
-
-    record = record | {"model": record["model"] | {"architecture": record["model"]["architecture"] + word}}
-    texts = []
-    if record["splits"].get("test"):
-        texts += [report.summary_table([record]), report.class_table(record), report.interval_note(record)]
-        if "leaking_share" in record["data"]:  # not in the records of the first version
-            texts.append(report.leak_note(record))
-    if record.get("external"):
-        texts += [report.external_table([record]), report.external_note(record)]
-    return "\n".join(texts)
+    model = record["model"] | {"architecture": record["model"]["architecture"] + word}
+    return "\n".join(evaluation_tables(record | {"model": model}))
 
 
 def _trust_texts(folder: Path) -> str:
-    """Return the tables of the ``trust.json`` beside the weights; "" where there is none, or nothing measured in it.
-
-    Raises:
-        UserError: the file is no JSON object.
-    """
-    from ..trust.trust_file import FILE_NAME, read_trust_file
-    from .trust_tables import trust_tables
-
     record = read_trust_file(folder / FILE_NAME)
     return trust_tables(record) if record and "test" in record.get("measured", {}) else ""
 
 
 def _stress_texts(folder: Path) -> str:
-    """Return the tables of the ``stress.json`` beside the weights; "" where there is none."""
-    from .stress_tables import stress_summary, stress_table
-
     record = _read_beside(folder / "stress.json")
     return f"{stress_summary([record])}\n{stress_table(record)}" if record else ""
 
 
 def _explain_texts(folder: Path) -> str:
-    """Return the table of the ``explain.json`` beside the weights; "" where there is none."""
-    from .heat_map_tables import explain_note, explain_table
-
     record = _read_beside(folder / "explain.json")
     return f"{explain_table([record])}\n{explain_note(record)}" if record else ""
 
 
 def _read_beside(file: Path) -> dict[str, Any] | None:
-    """Read a record beside the weights; None where there is none.
-
-    Raises:
-        UserError: it is no JSON object.
-    """
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is not a metrics file ({error}); measure anew, or remove it") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{file} is not a metrics file; measure anew, or remove it")
-    return record
+    """Read a record beside the weights; None where there is none."""
+    return read_json(file, "measure anew, or remove it") if file.is_file() else None

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
 
 from ..labels import LABELS, TITLES
-
-if TYPE_CHECKING:
-    pass
+from .tables import model_title
 
 
 def plot_training_curves(rows: Sequence[dict[str, float]], path: Path, title: str) -> None:
     """Draw loss and accuracy by epoch, training and validation, into a PNG."""
-    figure_class = matplotlib_figure()
-    figure = figure_class(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(title)
     epochs = [row["epoch"] for row in rows]
     for axes, kind in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
@@ -31,11 +31,9 @@ def plot_training_curves(rows: Sequence[dict[str, float]], path: Path, title: st
 
 def plot_confusion_matrix(figures: dict[str, Any], path: Path, title: str) -> None:
     """Draw counts and row percentages of ``figures['confusion_matrix']`` into a PNG."""
-    import numpy as np
-
     counts = np.asarray(figures["confusion_matrix"])
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = matplotlib_figure()(figsize=(6.4, 5.6), layout="constrained")
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     names = [TITLES[name] for name in LABELS]
@@ -49,38 +47,27 @@ def plot_confusion_matrix(figures: dict[str, Any], path: Path, title: str) -> No
     figure.savefig(path, dpi=120)
 
 
-def matplotlib_figure() -> type:
-    """Return matplotlib's ``Figure``, which draws without pyplot's global state or a display."""
-    from matplotlib.figure import Figure
-
-    return Figure
-
-
 def plot_stress(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw accuracy by strength into a PNG: a panel a disturbance, undisturbed dashed, share of ``answer`` dotted."""
-    from matplotlib.figure import Figure
-
-    from ..evaluation.disturbances import DISTURBANCES, STRENGTHS
-    from .tables import model_title
-
     figure = Figure(figsize=(12, 8.5), layout="constrained")
     figure.suptitle(f"{records[0]['stress']['n']} disturbed slices, {records[0]['protocol']}, test")
     panels = figure.subplots(3, 4, sharey=True).flat
-    for axes, (name, disturbance) in zip(panels, DISTURBANCES.items(), strict=False):
+    for axes, (name, disturbance) in zip(panels, records[0]["data"]["sample"]["disturbances"].items(), strict=False):
         for number, record in enumerate(records):
             colour, stress = f"C{number}", record["stress"]
             levels = stress["disturbances"][name]["levels"]
+            strengths = [x["strength"] for x in levels]
             low, value, high = ([100 * x["accuracy"][key] for x in levels] for key in ("low", "value", "high"))
-            axes.plot(STRENGTHS, value, f"{colour}o-", markersize=3, label=fill(f"{model_title(record)}: accuracy", 34))
-            axes.fill_between(STRENGTHS, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(strengths, value, f"{colour}o-", markersize=3, label=fill(f"{model_title(record)}: accuracy", 34))
+            axes.fill_between(strengths, low, high, color=colour, alpha=0.15, linewidth=0)
             clean = 100 * stress["clean"]["accuracy"]["value"]
             axes.axhline(clean, color=colour, linestyle="--", linewidth=1, label=f"undisturbed, {clean:.1f} %")
             if all(x["decisions"] for x in levels):
                 shares = [100 * x["decisions"]["answer"] for x in levels]
-                axes.plot(STRENGTHS, shares, f"{colour}:", label="share decided `answer`")
-        ticks = [f"{strength}\n{level:g}" for strength, level in zip(STRENGTHS, disturbance.levels, strict=True)]
-        axes.set_xticks(STRENGTHS, ticks, fontsize=8)
-        axes.set(title=disturbance.title, ylim=(0, 102))
+                axes.plot(strengths, shares, f"{colour}:", label="share decided `answer`")
+        ticks = [f"{strength}\n{level:g}" for strength, level in zip(strengths, disturbance["levels"], strict=True)]
+        axes.set_xticks(strengths, ticks, fontsize=8)
+        axes.set(title=disturbance["title"], ylim=(0, 102))
         axes.grid(alpha=0.3)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.axes[-1].axis("off")
@@ -91,8 +78,6 @@ def plot_stress(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 def plot_reliability(figures: dict[str, Any], path: Path, title: str) -> None:
     """Draw the reliability diagram before and after: accuracy against mean confidence of the 15 bins."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(8.4, 4.2), dpi=120, layout="constrained")
     for place, (when, words) in enumerate((("before", "softmax"), ("after", "calibrated")), start=1):
         axes = figure.add_subplot(1, 2, place)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..data.protocols import EXTERNAL, NOTES
+from ..data.protocols import EXTERNAL, LEAVE_COLLECTION_OUT, NOTES
 from ..labels import LABELS, TITLES
 
-_EXTERNAL_TERMS = f"`{EXTERNAL}`: {NOTES[EXTERNAL]}"
+EXTERNAL_TERMS = f"`{EXTERNAL}`: {NOTES[EXTERNAL]}"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -38,20 +38,28 @@ def points(figure: dict[str, float] | None, scale: float = 100) -> str:
     return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(scale * figure[key] for key in ("value", "low", "high")))
 
 
+def evaluation_tables(record: dict[str, Any], split: str = "test") -> list[str]:
+    """Return every table and note of a record: of a part, of ``external``, and of further collections."""
+    texts: list[str] = []
+    if record["splits"].get(split):
+        texts += [summary_table([record], split), class_table(record, split), interval_note(record, split)]
+        if "leaking_share" in record["data"]:  # not in the records of the first version
+            texts.append(leak_note(record, split))
+    if record.get("external"):
+        texts += [external_table([record]), external_note(record)]
+    if record.get("collections"):
+        texts += [collections_table([record]), collections_note(record)]
+    return texts
+
+
 def summary_table(records: Sequence[dict[str, Any]], split: str = "test") -> str:
     """Return one Markdown row a run: what it is, its protocol, and its main figures with intervals."""
+    keys = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
     rows = []
     for record in records:
         figures = record["splits"][split]
-        keys = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
-        rows.append(
-            [
-                model_title(record),
-                f"{record['protocol']}, {split}",
-                str(figures["n"]),
-                *(percent(figures[k]) for k in keys),
-            ]
-        )
+        what = [model_title(record), f"{record['protocol']}, {split}", str(figures["n"])]
+        rows.append(what + [percent(figures[key]) for key in keys])
     return markdown_table(["model", "protocol", "images", "accuracy", "balanced accuracy", "macro F1", "AUROC"], rows)
 
 
@@ -63,21 +71,19 @@ def class_table(record: dict[str, Any], split: str = "test") -> str:
         [TITLES[name], str(per_class[name]["support"]), *(percent(per_class[name][key]) for key in keys)]
         for name in LABELS
     ]
-    return markdown_table(
-        [f"class ({record['protocol']}, {split})", "images", "precision", "recall", "F1", "AUROC"], rows
-    )
+    header = [f"class ({record['protocol']}, {split})", "images", "precision", "recall", "F1", "AUROC"]
+    return markdown_table(header, rows)
 
 
 def interval_note(record: dict[str, Any], split: str = "test") -> str:
     """Return one line: the protocol's caveat and how the intervals were drawn."""
-    interval = record["splits"][split]["interval"]
-    drawn = (
-        f"{100 * interval['confidence']:g} % intervals: {interval['method']} over {interval['over']}s"
-        if interval
-        else ""
-    )
     note = f"`{record['protocol']}`: {record['protocol_note']}. " if record["protocol_note"] else ""
-    return f"{note}{drawn}, {interval['resamples']} resamples.\n" if interval else note
+    if interval := record["splits"][split]["interval"]:
+        note += (
+            f"{100 * interval['confidence']:g} % intervals: {interval['method']} over {interval['over']}s, "
+            f"{interval['resamples']} resamples.\n"
+        )
+    return note
 
 
 def leak_note(record: dict[str, Any], split: str = "test") -> str:
@@ -161,7 +167,7 @@ def external_note(record: dict[str, Any]) -> str:
     """Return two sentences or three: what is measured on what, how the intervals were drawn, a chosen threshold."""
     figures = record["external"]
     note = (
-        f"{_EXTERNAL_TERMS}; {figures['n_tumour']} tumours, {figures['n_notumor']} notumor. "
+        f"{EXTERNAL_TERMS}; {figures['n_tumour']} tumours, {figures['n_notumor']} notumor. "
         f"95 % intervals: percentile bootstrap over groups, {figures['interval']['resamples']} resamples."
     )
     if chosen := figures.get("validation_threshold"):
@@ -170,6 +176,55 @@ def external_note(record: dict[str, Any]) -> str:
             f"{percent(chosen['sensitivity'])} found, {percent(chosen['specificity'])} left alone."
         )
     return note + "\n"
+
+
+def collections_table(records: Sequence[dict[str, Any]]) -> str:
+    """Return, for each record with further collections, one Markdown row for all, one a family and one a sequence."""
+    keys = ("tumours_found", "type_right", "healthy_called_tumour", "found_at_90_specificity", "auroc", "ece")
+    rows = []
+    for record in records:
+        measured = record["collections"]
+        shown = [(f"{model_title(record)}, {record['protocol']}", measured["pooled"])]
+        shown += [(f"- {name}", figures) for name, figures in measured["by_family"].items()]
+        shown += [(f"- sequence {name}", figures) for name, figures in measured["by_sequence"].items()]
+        rows += [[name, str(figures["n"]), *(percent(figures[key]) for key in keys)] for name, figures in shown]
+    header = ["further collections", "slices", "tumours found", "type right", "healthy called a tumour"]
+    return markdown_table([*header, "found at 90 % specificity", "AUROC", "ECE"], rows)
+
+
+def collections_note(record: dict[str, Any]) -> str:
+    """Return what is measured on which slices, and how the intervals were drawn."""
+    left_out = record["protocol"].startswith(LEAVE_COLLECTION_OUT)
+    terms = NOTES[LEAVE_COLLECTION_OUT] if left_out else "test parts of collections, which may have trained otherwise"
+    interval = record["collections"]["interval"]
+    return (
+        f"Further collections: {terms}. Each collection weighs alike in a row. {100 * interval['confidence']:g} % "
+        f"intervals: {interval['method']} over groups (patients, near-copies), {interval['resamples']} resamples.\n"
+    )
+
+
+def stress_table(record: dict[str, Any]) -> str:
+    """Return one Markdown row a disturbance: accuracy at each strength, without intervals, and their mean."""
+    titles, rows = record["data"]["sample"]["disturbances"], []
+    for name, entry in record["stress"]["disturbances"].items():
+        values = [level["accuracy"]["value"] for level in entry["levels"]]
+        shown = [percent({"value": value}) for value in (*values, sum(values) / len(values))]
+        rows.append([titles[name]["title"], *shown])
+    corner = f"accuracy by strength ({record['protocol']}, {record['stress']['n']} images)"
+    return markdown_table([corner, *(str(level["strength"]) for level in entry["levels"]), "mean"], rows)
+
+
+def stress_summary(records: Sequence[dict[str, Any]]) -> str:
+    """Return one Markdown row a model: clean and mean accuracy, their difference, and what ``answer`` is worth."""
+    rows = []
+    for record in records:
+        stress = record["stress"]
+        shares = [percent(stress["clean"]["accuracy"]), percent(stress["mean_accuracy"])]
+        answered = [percent(stress["answered"][key]) for key in ("share", "accuracy")]
+        change = points(stress["difference"], scale=1)
+        rows.append([model_title(record), record["protocol"], *shares, change, *answered])
+    header = ["model", "protocol", "clean", "disturbed, mean", "points", "decided `answer`", "of these right"]
+    return markdown_table(header, rows)
 
 
 def model_title(record: dict[str, Any]) -> str:

@@ -59,14 +59,19 @@ def coverage_table(record: Mapping[str, Any]) -> str:
 
 def decision_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Return one row a model and part: share of each decision, and of right answers among those that are given."""
+    known = [(r, part, title) for r in records for part, title in _measured_parts(r)]
+    shown = {
+        name: title
+        for name, title in DECISIONS.items()
+        if any(name in record["measured"][part]["single"]["decisions"] for record, part, _ in known)
+    }
     rows = []
-    for record in records:
-        for part, title in _measured_parts(record):
-            figures = record["measured"][part]["single"]
-            shares = [percent(figures["decisions"][name]) for name in DECISIONS]
-            right = [percent(figures["correct"][which]) for which in ("answer", "uncertain", "all")]
-            rows.append([title, str(figures["n"]), *shares, *right])
-    header = ["decisions", "slices", *DECISIONS.values(), "right when answered", "right when uncertain", "right of all"]
+    for record, part, title in known:
+        figures = record["measured"][part]["single"]
+        shares = [percent(figures["decisions"].get(name)) for name in shown]
+        right = [percent(figures["correct"][which]) for which in ("answer", "uncertain", "all")]
+        rows.append([title, str(figures["n"]), *shares, *right])
+    header = ["decisions", "slices", *shown.values(), "right when answered", "right when uncertain", "right of all"]
     return markdown_table(header, rows)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks import stress_peers
 from brain_tumor_mri.commands import main as cli
-from brain_tumor_mri.commands.stress import add_stress_arguments
+from brain_tumor_mri.commands.stress import add_stress_arguments, measured
 from brain_tumor_mri.data.protocols import AssignedSlice
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation import disturbances, stress
@@ -37,7 +37,9 @@ def slices() -> list[np.ndarray]:
 @pytest.fixture
 def two_disturbances(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eleven conditions instead of 56, for what does not depend on which they are."""
-    monkeypatch.setattr(disturbances, "DISTURBANCES", {name: DISTURBANCES[name] for name in ("noise", "brightness")})
+    few = {name: DISTURBANCES[name] for name in ("noise", "brightness")}
+    monkeypatch.setattr(disturbances, "DISTURBANCES", few)
+    monkeypatch.setattr(stress, "DISTURBANCES", few)
 
 
 def arguments(data_dir: Path, *flags: str) -> argparse.Namespace:
@@ -63,7 +65,7 @@ class FakeModel:
             yield Prediction("", label, 0.7, {name: 0.7 if name == label else 0.1 for name in LABELS})
 
     def record(self, args: argparse.Namespace, identity: str = "a") -> dict:
-        return stress.stress_record(args, self.MODEL, {"weights": identity}, self)
+        return measured(args, self.MODEL, {"weights": identity}, self)
 
 
 def test_the_same_slice_disturbance_and_strength_give_the_same_pixels_in_any_thread(slices):
@@ -174,9 +176,11 @@ def test_shares_of_decisions_and_the_accuracy_of_answers_are_counted(two_disturb
             probabilities = {name: float(name == "glioma") for name in LABELS}
             yield Prediction("", "glioma", 1.0, probabilities, decision=decision)
 
-    record = stress.stress_record(arguments(phantom_dir), {}, {}, answer)["stress"]
+    record = measured(arguments(phantom_dir), {}, {}, answer)["stress"]
     for figures in (record["clean"], record["disturbances"]["noise"]["levels"][4]):
-        assert figures["decisions"] == {"answer": 0.5, "uncertain": 7 / 16, "not-a-brain-mri": 1 / 16}
+        assert figures["decisions"] == {
+            "answer": 0.5, "uncertain": 7 / 16, "unfamiliar": 0, "not-a-brain-mri": 1 / 16,
+        }  # fmt: skip
         assert (figures["accuracy"]["value"], figures["accuracy_answered"]["value"]) == (0.25, 0.25)
         assert figures["ece"] == 0.75
     assert (record["answered"]["share"]["value"], record["answered"]["accuracy"]["value"]) == (0.5, 0.25)
@@ -194,7 +198,7 @@ def test_an_unreadable_file_and_an_image_without_an_answer_are_listed(
         for i, prediction in enumerate(FakeModel()(images)):
             yield Prediction("", None, None, error="too hard") if i == 15 else prediction
 
-    record = stress.stress_record(arguments(tmp_path / "data"), {}, {}, answer)
+    record = measured(arguments(tmp_path / "data"), {}, {}, answer)
     assert [file["path"] for file in record["unreadable"]] == [f"Testing/glioma/{broken.name}"]
     assert record["unreadable"][0]["reason"] and record["data"]["sample"]["drawn"] == 16
     (missing,) = record["unanswered"]
@@ -205,7 +209,7 @@ def test_an_unreadable_file_and_an_image_without_an_answer_are_listed(
     assert record["data"]["sample"]["fingerprint"] != whole["data"]["sample"]["fingerprint"]
     with pytest.raises(UserError, match=r"clean 0: none of 16 images is answered: no"):
         no = Prediction("", None, None, error="no")
-        stress.stress_record(arguments(phantom_dir), {}, {}, lambda images: (no for _ in images))
+        measured(arguments(phantom_dir), {}, {}, lambda images: (no for _ in images))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +219,7 @@ def test_an_unreadable_file_and_an_image_without_an_answer_are_listed(
         (["--protocol", "external"], "no test part of its own"),
         (["--data_dir", "nowhere"], "no such folder"),
         (["--plot", "plot.jpg"], "ends in .png"),
-        (["--output", "nowhere/stress.json"], "--output nowhere/stress.json cannot be written"),
+        (["--output", "nowhere/stress.json"], "--output nowhere/stress.json: there is no folder nowhere"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_2(flags, reason, tiny_model_dir: Path, phantom_dir: Path, capsys) -> None:
@@ -242,7 +246,7 @@ def test_a_peer_sees_the_same_pixels_and_a_record_of_others_is_not_put_beside_it
     assert stress_peers.main([*flags, "--beside", str(ours[4])]) == 2
     assert "measured on other pixels" in capsys.readouterr().err
     assert stress_peers.main([*flags, "--beside", str(package)]) == 2
-    assert "no record of brain-tumor-mri stress" in capsys.readouterr().err
+    assert "record of brain-tumor-mri stress" in capsys.readouterr().err
 
 
 def test_an_ensemble_with_mirroring_is_measured_as_one_model(

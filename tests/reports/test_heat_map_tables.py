@@ -51,5 +51,5 @@ def test_the_card_shows_the_record_beside_the_weights_and_refuses_a_damaged_one(
     (folder / "explain.json").write_text(json.dumps(record("grad-cam", 0.5)))
     assert "#### Where it looks" in render_card(folder) and "50.0 % (40.0-60.0)" in render_card(folder)
     (folder / "explain.json").write_text("[]")
-    with pytest.raises(UserError, match=r"explain\.json is not a metrics file"):
+    with pytest.raises(UserError, match=r"explain\.json holds no JSON object"):
         render_card(folder)

@@ -132,7 +132,8 @@ def test_a_missing_metrics_file_is_one_line_and_exit_2(tmp_path, capsys):
     assert "nowhere.json" in capsys.readouterr().err
 
 
-def test_the_readmes_results_are_those_of_the_recorded_runs():
-    text = (ROOT / "README.md").read_text()
-    assert render_results(text, ROOT) == text
-    assert "<!-- protocols: model-lite/metrics.json" in text and "<!-- external: model-lite/metrics.json" in text
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))])
+def test_the_tables_of_readme_and_docs_are_those_of_the_recorded_runs(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert render_results(text, (ROOT / page).parent) == text
+    assert page != "README.md" or "<!-- protocols: model-lite/metrics.json" in text
