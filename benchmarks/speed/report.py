@@ -1,4 +1,4 @@
-"""Tables and plot of what ``benchmarks/latency.py`` recorded: how long answers take, by what runs the model."""
+"""Tables and plot of what ``benchmarks/speed/latency.py`` recorded: how long answers take, by what runs the model."""
 
 from __future__ import annotations
 

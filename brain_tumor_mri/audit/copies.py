@@ -21,7 +21,7 @@ DESCRIPTOR_SIZE = 32
 CANDIDATE_CORRELATION = 0.96
 """Pairs whose 32x32 thumbnails correlate less than this, in all eight orientations, are not looked at further.
 
-Low enough for a gamma of 0.5 or a brightness doubled into saturation; see ``benchmarks/audit_accuracy.py``.
+Low enough for a gamma of 0.5 or a brightness doubled into saturation; see ``benchmarks/accuracy/audit_accuracy.py``.
 """
 
 COPY_SCORE = 0.99

@@ -1,7 +1,7 @@
 """``brain-tumor-mri stress``: how much of a model's accuracy is left when its images get worse.
 
 A fixed sample of a test part is measured as it is and under every disturbance of disturbances.py. Each answer goes to
-``OUTPUT.HASH.part`` at once, and the same command goes on from there. ``benchmarks/stress_peers.py`` sends the same
+``OUTPUT.HASH.part`` at once, and the same command goes on from there. ``benchmarks/accuracy/stress_peers.py`` sends the same
 pixels to a published peer: whatever answers images can be measured by :func:`stress_record`.
 """
 

@@ -1,4 +1,4 @@
-"""The table of what ``benchmarks/explain_accuracy.py`` recorded: how often heat maps point at the tumour."""
+"""The table of what ``benchmarks/accuracy/explain_accuracy.py`` recorded: how often heat maps point at the tumour."""
 
 from __future__ import annotations
 

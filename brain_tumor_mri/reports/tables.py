@@ -136,7 +136,7 @@ def external_table(records: Sequence[dict[str, Any]]) -> str:
 
 
 def ablation_table(record: dict[str, Any]) -> str:
-    """Return one Markdown row a step of benchmarks/ablation.py: its figures, and changes in points with intervals."""
+    """Return one Markdown row a step of benchmarks/accuracy/ablation.py: its figures, and changes in points with intervals."""
     rows = []
     for step in record["steps"]:
         test, found = step["test"], step["external"]

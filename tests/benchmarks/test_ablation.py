@@ -1,4 +1,4 @@
-"""benchmarks/ablation.py: paired changes by hand, a table from real answers, and models that may not be compared."""
+"""benchmarks/accuracy/ablation.py: paired changes by hand, a table from real answers, and models that may not be compared."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from benchmarks import ablation
+from benchmarks.accuracy import ablation
 from benchmarks.render_tables import main as render_tables_main
 from brain_tumor_mri.data.br35h import load_external
 from brain_tumor_mri.inference.classifier import TumorClassifier

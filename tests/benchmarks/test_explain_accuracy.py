@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import explain_accuracy, heat_map_scores
+from benchmarks.accuracy import explain_accuracy, heat_map_scores
 from brain_tumor_mri.data import outlines
 from brain_tumor_mri.evaluation.metrics import bootstrap_weights
 from brain_tumor_mri.inference.classifier import TumorClassifier

@@ -1,4 +1,4 @@
-"""benchmarks/explain_speed.py: how turns are taken, and its record on the tiny model."""
+"""benchmarks/speed/explain_speed.py: how turns are taken, and its record on the tiny model."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import explain_speed
+from benchmarks.speed import explain_speed
 from benchmarks.render_tables import speed_table
 
 

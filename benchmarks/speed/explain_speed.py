@@ -1,6 +1,6 @@
 """What a Grad-CAM map of one image costs, in forward passes of the same model.
 
-    python benchmarks/explain_speed.py --model model --model runs/other --output results/benchmarks/explain.json
+    python benchmarks/speed/explain_speed.py --model model --model runs/other --output results/benchmarks/explain.json
 
 Four things take turns in one process, round by round, on one synthetic 512 px slice that is decoded already:
 ``heat_maps`` of its pixels, the bare forward pass of them, ``explain`` of the picture, and ``predict`` of it. A round
@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.training_speed import environment
+from benchmarks.speed.training_speed import environment
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.files import write_json
 from brain_tumor_mri.heat_maps.explain import DEFAULT_METHOD, METHODS, explain, heat_maps

@@ -1,6 +1,6 @@
 """Samples per second of train.py against bare PyTorch loops with the same model, size, precision and batch.
 
-    python benchmarks/training_speed.py --data_dir data/brain-tumor-mri-dataset --output results/benchmarks/train.json
+    python benchmarks/speed/training_speed.py --data_dir data/brain-tumor-mri-dataset --output results/benchmarks/train.json
 
 Two baselines: `bare loop`, twenty lines of PyTorch over torchvision's ImageFolder and a DataLoader; and `fixed batch`,
 the model's training step alone on one batch in memory, which no real training reaches. The three take turns, each in
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = 4
 KINDS = ("train.py", "bare loop", "fixed batch")
 

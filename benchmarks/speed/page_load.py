@@ -1,6 +1,6 @@
 """The page under load: start, single answers, 30 users at once, memory over 1,000 answers, files left behind.
 
-    python benchmarks/page_load.py --model model --output results/benchmarks/page.json
+    python benchmarks/speed/page_load.py --model model --output results/benchmarks/page.json
 
 Starts the real ``app.py`` with folders of its own for uploads and temporary files, and asks it over HTTP: one visitor
 after the other, then many gradio clients at once, which share the machine with the server. The slices are synthetic
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from predict_speed import write_slices
 from training_speed import environment
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 180
 UPLOADS_GONE_S = 14 * 60  # the page looks every minute for uploads older than ten
 

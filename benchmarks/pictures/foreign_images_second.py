@@ -5,7 +5,7 @@ others, most of them near-misses: CT, X-ray, ultrasound, MRI of other organs, of
 brain that are no scans, planets on a dark sky; and photographs, also in grey and cut to a grey disc on black. Besides,
 human brain MRI of other collections, which the check should let through.
 
-    python benchmarks/foreign_images_second.py --output runs/foreign-second
+    python benchmarks/pictures/foreign_images_second.py --output runs/foreign-second
     brain-tumor-mri calibrate --model M --data_dir D --external_dir E --foreign runs/foreign-second/foreign \
         --familiar runs/foreign-second/familiar --report foreign-second.json
 
@@ -32,9 +32,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.foreign_images import ForeignImage, parts, upright
+from benchmarks.pictures.foreign_images import ForeignImage, parts, upright
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.images.read import load_image
 

@@ -1,6 +1,6 @@
 """Images per second of `predict` on a folder of JPEGs against the bare model on a batch in memory.
 
-    python benchmarks/predict_speed.py --model model --output results/benchmarks/predict.json
+    python benchmarks/speed/predict_speed.py --model model --output results/benchmarks/predict.json
 
 The folder holds 500 synthetic 512 px JPEGs, written for the run. Baseline: forward passes of the same model, float32,
 batch 32, nothing read or decoded. Both in one process, taking turns. Then the command itself on 500 and on 1,000
@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from training_speed import environment, watch_memory
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BATCH = 32
 
 

@@ -1,6 +1,6 @@
 """How well the class can be told from the source collection alone, by classifiers that cannot see a tumour.
 
-    python benchmarks/shortcut.py --data_dir ../shared/data/brain-tumor-mri-dataset \
+    python benchmarks/accuracy/shortcut.py --data_dir ../shared/data/brain-tumor-mri-dataset \
         --external_dir ../shared/data/br35h-tumour --model model --output_dir results/shortcut
 
 Three blind classifiers learn the Kaggle set from an image's border, its histogram, or its framing. They and a full
@@ -24,7 +24,7 @@ from scipy import ndimage
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import log_loss
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from brain_tumor_mri.data.protocols import PARTS, PATIENT_DISJOINT, PROTOCOLS, ProtocolArguments, assign, leaking_share
 from brain_tumor_mri.data.slices import load_slices, scan_folders

@@ -22,7 +22,7 @@ class Ours:
     """A model of this project, by any of its backends."""
 
     def __init__(self, model: str, backend: str) -> None:
-        sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+        sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
         from brain_tumor_mri.inference.classifier import TumorClassifier
 
         self.classifier = TumorClassifier.from_pretrained(model, backend=backend, device="cpu")

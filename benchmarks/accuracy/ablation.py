@@ -1,6 +1,6 @@
 """What each step of a recipe changes: models that differ by a step, asked about the same test slices, in order.
 
-    python benchmarks/ablation.py --step "plain recipe" runs/lite-pd1 --step "+ augmentation" runs/augmentation \
+    python benchmarks/accuracy/ablation.py --step "plain recipe" runs/lite-pd1 --step "+ augmentation" runs/augmentation \
         --data_dir ../shared/data/brain-tumor-mri-dataset --external_dir ../shared/data/br35h-tumour \
         --output results/ablation/metrics.json
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from brain_tumor_mri.data.br35h import load_external
 from brain_tumor_mri.data.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments

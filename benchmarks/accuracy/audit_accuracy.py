@@ -1,6 +1,6 @@
 """Precision and recall of the copy finder on copies made of real slices, with neighbouring slices as hard negatives.
 
-``python benchmarks/audit_accuracy.py --data_dir ../shared/data`` writes results/audit-accuracy/metrics.json. For every
+``python benchmarks/accuracy/audit_accuracy.py --data_dir ../shared/data`` writes results/audit-accuracy/metrics.json. For every
 kind of copy a pool is searched that holds 500 slices, one copy of each, and the slices next to them of the same
 patient: a pair is right if both show the same slice, and wrong otherwise. The same is done on the published Kaggle
 files that trace to a Figshare slice, where nobody made the copies for this purpose.
@@ -27,7 +27,7 @@ import scipy
 import sklearn
 from PIL import Image, ImageEnhance, ImageOps
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from brain_tumor_mri.audit.copies import CANDIDATE_CORRELATION, COPY_SCORE, copy_scores, find_copies, thumbnail
 from brain_tumor_mri.images.read import load_image

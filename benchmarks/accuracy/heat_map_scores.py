@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import ndimage, stats
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from brain_tumor_mri.inference.classifier import TumorClassifier
 from brain_tumor_mri.inference.member import Member

@@ -1,6 +1,6 @@
 """How often a heat map points at the tumour, against the outlines that radiologists drew.
 
-    python benchmarks/explain_accuracy.py --model model --data_dir ../shared/data/brain-tumor-mri-dataset \
+    python benchmarks/accuracy/explain_accuracy.py --model model --data_dir ../shared/data/brain-tumor-mri-dataset \
         --figshare_dir ../shared/data/figshare-brain-tumor --external_dir ../shared/data/br35h-tumour
 
 Scored are the tumours of a protocol's test part that are copies of a Figshare slice, whose outline is known, and those
@@ -25,9 +25,9 @@ from rich.markdown import Markdown
 from rich.progress import track
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.heat_map_scores import (
+from benchmarks.accuracy.heat_map_scores import (
     GAUSSIAN_SIGMA,
     GRID,
     TOLERANCE,
@@ -37,7 +37,7 @@ from benchmarks.heat_map_scores import (
     rank_correlation,
     score,
 )
-from benchmarks.shortcut import images_met
+from benchmarks.accuracy.shortcut import images_met
 from brain_tumor_mri.data.br35h import external_rows
 from brain_tumor_mri.data.outlines import (
     FILE_NAME,
