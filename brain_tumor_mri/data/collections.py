@@ -135,7 +135,8 @@ def load_collections(folder: str | Path, left_out: str | None = None) -> dataset
 
     Args:
         folder: as of :func:`read_collections`.
-        left_out: a family of which nothing trains or validates: all of it is in ``test``, and nothing else is.
+        left_out: a family, or several separated by commas, of which nothing trains or validates: all of it is in
+            ``test``, and nothing else is.
 
     Returns:
         ``train``, ``validation`` and ``test``; columns ``image``, ``label`` (int64, of ``TRAINING_LABELS``), ``path``,
@@ -150,13 +151,16 @@ def load_collections(folder: str | Path, left_out: str | None = None) -> dataset
     root = Path(folder)
     rows = [row for row in read_collections(root) if row.label in TRAINING_LABELS]
     families = sorted({row.family for row in rows})
-    if left_out is not None and left_out not in families:
-        raise UserError(f"--collection {left_out}: not a family of {root / TABLE}; it has {', '.join(families)}")
+    without = left_out.split(",") if left_out else []
+    if unknown := sorted(set(without) - set(families)):
+        raise UserError(f"--collection {unknown[0]}: not a family of {root / TABLE}; it has {', '.join(families)}")
 
     def part_under_protocol(row: CollectionSlice) -> str:
-        if left_out is None or row.family == left_out:
-            return "test" if row.family == left_out else row.part
-        return "unused" if row.part == "test" else row.part
+        if row.part not in PARTS:  # it has a near-copy in the Kaggle set, which trains
+            return "unused"
+        if row.family in without:
+            return "test"
+        return "unused" if without and row.part == "test" else row.part
 
     parts = {}
     for part in PARTS:
