@@ -15,7 +15,7 @@ from data_scripts import make_splits
 from data_scripts import make_splits as provenance
 from tests.audit.test_audit import scan
 
-SPLITS = Path(__file__).parents[2] / "data_scripts" / "splits"
+SPLITS = Path(__file__).parents[2] / "brain_tumor_mri" / "data" / "splits"
 
 
 def read(name: str) -> list[dict[str, str]]:
