@@ -4,7 +4,15 @@
 import { COVERAGES, DEFAULT_COVERAGE } from "./trust.js";
 
 const SPACE = "\u00a0";
-const MARKS = { answer: ["answer", "✓"], uncertain: ["uncertain", "?"], "not-a-brain-mri": ["refused", "✕"] };
+const REFUSED = "not-a-brain-mri";
+const HEADINGS = {
+  answer: "Model's answer",
+  uncertain: "Uncertain",
+  unfamiliar: "Unfamiliar brain MRI: an answer not to rely on",
+  [REFUSED]: "No answer",
+};
+// an answer has no mark: a tick would read as "confirmed"
+const MARKS = { uncertain: ["uncertain", "?"], unfamiliar: ["unfamiliar", "!"], [REFUSED]: ["refused", "✕"] };
 const part = (id) => document.getElementById(id);
 const page = await (await fetch("page.json")).json();
 const classes = Object.fromEntries(page.classes.map((entry) => [entry.name, entry]));
@@ -52,24 +60,33 @@ function inWords(names) {
 
 function verdict(answer, coverage) {
   const { decision, reason, prediction_set: left } = answer.decisions[coverage];
-  const [kind, sign] = MARKS[decision];
-  const heading = { answer: "Answer", uncertain: "Uncertain", "not-a-brain-mri": "No answer" }[decision];
-  const finding = decision === "not-a-brain-mri" ? "Not a brain MRI" : inWords(left);
+  const mark = MARKS[decision] && make("span", { class: `mark ${MARKS[decision][0]}`, "aria-hidden": "true" },
+    MARKS[decision][1]);
   const words = {
     answer: classes[left[0]].description,
     uncertain: "The model cannot tell these apart here.",
-    "not-a-brain-mri": `The model refuses this picture: ${reason}.`,
+    unfamiliar: `Do not rely on this: ${reason}.`,
+    [REFUSED]: `The model refuses this picture: ${reason}.`,
   }[decision];
   const set = left.map((name) => classes[name].title.toLowerCase()).join(", ");
-  const note = decision === "not-a-brain-mri"
-    ? "The bars below mean nothing for it."
-    : `Prediction set at ${coverage} %: ${set}. For slices like those that it was fitted on, such sets hold the true ` +
-      `class in about ${coverage} of 100.`;
+  const promise = decision === "unfamiliar"
+    ? "For such slices nobody measured how often the set holds the true class."
+    : `For slices like those that it was fitted on, such sets hold the true class in about ${coverage} of 100.`;
+  const note = `Prediction set at ${coverage} %: ${set}. ${promise}`;
   return make(
     "div", { class: "decision", "data-decision": decision },
-    make("h2", {}, make("span", { class: `mark ${kind}`, "aria-hidden": "true" }, sign), heading),
-    make("p", { class: "finding" }, finding), make("p", { class: "words" }, words),
-    make("p", { class: "words subdued" }, note),
+    make("h2", {}, mark ?? null, HEADINGS[decision]),
+    make("p", { class: "finding" }, decision === REFUSED ? "Not a brain MRI" : inWords(left)),
+    make("p", { class: "words" }, words), decision === REFUSED ? null : make("p", { class: "words subdued" }, note),
+  );
+}
+
+/** What the network says of a picture that is refused: small, grey, folded away. */
+function meaningless(answer) {
+  return make(
+    "details", { class: "meaningless" },
+    make("summary", {}, "What the network gives for its four classes all the same"),
+    make("p", {}, "These numbers mean nothing for such a picture."), bars(answer),
   );
 }
 
@@ -102,7 +119,7 @@ function plainVerdict(answer) {
 }
 
 function showAnswer(answer, name) {
-  const refused = answer.decisions?.[coverage].decision === "not-a-brain-mri";
+  const refused = answer.decisions?.[coverage].decision === REFUSED;
   const kind = answer.decisions ? "Calibrated probabilities" : "Probabilities, not calibrated";
   const { prepare, network } = answer.milliseconds;
   const whole = Math.round(prepare + network);
@@ -110,7 +127,7 @@ function showAnswer(answer, name) {
   part("answer").replaceChildren(
     answer.decisions ? verdict(answer, coverage) : plainVerdict(answer),
     ...(answer.decisions && !refused ? [coverageSwitch(answer)] : []),
-    make("h3", { class: "quantity" }, kind), bars(answer),
+    ...(refused ? [meaningless(answer)] : [make("h3", { class: "quantity" }, kind), bars(answer)]),
     make("p", { class: "source" }, `File: ${name} · Model: ${page.model} · ${whole}${SPACE}ms in this browser`),
   );
   part("answer").dataset.answer = JSON.stringify(answer);

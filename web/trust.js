@@ -1,10 +1,11 @@
-// What an answer is worth, as brain_tumor_mri/trust/trust_file.py and decisions.py have it: calibrated probabilities, prediction
-// sets, and whether the picture is a brain MRI slice. Numbers and decisions equal Python's; a test compares them.
+// What an answer is worth, as brain_tumor_mri/trust has it: calibrated probabilities, prediction sets, whether the
+// picture is a brain MRI slice, and whether the model knows its like. Numbers and decisions equal Python's; a test compares them.
 
 import { resize } from "./preprocess.js";
 
 export const COVERAGES = [90, 95];
 export const DEFAULT_COVERAGE = 95;
+export const FOREIGN_LIMIT = 0.5; // above it a picture is refused
 export const MIN_SIDE = 32; // pixels
 export const MIN_CONTRAST = 4; // standard deviation of grey values, 0..255
 export const MAX_COLOUR = 8; // mean difference of red, green and blue from their mean, 0..255
@@ -17,7 +18,7 @@ export const MAX_COLOUR = 8; // mean difference of red, green and blue from thei
  */
 export function checkTrust(trust, record, form) {
   const { calibration, in_distribution: check } = trust;
-  if (trust.schema !== 1 || !(calibration?.single?.temperature > 0) || !check?.mean) {
+  if (trust.schema !== 2 || !(calibration?.single?.temperature > 0) || !check?.mean) {
     throw new Error("trust.json is damaged");
   }
   if (trust.weights_sha256 !== record.source.weights_sha256) throw new Error("trust.json belongs to other weights");
@@ -55,7 +56,7 @@ export function predictionSet(probabilities, thresholds) {
  * Squared Mahalanobis distance under probabilistic PCA (Tipping & Bishop 1999), as a multiple of the threshold.
  * @param {ArrayLike<number>} features spatial means of the stage that trust.json names.
  * @param {object} check `in_distribution` of trust.json.
- * @returns {number} above 1 the picture is unlike the slices that the model knows.
+ * @returns {number} above 1 the slice is unlike those that the model knows.
  */
 export function unlikeness(features, check) {
   if (features.length !== check.mean.length) throw new Error("trust.json belongs to another network");
@@ -68,6 +69,18 @@ export function unlikeness(features, check) {
     rest -= along * along;
   });
   return (distance + Math.max(rest, 0) / check.noise) / check.threshold;
+}
+
+/**
+ * How sure it is that a picture is no brain MRI slice: logistic regression on the same features.
+ * @param {ArrayLike<number>} features
+ * @param {object|null} check `brain_mri` of trust.json; null where it has none.
+ * @returns {number} in [0, 1].
+ */
+export function foreignness(features, check) {
+  if (!check) return 0;
+  if (features.length !== check.weights.length) throw new Error("trust.json belongs to another network");
+  return 1 / (1 + Math.exp(-check.weights.reduce((sum, weight, i) => sum + weight * features[i], check.bias)));
 }
 
 /**
@@ -89,18 +102,19 @@ export function pictureFault(picture) {
 }
 
 /**
- * The decision, and the reason of a refusal.
+ * The decision, and the reason of a refusal or a warning.
  * @param {string[]} left the prediction set.
  * @param {number} unlike of `unlikeness`.
+ * @param {number} foreign of `foreignness`.
  * @param {string|null} fault of `pictureFault`.
- * @returns {{decision: "answer"|"uncertain"|"not-a-brain-mri", reason: string|null}}
+ * @returns {{decision: "answer"|"uncertain"|"unfamiliar"|"not-a-brain-mri", reason: string|null}}
  */
-export function decide(left, unlike, fault) {
+export function decide(left, unlike, foreign, fault) {
   if (fault) return { decision: "not-a-brain-mri", reason: fault };
-  if (!(unlike <= 1)) {
-    const reason = `it is unlike the slices that the model knows (${unlike.toFixed(2)}, at most 1 is allowed)`;
-    return { decision: "not-a-brain-mri", reason };
+  if (!(foreign <= FOREIGN_LIMIT)) {
+    return { decision: "not-a-brain-mri", reason: "it does not look like a brain MRI slice" };
   }
+  if (!(unlike <= 1)) return { decision: "unfamiliar", reason: "it is unlike the brain MRI that the model knows" };
   return { decision: left.length === 1 ? "answer" : "uncertain", reason: null };
 }
 
@@ -119,15 +133,16 @@ export function judge(labels, logits, features, fault, trust) {
   const probabilities = Object.fromEntries(labels.map((name, i) => [name, values[i]]));
   const label = labels[values.indexOf(Math.max(...values))];
   const plain = { label, confidence: probabilities[label], probabilities };
-  if (!trust) return { ...plain, decisions: null, unlikeness: null };
+  if (!trust) return { ...plain, decisions: null, unlikeness: null, foreign: null };
   const unlike = unlikeness(features, trust.in_distribution);
+  const foreign = foreignness(features, trust.brain_mri);
   const decisions = COVERAGES.map((coverage) => {
     const thresholds = labels.map((name) => single.thresholds[coverage][name]);
     const inside = predictionSet(values, thresholds);
     const left = labels.filter((_, i) => inside[i]);
-    return [coverage, { ...decide(left, unlike, fault), prediction_set: left }];
+    return [coverage, { ...decide(left, unlike, foreign, fault), prediction_set: left }];
   });
-  return { ...plain, decisions: Object.fromEntries(decisions), unlikeness: unlike };
+  return { ...plain, decisions: Object.fromEntries(decisions), unlikeness: unlike, foreign };
 }
 
 /**

@@ -106,11 +106,14 @@ def assert_same(theirs: list[dict], ours: list[Prediction], tolerance: float) ->
             found = (said["decision"], said["reason"], said["prediction_set"])
             assert found == (expected.decision, expected.reason, list(expected.prediction_set))
             assert said["unlikeness"] == pytest.approx(expected.unlikeness, rel=1e-3)
+            assert said["foreign"] == pytest.approx(expected.foreign, abs=1e-3)
 
 
 def test_transformers_js_answers_an_exported_folder_as_python_does(exported: Path, slices: list[Path]):
     ours = TumorClassifier.from_pretrained(exported).predict(slices)
-    assert {p.decision for p in ours} == set(decisions.DECISIONS) and len({p.label for p in ours}) > 1
+    assert {p.decision for p in ours} == set(decisions.DECISIONS) - {decisions.UNFAMILIAR} and len(
+        {p.label for p in ours}
+    ) > 1
     assert_same(answers_of_node(exported, slices), ours, 1e-4)
 
 
@@ -165,8 +168,10 @@ def test_the_rules_of_trust_json_give_pythons_sets_scores_and_faults():
     calibration = trust.Calibration(1.7, thresholds)
     rows = np.linalg.qr(rng.normal(size=(12, 3)))[0].T
     check = trust.InDistribution("layer3", rng.normal(size=12), rows, np.array([9.0, 4.0, 2.0]), 0.5, 70.0)
-    whole = trust.Trust("", calibration, calibration, check, {})
-    check = trust.Trust.from_dict(whole.to_dict()).in_distribution  # the file has six digits
+    brain_mri = trust.BrainMriCheck(rng.normal(0, 0.5, 12), -1.5)
+    whole = trust.Trust("", calibration, calibration, check, brain_mri, {})
+    again = trust.Trust.from_dict(whole.to_dict())  # the file has six digits
+    check = again.in_distribution
     grey = noise(90, 90).convert("L").resize((200, 100))
     pictures = [grey.convert("RGB"), noise(200, 100), noise(20, 90), Image.new("RGB", (99, 50), "gray")]
     faults = [picture_fault(picture) for picture in pictures]
@@ -180,24 +185,27 @@ def test_the_rules_of_trust_json_give_pythons_sets_scores_and_faults():
     found = run_js(script, request | {"pictures": [as_request(picture) for picture in pictures]})
     assert found["faults"] == faults
     probabilities = calibration.probabilities(logits[:, None])
-    scores = check.unlikeness(features)
+    scores, foreign = check.unlikeness(features), again.foreign(features)
     outcomes = set()
     for coverage in decisions.COVERAGES:
         inside = calibration.prediction_sets(probabilities, coverage)
         for row, said in enumerate(found["said"]):
             left = tuple(np.array(LABELS)[inside[row]])
             fault = faults[row] if row < len(faults) else None
-            expected = decisions.decide(left, scores[row], fault)
+            expected = decisions.decide(left, scores[row], foreign[row], fault)
             outcomes.add(expected[0])
             decided = said["decisions"][str(coverage)]
             assert (decided["decision"], decided["reason"], tuple(decided["prediction_set"])) == (*expected, left)
             assert said["unlikeness"] == pytest.approx(scores[row], rel=1e-9)
+            assert said["foreign"] == pytest.approx(foreign[row], rel=1e-9)
             assert list(said["probabilities"].values()) == pytest.approx(probabilities[row])
     assert outcomes == set(decisions.DECISIONS)
+    unchecked = request | {"trust": {**whole.to_dict(), "brain_mri": None}, "pictures": []}
+    assert {said["foreign"] for said in run_js(script, unchecked)["said"]} == {0}
 
 
 def test_constants_that_javascript_spells_are_those_of_python():
-    names = ("MIN_SIDE", "MIN_CONTRAST", "MAX_COLOUR", "COVERAGES", "DEFAULT_COVERAGE")
+    names = ("MIN_SIDE", "MIN_CONTRAST", "MAX_COLOUR", "FOREIGN_LIMIT", "COVERAGES", "DEFAULT_COVERAGE")
     found = run_js("answer = request.map((name) => trust[name]);", names)
     expected = [getattr(trust, name, getattr(decisions, name, None)) for name in names]
     assert found == [list(value) if isinstance(value, tuple) else value for value in expected]

@@ -18,6 +18,7 @@ from PIL import Image
 from brain_tumor_mri import TumorClassifier
 from brain_tumor_mri.inference.prediction import Prediction
 from brain_tumor_mri.labels import LABELS, RESEARCH_NOTICE, TITLES
+from brain_tumor_mri.trust.decision import NOT_A_BRAIN_MRI
 from tests.web.test_transformers_js import INSTALL, WEB, export_of, noise, slices_of
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -147,10 +148,12 @@ def test_the_page_answers_and_decides_as_python_does_without_a_network(
         assert theirs["label"] == ours.label and theirs["unlikeness"] == pytest.approx(ours.unlikeness, rel=1e-2)
         sets = {int(coverage): tuple(said["prediction_set"]) for coverage, said in theirs["decisions"].items()}
         assert sets == ours.prediction_sets and theirs["decisions"]["95"]["decision"] == ours.decision
+    answered = next(place for place, said in enumerate(expected) if said.decision != NOT_A_BRAIN_MRI)
+    visit.answer(slices[answered])
     bars = visit.page.locator("#answer [role=meter]")
     assert bars.evaluate_all("bars => bars.map(bar => bar.ariaLabel)") == [TITLES[name] for name in LABELS]
     values = bars.evaluate_all("bars => bars.map(bar => Number(bar.ariaValueNow))")
-    assert values == pytest.approx([100 * value for value in expected[-1].probabilities.values()], abs=0.2)
+    assert values == pytest.approx([100 * value for value in expected[answered].probabilities.values()], abs=0.2)
     assert visit.page.inner_text("#notice") == RESEARCH_NOTICE
     visit.page.get_by_role("button", name="Synthetic: glioma").click()
     visit.page.locator("#answer .source", has_text="phantom-glioma.png").wait_for()
@@ -172,6 +175,8 @@ def test_a_picture_that_is_no_mri_is_refused(visit: Visit, tmp_path: Path):
     noise(64, 64).save(tmp_path / "coloured.png")
     assert visit.answer(tmp_path / "coloured.png")["decisions"]["95"]["reason"] == "it is in colour"
     assert visit.page.inner_text(".finding") == "Not a brain MRI"
+    assert visit.page.locator("[role=meter]:visible").count() == 0 and visit.page.locator("fieldset").count() == 0
+    assert "alibrated" not in visit.page.inner_text("#answer")
 
 
 @pytest.mark.browser
