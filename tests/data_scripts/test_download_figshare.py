@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from brain_tumor_mri.errors import UserError
 from data_scripts import download_figshare as figshare
 
-h5py = pytest.importorskip("h5py")
+h5py = pytest.importorskip("h5py", reason="h5py is not installed (requirements-dev.txt)")
 
 # Upright, 1-based, as a radiologist would click it: wide and low, in the upper right, so that no flip goes unnoticed.
 BORDER = np.array([[300.0, 101.0], [420.0, 105.0], [430.0, 140.0], [310.0, 150.0]])

@@ -16,7 +16,7 @@ from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.labels import LABELS
 from data_scripts.download_kaggle import HANDLE, count_images, install_archive, main
 
-kagglehub = pytest.importorskip("kagglehub")
+kagglehub = pytest.importorskip("kagglehub", reason="kagglehub is not installed (requirements.txt)")
 SCRIPT = Path(__file__).parents[2] / "data_scripts" / "download_kaggle.py"
 
 

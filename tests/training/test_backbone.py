@@ -90,7 +90,7 @@ def test_a_release_is_half_the_size_and_loads_as_float32_with_readable_labels(tm
 def test_the_released_lite_backbone_of_imagenet_loads(real_data_dir):
     folder = real_data_dir.parents[1] / "pretrained/tf_efficientnet_lite0.in1k"
     if not folder.is_dir():
-        pytest.skip(f"no pretrained weights in {folder}")
+        pytest.skip(f"no pretrained weights in {folder}; put timm/tf_efficientnet_lite0.in1k of the Hub there")
     model = build_model(str(folder))
     assert model.config.architecture == "tf_efficientnet_lite0"
     assert model.timm_model.classifier.out_features == 4

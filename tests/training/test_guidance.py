@@ -185,7 +185,7 @@ def test_every_traced_training_tumour_has_its_outline_over_what_is_bright(real_d
 
     shared = real_data_dir.parent
     if not (shared / "figshare-brain-tumor" / "borders.jsonl").is_file():
-        pytest.skip("the Figshare outlines are not there")
+        pytest.skip("no Figshare outlines; data_scripts/download_figshare.py writes them")
     found = load_outlines(shared / "figshare-brain-tumor", shared / "br35h-tumour")
     paths = sorted(path for path in found if path.startswith("Training/meningioma"))[::25]
     brighter = []

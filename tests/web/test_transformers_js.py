@@ -23,7 +23,7 @@ WEB = Path(__file__).resolve().parents[2] / "web"
 INSTALL = "run `npm install --prefix web --ignore-scripts`"
 NODE = shutil.which("node")
 if not NODE:
-    pytest.skip("Node is not installed", allow_module_level=True)
+    pytest.skip("Node is not installed (nodejs.org, version 20 or later)", allow_module_level=True)
 
 
 def run_js(script: str, request: object) -> object:
@@ -63,7 +63,7 @@ def slices_of(phantom_dir: Path, folder: Path, count: int) -> list[Path]:
 def export_of(model: Path, folder: Path, images: list[Path]) -> Path:
     """Export a copy of the tiny model with a trust.json that leaves half of these slices uncertain."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package)
+        pytest.importorskip(package, reason=f"{package} is not installed (requirements-dev.txt)")
     copy = Path(shutil.copytree(model, folder / "model"))
     plain = TumorClassifier.from_pretrained(copy, device="cpu").predict(images)
     roots = np.sqrt([sorted(said.probabilities.values()) for said in plain])  # in proportion those at temperature 2
