@@ -6,6 +6,7 @@ A file, or a file and a test's name without its parameters. Tests with the mark 
 SLOW = {
     "test_app_browser.py",
     "hub/test_hub_end_to_end.py",
+    "test_train_command.py::test_a_finished_run_is_not_overwritten",
     "test_train_command.py::test_two_processes_train_under_accelerate",
     "training/test_trainer.py::test_two_processes_train_as_one_does",
     "training/test_trainer.py::test_two_processes_and_accumulation_together_train_as_one_does",
