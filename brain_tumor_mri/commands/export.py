@@ -9,39 +9,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UserError
-from ..export.export import (
-    _ACTIVATIONS,
-    _CALIBRATIONS,
-    _MIN_AGREEMENT,
-    CALIBRATION_SLICES,
-    CHECKED_SLICES,
-    export_model,
-    kept_files,
-)
+from ..export import CALIBRATION_SLICES, CHECKED_SLICES, INT8, MIN_AGREEMENT, require_new
 from ..export.slices import calibration_slices, check_slices
-from ..export.write import INT8, quantization_for, require_writer
 from ..images.find import find_images
-from ..inference.model_folder import (
-    DEFAULT_MODEL,
-    EXPORT_FILES,
-    find_model,
-)
+from ..images.read import load_image
+from ..inference.model_folder import DEFAULT_MODEL, EXPORT_FILES, find_model
 from ..labels import RESEARCH_NOTICE
-
-if TYPE_CHECKING:
-    from ..export.parity import Parity
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
     parser.add_argument("--format", required=True, choices=tuple(EXPORT_FILES), help="what is written")
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"folder of a trained model (default: {DEFAULT_MODEL})")
-    parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="new folder, or an export of the same weights"
-    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="new folder")
     parser.add_argument(
         "--data_dir",
         default="data/brain-tumor-mri-dataset",
@@ -52,26 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check_images", nargs="+", metavar="PATH", help="check on these files, folders or patterns instead"
     )
     parser.add_argument(
-        "--calibration",
-        choices=_CALIBRATIONS,
-        help="onnx-int8: how activation ranges are taken from the training slices "
-        f"(default: {_CALIBRATIONS[0]}, LiteRT's only one)",
-    )
-    parser.add_argument(
         "--calibration_slices",
         type=int,
         default=CALIBRATION_SLICES,
         help="int8: at most so many training slices (default: %(default)s)",
     )
     parser.add_argument(
-        "--activations",
-        choices=_ACTIVATIONS,
-        help=f"onnx-int8: type of the activations; int8 suits Arm and is LiteRT's (default: {_ACTIVATIONS[0]})",
-    )
-    parser.add_argument(
         "--min_agreement",
         type=float,
-        default=_MIN_AGREEMENT,
+        default=MIN_AGREEMENT,
         help="int8, tensorrt: least share of slices with PyTorch's class and decision (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print what export.json holds as one JSON object")
@@ -88,23 +60,21 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.min_agreement <= 1:
         raise UserError(f"--min_agreement must be between 0 and 1, not {args.min_agreement}")
     folder = find_model(args.model)
-    kept = kept_files(args.output, folder)
+    require_new(args.output)
     named = _named_images(args.check_images) if args.check_images else None
     images = named or check_slices(args.data_dir, folder, CHECKED_SLICES)
     training = calibration_slices(args.data_dir, folder, args.calibration_slices) if args.format in INT8 else None
-    how = quantization_for(args.format, args.calibration, args.activations)
-    require_writer(args.format)  # imports torch, seconds, so after everything told without it
-    with _status() as tell:
+    from ..export.export import export_model  # torch: seconds, so after everything told without it
+
+    with _status() as on_status:
         record = export_model(
             folder,
             args.output,
             args.format,
             check_images=images,
             calibration=training,
-            quantization=how,
             min_agreement=args.min_agreement,
-            kept=kept,
-            tell=tell,
+            on_status=on_status,
         )
     if args.json:
         json.dump(record, sys.stdout, indent=2)
@@ -114,22 +84,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def summary(record: dict[str, Any], output: Path, form: str) -> str:
+def summary(record: dict[str, Any], output: Path, export_format: str) -> str:
     """Say in three lines what was written and what the check found."""
-    from ..export.parity import Parity
+    from ..export.parity import Parity  # torch, which is loaded by now
 
-    entry = record["files"][form]
-    parity: Parity = Parity(**{field.name: entry["check"][field.name] for field in fields(Parity)})
+    entry = record["files"][export_format]
+    parity = Parity(**{field.name: entry["check"][field.name] for field in fields(Parity)})
+    size = f"{entry['size_bytes'] / 1e6:.1f} MB"
     return (
-        f"{record['source']['architecture']} as {form}: {output / entry['file']}, {entry['size_bytes'] / 1e6:.1f} MB\n"
+        f"{record['source']['architecture']} as {export_format}: {output / entry['file']}, {size}\n"
         f"Against PyTorch: {parity}\n{RESEARCH_NOTICE}"
     )
 
 
 def _named_images(paths: Sequence[str]) -> list[Path]:
     """The images that a person named, read once: a wrong name is told before minutes of work."""
-    from ..images.read import load_image
-
     files = find_images(paths)
     for file in files:
         load_image(file)

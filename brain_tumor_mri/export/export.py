@@ -1,154 +1,156 @@
-"""``brain-tumor-mri export --format FORMAT --model DIR --output DIR``: a model that runs without PyTorch.
+"""``export_model``: write a model as a file of another runtime, compare it with PyTorch, and keep it when it passed.
 
 ``onnx`` and ``onnx-int8`` lie as the Hub's ONNX models do: ``onnx/model.onnx`` or ``onnx/model_int8.onnx``
 (transformers.js asks for the first by ``dtype: "fp32"``, for the second by ``dtype: "int8"``; its ``"q8"`` is
 ``model_quantized.onnx``). ``litert`` and ``litert-int8``, for phones and small boards, are ``litert/model.tflite`` and
 ``litert/model_int8.tflite``. ``tensorrt``, for one NVIDIA GPU, is ``tensorrt/model.engine``; it was never run so far.
 Beside them lie ``config.json``, ``trust.json`` and ``metrics.json``, and ``export.json``, which binds the file to the
-weights it was made from and holds what the check against PyTorch measured. Nothing is left behind unless that check
-passed.
+weights it was made from and holds what the check against PyTorch measured.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import UserError
-from ..inference.model_folder import (
-    EXPORT_FILE,
-    EXPORT_FILES,
-    EXPORT_SCHEMA,
-    TENSORRT,
-    ModelFolder,
-)
-from .slices import CalibrationSlices
-from .write import INT8, write_file
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from ..inference.classifier import TumorClassifier
-    from .write_onnx import Quantization
+from ..errors import UserError, first_line
+from ..files import write_json
+from ..inference.classifier import TumorClassifier
+from ..inference.model_folder import EXPORT_FILE, EXPORT_FILES, EXPORT_SCHEMA, TENSORRT, ModelFolder, runtime_of
+from ..inference.run_tensorrt import require_tensorrt
+from ..machine import versions
+from . import INT8, MIN_AGREEMENT, require_new, write_litert, write_onnx, write_tensorrt
+from .parity import MAX_HALF_DIFFERENCE, compare, require_close, require_same
+from .slices import SEED, CalibrationSlices
 
-
-CHECKED_SLICES = 64
-CALIBRATION_SLICES = 300
-_CALIBRATIONS = ("minmax", "entropy", "percentile")  # onnx_writing.METHODS, ACTIVATIONS and parity.MIN_AGREEMENT,
-_ACTIVATIONS = ("uint8", "int8")  # spelled here so that --help need not load torch; a test compares them
-_MIN_AGREEMENT = 0.95
+OnStatus = Callable[[str], None]
+"""Told each step."""
 _CARRIED = ("config.json", "preprocessor_config.json", "trust.json", "metrics.json")
 
 
 def export_model(
     folder: ModelFolder,
     output: Path,
-    form: str,
+    export_format: str,
     *,
     check_images: Sequence[Path],
     calibration: CalibrationSlices | None = None,
-    quantization: Quantization | None = None,
-    min_agreement: float = _MIN_AGREEMENT,
-    kept: dict[str, Any] | None = None,
-    tell: Callable[[str], None] = lambda step: None,
+    min_agreement: float = MIN_AGREEMENT,
+    on_status: OnStatus = lambda step: None,
 ) -> dict[str, Any]:
     """Write an export in a folder beside, compare it with PyTorch, and rename it when it passed.
 
     Args:
         folder: the trained model.
         output: the folder to be.
-        form: a key of ``EXPORT_FILES``.
+        export_format: a key of ``EXPORT_FILES``.
         check_images: slices on which both are asked.
         calibration: for int8.
-        quantization: for ``onnx-int8``.
         min_agreement: for int8 and TensorRT; see ``parity.require_close``.
-        kept: of ``kept_files``.
-        tell: told each step.
+        on_status: told each step.
 
     Returns:
         The content of ``export.json``.
 
     Raises:
-        UserError: the network cannot be expressed, the check failed, or the folder cannot be written.
+        UserError: a package is missing, the network cannot be expressed, the check failed, no training slice can be
+            read, or the folder is there or cannot be written.
         UnreadableImageError: a check image cannot be read.
+        ValueError: int8 without calibration slices.
     """
-    from ..files import write_json
-    from ..inference.classifier import TumorClassifier
-    from .parity import MAX_HALF_DIFFERENCE, compare, require_close, require_same
-
-    tell(f"loading {folder.source}")
+    require_new(output)
+    require_writer(export_format)
+    if export_format in INT8 and calibration is None:
+        raise ValueError("int8 needs calibration slices")
+    on_status(f"loading {folder.source}")
     reference = TumorClassifier.from_pretrained(folder.path, device="cpu")
     with _beside(output) as part:
         for name in _CARRIED:
             if (folder.path / name).is_file():
                 shutil.copy2(folder.path / name, part / name)
-        record = {"schema": EXPORT_SCHEMA, "source": _source(folder), "files": dict(kept or {})}
-        for name in (form, *record["files"]):
-            (part / EXPORT_FILES[name]).parent.mkdir(exist_ok=True)
-        for other in record["files"]:
-            shutil.copy2(output / EXPORT_FILES[other], part / EXPORT_FILES[other])
-        entry, stage = write_file(
-            reference,
-            form,
-            part / EXPORT_FILES[form],
-            calibration=calibration,
-            quantization=quantization,
-            full=part / EXPORT_FILES["litert"] if _has_litert(record, reference) else None,
-            tell=tell,
-        )
-        record["files"][form] = entry
+        file = part / EXPORT_FILES[export_format]
+        file.parent.mkdir()
+        entry, stage = _write_file(reference, export_format, file, calibration, on_status)
+        record = {"schema": EXPORT_SCHEMA, "source": _source(folder), "files": {export_format: entry}}
         write_json(part / EXPORT_FILE, record)
 
-        tell(f"comparing with PyTorch on {len(check_images)} images")
-        device = "cuda" if form == TENSORRT else "cpu"
-        parity = compare(
-            reference, TumorClassifier.from_pretrained(part, device=device, backend=form), check_images, stage
-        )
-        exact = form not in (*INT8, TENSORRT)
-        if exact:
-            require_same(parity)
+        on_status(f"comparing with PyTorch on {len(check_images)} images")
+        device = "cuda" if export_format == TENSORRT else "cpu"
+        exported = TumorClassifier.from_pretrained(part, device=device, backend=export_format)
+        parity = compare(reference, exported, check_images, stage)
+        entry["check"] = parity.to_dict()
+        if export_format in (*INT8, TENSORRT):
+            require_close(parity, min_agreement, MAX_HALF_DIFFERENCE if export_format == TENSORRT else 1.0)
+            entry["check"]["min_agreement"] = min_agreement
         else:
-            require_close(parity, min_agreement, MAX_HALF_DIFFERENCE if form == TENSORRT else 1.0)
-        entry["check"] = parity.to_dict() | ({} if exact else {"min_agreement": min_agreement})
+            require_same(parity)
         write_json(part / EXPORT_FILE, record)
     return record
 
 
-def _has_litert(record: dict[str, Any], reference: TumorClassifier) -> bool:
-    """Whether the folder has a float32 LiteRT file that gives the features that trust.json asks for."""
-    if "litert" not in record["files"]:
-        return False
-    there = (record["files"]["litert"].get("features") or {}).get("stage")
-    return reference.trust is None or there == reference.trust.in_distribution.stage
+def require_writer(export_format: str) -> None:
+    """See that what writes and runs a format is there; the UserError names the package, or the GPU, that is missing."""
+    if runtime_of(export_format) == "litert":
+        write_litert.require_litert_torch()
+        return
+    if export_format == TENSORRT:
+        require_tensorrt()
+    write_onnx.require_onnx()
 
 
-def kept_files(output: Path, folder: ModelFolder) -> dict[str, Any]:
-    """Return what an earlier export of the same weights has in the folder, as its ``export.json`` says.
-
-    Raises:
-        UserError: the folder holds anything else, which would be lost.
-    """
-    if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
-        return {}
-    try:
-        record = json.loads((output / EXPORT_FILE).read_text(encoding="utf-8"))
-        same = record["source"]["weights_sha256"] == folder.sha256() and not list(output.glob("*.safetensors"))
-        files = {form: record["files"][form] for form in EXPORT_FILES if form in record["files"]}
-        whole = all(_digest(output / EXPORT_FILES[form]) == entry["sha256"] for form, entry in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        same = whole = False
-        files = {}
-    if not (same and whole):
-        raise UserError(f"{output} exists and is no export of these weights; give another --output, or remove it")
-    return files
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def _write_file(
+    reference: TumorClassifier,
+    export_format: str,
+    file: Path,
+    calibration: CalibrationSlices | None,
+    on_status: OnStatus,
+) -> tuple[dict[str, Any], str | None]:
+    """Write the file; return its entry in export.json, and the stage of its features, None where it gives none."""
+    wanted = reference.trust.in_distribution.stage if reference.trust else None
+    stage = write_onnx.feature_stage(reference.model, wanted, reference.image_size)
+    settings = {"stage": stage, "size": reference.image_size}
+    full = file if export_format not in INT8 else file.with_name(f"full{file.suffix}")
+    entry: dict[str, Any] = {"stored_as": "F32", "input": [None, 3, *reference.image_size], "calibration": None}
+    on_status(f"writing {export_format}")
+    if runtime_of(export_format) == "litert":
+        write, packages = write_litert, write_litert.PACKAGES
+        entry["input"][0] = 1
+        write_litert.write_litert(reference.model, full, **settings)
+    else:
+        write, packages = write_onnx, write_onnx.PACKAGES
+        entry["opset"] = write_onnx.OPSET
+        half = export_format == TENSORRT
+        full = file.with_name("half.onnx") if half else full
+        write_onnx.write_onnx(reference.model, full, **settings, half=half)
+    if export_format == TENSORRT:
+        on_status("building the TensorRT engine, minutes")
+        bound_to = write_tensorrt.write_engine(full, file, reference.image_size)
+        entry |= {"stored_as": "F16", "batches": list(write_tensorrt.BATCHES), "bound_to": bound_to}
+    elif export_format in INT8:
+        on_status(f"calibrating on {calibration.count} training slices")
+        slices: list[Tensor] = calibration.pixels(reference)
+        write.write_int8(full, file, slices)
+        drawn = {"slices": len(slices), "data": calibration.data, "protocol": calibration.protocol, "seed": SEED}
+        entry |= {"stored_as": "I8", "calibration": write.INT8_SETTINGS | drawn}
+    if full != file:
+        full.unlink()
+    return {
+        "file": EXPORT_FILES[export_format],
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "size_bytes": file.stat().st_size,
+        "features": {"stage": stage} if stage else None,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions() | {name: metadata.version(name) for name in packages},
+    } | entry, stage
 
 
 def _source(folder: ModelFolder) -> dict[str, Any]:
@@ -163,24 +165,18 @@ def _source(folder: ModelFolder) -> dict[str, Any]:
 
 @contextmanager
 def _beside(output: Path) -> Iterator[Path]:
-    """Give a folder to fill, which takes the place of ``output`` unless anything is raised, Ctrl-C included."""
+    """Give a folder to fill, which becomes ``output`` unless anything is raised, Ctrl-C included."""
     output = Path(os.path.abspath(output))
-    part, old = (output.with_name(f".{output.name}.{kind}") for kind in ("part", "old"))
+    part = output.with_name(f".{output.name}.part")
     try:
-        for stale in (part, old):
-            shutil.rmtree(stale, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"--output {output} cannot be made: {error.strerror}") from error
+        raise UserError(f"--output {output} cannot be made: {first_line(error)}") from error
     try:
         yield part
-        if output.exists():
-            output.rename(old)
-        part.rename(output)
+        part.rename(output)  # onto an empty folder too
     except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"--output {output} cannot be written: {first_line(error)}") from error
     finally:
-        if old.exists() and not output.exists():  # stopped between the two renames
-            old.rename(output)
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)

@@ -23,8 +23,6 @@ MAX_DIFFERENCE = 1e-4
 """Of a probability, between a float32 export and PyTorch."""
 MAX_FEATURE_DIFFERENCE = 1e-3
 """Of a feature, between a float32 export and PyTorch, as a share of the largest."""
-MIN_AGREEMENT = 0.95
-"""Share of slices on which an int8 or float16 export gives PyTorch's class, and on which it gives its decision."""
 MAX_HALF_DIFFERENCE = 2e-2
 """Of a probability, between a float16 export and PyTorch."""
 _BATCH = 7  # no power of two, so that a file with a fixed batch is noticed
@@ -141,7 +139,7 @@ def require_close(parity: Parity, agreement: float, difference: float = 1.0) -> 
     if not min(shares) >= agreement:
         raise UserError(
             f"the file answers differently too often, so it was not kept: {parity}; at least {agreement:.0%} is "
-            "asked for; for int8, try more --calibration_slices or, where there is one, another --calibration"
+            "asked for; for int8, try more --calibration_slices"
         )
     if not parity.max_difference <= difference:  # "not <=": a NaN agrees with nothing
         raise UserError(f"the file's probabilities differ by more than {difference:.2g}, so it was not kept: {parity}")

@@ -5,14 +5,18 @@ Only names are read to choose them, so that no export waits for a whole data set
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.protocols import FIGSHARE_5FOLD, ProtocolArguments, assign, read_figshare_table
+import numpy as np
+
+from ..data.protocols import FIGSHARE_5FOLD, ProtocolArguments, assign, draw_seed, read_figshare_table
+from ..data.slices import scan_folders
 from ..errors import UserError
+from ..files import read_json
+from ..images.read import UnreadableImageError, load_image
 from ..inference.model_folder import ModelFolder
 
 if TYPE_CHECKING:
@@ -41,13 +45,7 @@ class CalibrationSlices:
     protocol: str
 
     def pixels(self, classifier: TumorClassifier) -> list[Tensor]:
-        """Read and preprocess them: at most ``count``, each float32 (3, H, W).
-
-        Raises:
-            UserError: none can be read.
-        """
-        from ..images.read import UnreadableImageError, load_image
-
+        """Read and preprocess them: at most ``count``, each float32 (3, H, W); UserError where none can be read."""
         slices: list[Tensor] = []
         for file in self.files:
             if len(slices) == self.count:
@@ -62,28 +60,13 @@ class CalibrationSlices:
 
 
 def calibration_slices(data_dir: str, folder: ModelFolder, count: int) -> CalibrationSlices:
-    """Choose training slices.
-
-    Args:
-        data_dir: what the model was trained on.
-        folder: the model; its ``metrics.json`` says under which protocol.
-        count: how many, if there are as many.
-
-    Raises:
-        UserError: the data folder cannot be used.
-    """
+    """Choose at most ``count`` training slices of a data folder, under the protocol that trained the model."""
     files, protocol = _part(Path(data_dir), folder, "train")
     return CalibrationSlices(files, min(count, len(files)), Path(data_dir).resolve().name, protocol)
 
 
 def check_slices(data_dir: str, folder: ModelFolder, count: int) -> list[Path]:
-    """Choose test slices that can be read; see :func:`calibration_slices`.
-
-    Raises:
-        UserError: the data folder cannot be used, or no slice can be read.
-    """
-    from ..images.read import UnreadableImageError, load_image
-
+    """Choose at most ``count`` test slices that can be read; see :func:`calibration_slices`."""
     readable: list[Path] = []
     for file in _part(Path(data_dir), folder, "test")[0]:
         if len(readable) == count:
@@ -100,10 +83,6 @@ def check_slices(data_dir: str, folder: ModelFolder, count: int) -> list[Path]:
 
 def _part(root: Path, folder: ModelFolder, part: str) -> tuple[list[Path], str]:
     """Files of a part, in an order drawn once, under the protocol that the model was trained with; and its title."""
-    import numpy as np
-
-    from ..data.slices import scan_folders
-
     protocol, seed = _protocol_of(folder)
     found = read_figshare_table(root) if protocol.protocol == FIGSHARE_5FOLD else scan_folders(root)[0]
     files = sorted(root / s.relative for s in assign(found, protocol, seed).slices if s.part == part)
@@ -113,8 +92,8 @@ def _part(root: Path, folder: ModelFolder, part: str) -> tuple[list[Path], str]:
 def _protocol_of(folder: ModelFolder) -> tuple[ProtocolArguments, int]:
     """Read from ``metrics.json`` which slices trained the model; without one, the published training folder's."""
     try:
-        config = json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))["config"]
+        config = read_json(folder.path / "metrics.json")["config"]
         named = {setting.name: config[setting.name] for setting in fields(ProtocolArguments)}
-        return ProtocolArguments(**named), int(config["seed"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return ProtocolArguments(**named), draw_seed(config)
+    except (UserError, ValueError, KeyError, TypeError):
         return ProtocolArguments(), SEED

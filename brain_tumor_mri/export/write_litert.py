@@ -24,7 +24,7 @@ from .write_onnx import FLOAT_CONVOLUTIONS, LogitsAndFeatures, silence
 
 PACKAGES = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer")
 """What an export is made with, for export.json."""
-SETTINGS = {
+INT8_SETTINGS = {
     "method": "minmax",
     "activations": "int8",
     "format": "static",
@@ -101,11 +101,7 @@ def write_int8(source: Path, file: Path, slices: Sequence[Tensor]) -> None:
 
 
 def require_litert_torch() -> Any:
-    """Import litert-torch, and see that what quantizes and runs its files is there.
-
-    Raises:
-        UserError: litert-torch, ai-edge-quantizer or ai-edge-litert is not installed.
-    """
+    """Import litert-torch; UserError where it, ai-edge-quantizer or ai-edge-litert is not installed."""
     require_litert()
     try:
         with _hushed():

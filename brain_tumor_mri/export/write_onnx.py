@@ -1,4 +1,4 @@
-"""A trained network as an ONNX file, and an ONNX file as its int8 twin; ``export.py`` is the command around both.
+"""A trained network as an ONNX file, and an ONNX file as its int8 twin.
 
 int8 is static QDQ (Jacob et al. 2018, arXiv:1712.05877): weights symmetric int8 a channel, activations 8 bits a tensor
 with ranges from calibration slices, as onnxruntime's kernels take them.
@@ -13,7 +13,6 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from ..errors import UserError, first_line
 from ..inference.network import FEATURES, INPUT, LOGITS
-from ..inference.run_pytorch import StageFeatures
+from ..inference.run_pytorch import StageFeatures, stage_of
 
 OPSET = 20
 """Of the ONNX operators: what torch writes by default, and what the runtimes of browsers and phones read too."""
@@ -31,29 +30,16 @@ FLOAT_CONVOLUTIONS = 3
 """How many of the first convolutions stay float32. They hold few weights, and what eight bits lose in them goes through
 all others: with them in int8, an EfficientNet-Lite0's features were off by half of the largest, and its check against
 unlike pictures refused one slice in two (64 test slices, on which this number was chosen too)."""
-METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
-"""How activation ranges are taken from the calibration slices -> onnxruntime's name."""
-ACTIVATIONS = {"uint8": "QUInt8", "int8": "QInt8"}
-"""8-bit type of the activations -> onnxruntime's name."""
+INT8_SETTINGS = {
+    "method": "minmax",
+    "activations": "uint8",
+    "format": "QDQ",
+    "weights": "int8, symmetric, per channel",
+}
+"""How int8 files are made, for export.json: ranges are the least and the largest value met."""
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+"""What an export is made with, for export.json."""
 _BATCH = 8  # slices; ResNet50's activations of 8, all of which a calibration looks at, are 0.4 GB
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How int8 files are made.
-
-    Attributes:
-        method: one of ``METHODS``. ``minmax`` is quick and keeps every value; the others build histograms, minutes for
-            a ResNet50, and cut rare large values off (``percentile``: 0.001 %) to have finer steps for the rest.
-        activations: one of ``ACTIVATIONS``; x86 multiplies uint8 by int8, Arm likes int8 for both.
-    """
-
-    method: str = "minmax"
-    activations: str = "uint8"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, as in export.json."""
-        return asdict(self) | {"format": "QDQ", "weights": "int8, symmetric, per channel"}
 
 
 def feature_stage(network: torch.nn.Module, wanted: str | None, size: tuple[int, int]) -> str | None:
@@ -70,23 +56,21 @@ def feature_stage(network: torch.nn.Module, wanted: str | None, size: tuple[int,
     Raises:
         UserError: there is no such stage as ``wanted``.
     """
-    from ..inference.run_pytorch import stage_of
-
     inner = getattr(network, "timm_model", network)
     if wanted is None:
         try:
             wanted = stage_of(inner)
         except UserError:
             return None
-    tap = StageFeatures(inner, wanted)
+    hook = StageFeatures(inner, wanted)
     try:
         with torch.inference_mode():
             network(pixel_values=torch.zeros(1, 3, *size, device=next(network.parameters()).device))
-        return wanted if tap.take().ndim == 2 else None
+        return wanted if hook.take().ndim == 2 else None
     except IndexError:  # a stage of tokens, which has no height and width to average over
         return None
     finally:
-        tap.remove()
+        hook.remove()
 
 
 def write_onnx(
@@ -125,7 +109,7 @@ def write_onnx(
         raise UserError(f"this network cannot be written as ONNX ({first_line(error)})") from error
 
 
-def write_int8(source: Path, file: Path, batches: Sequence[np.ndarray], how: Quantization) -> None:
+def write_int8(source: Path, file: Path, slices: Sequence[Tensor]) -> None:
     """Write the int8 twin of a float32 ONNX file.
 
     The last layer's output stays float32: eight bits over the range of the logits would be a coarse probability. So do
@@ -134,8 +118,7 @@ def write_int8(source: Path, file: Path, batches: Sequence[np.ndarray], how: Qua
     Args:
         source: of ``write_onnx``.
         file: to be written.
-        batches: float32 (N, 3, H, W) each, of calibration slices.
-        how: the settings.
+        slices: float32 (3, H, W) each, to calibrate on.
 
     Raises:
         UserError: onnx or onnxruntime is missing.
@@ -150,18 +133,16 @@ def write_int8(source: Path, file: Path, batches: Sequence[np.ndarray], how: Qua
         quantize_static(
             prepared,
             file,
-            _Batches(batches),
+            _Batches(slices),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=getattr(QuantType, ACTIVATIONS[how.activations]),
+            activation_type=QuantType.QUInt8,  # x86 multiplies uint8 by int8
             weight_type=QuantType.QInt8,
-            calibrate_method=getattr(CalibrationMethod, METHODS[how.method]),
+            calibrate_method=CalibrationMethod.MinMax,
             nodes_to_exclude=[node.name for node in _convolutions(onnx.load(prepared))[:FLOAT_CONVOLUTIONS]],
             extra_options={
                 "WeightSymmetric": True,
-                "ActivationSymmetric": how.activations == "int8",
-                "CalibTensorRangeSymmetric": False,  # percentile's default, half the steps of what is never negative
-                "CalibStridedMinMax": 1,  # batch by batch; histograms else need the activations of all slices at once
+                "CalibStridedMinMax": 1,  # batch by batch
                 "OpTypesToExcludeOutputQuantization": ["Gemm"],
             },
         )
@@ -169,11 +150,7 @@ def write_int8(source: Path, file: Path, batches: Sequence[np.ndarray], how: Qua
 
 
 def require_onnx() -> Any:
-    """Import onnx, and see that what writes with it is there.
-
-    Raises:
-        UserError: onnx, onnxruntime or onnxscript is not installed.
-    """
+    """Import onnx; UserError where it, onnxruntime or onnxscript is not installed."""
     try:
         import onnx
         import onnxruntime  # noqa: F401
@@ -187,11 +164,6 @@ def require_onnx() -> Any:
 def _convolutions(model: Any) -> list[Any]:
     """Nodes of a model's convolutions, in the order in which they run."""
     return [node for node in model.graph.node if node.op_type == "Conv"]
-
-
-def batched(slices: Sequence[Tensor]) -> list[np.ndarray]:
-    """Return slices (3, H, W) as batches (N, 3, H, W) for ``write_int8``."""
-    return [torch.stack(list(slices[i : i + _BATCH])).numpy() for i in range(0, len(slices), _BATCH)]
 
 
 class LogitsAndFeatures(torch.nn.Module):
@@ -228,24 +200,23 @@ class LogitsAndFeatures(torch.nn.Module):
 
 
 class _Batches:
-    """Calibration batches as onnxruntime asks for them."""
+    """Calibration slices, in batches, as onnxruntime asks for them."""
 
-    def __init__(self, batches: Sequence[np.ndarray]) -> None:
-        self.batches = batches
-        self.set_range(0, len(batches))
+    def __init__(self, slices: Sequence[Tensor]) -> None:
+        self.batches = [torch.stack(list(slices[i : i + _BATCH])).numpy() for i in range(0, len(slices), _BATCH)]
+        self.set_range(0, len(self.batches))
 
     def set_range(self, start_index: int, end_index: int) -> None:
         """Hand out these batches next."""
-        self.left = iter(self.batches[start_index:end_index])
+        self.waiting = iter(self.batches[start_index:end_index])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """The next batch, None after the last."""
-        batch = next(self.left, None)
+        batch = next(self.waiting, None)
         return None if batch is None else {INPUT: batch}
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        while (batch := self.get_next()) is not None:
-            yield batch
+        return iter(self.get_next, None)
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from ..errors import UserError
 from ..inference.network import INPUT
 from ..inference.run_tensorrt import MAX_BATCH, require_tensorrt
@@ -21,7 +23,7 @@ def write_engine(source: Path, file: Path, size: tuple[int, int]) -> dict[str, s
     """Build an engine for this machine's GPU; takes minutes.
 
     Args:
-        source: of ``onnx_writing.write_onnx`` with ``half``.
+        source: of ``write_onnx`` with ``half``.
         file: to be written.
         size: (height, width) of the input in pixels.
 
@@ -32,8 +34,6 @@ def write_engine(source: Path, file: Path, size: tuple[int, int]) -> dict[str, s
         UserError: tensorrt or the GPU is missing, or TensorRT cannot express the network.
     """
     tensorrt = require_tensorrt()
-    import torch
-
     logger = tensorrt.Logger(tensorrt.Logger.ERROR)
     builder = tensorrt.Builder(logger)
     network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

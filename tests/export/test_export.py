@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ import torch
 
 from brain_tumor_mri import TumorClassifier, UserError
 from brain_tumor_mri.commands.main import main
-from brain_tumor_mri.export import export, parity
+from brain_tumor_mri.data.protocols import ProtocolArguments, assign
+from brain_tumor_mri.data.slices import scan_folders
+from brain_tumor_mri.export import parity
 from brain_tumor_mri.export import slices as export_slices
 from brain_tumor_mri.export import write_onnx as onnx_writing
-from brain_tumor_mri.inference import network as backends
 from brain_tumor_mri.inference.model_folder import find_model
 from brain_tumor_mri.inference.prediction import Prediction
 from brain_tumor_mri.inference.run_pytorch import stage_of
@@ -32,7 +35,7 @@ def add_trust(folder: Path) -> None:
     calibration = Calibration(0.7, {90: np.full(4, 0.5), 95: np.full(4, 0.65)})
     check = InDistribution(stage, np.zeros(width), np.eye(2, width), np.ones(2), 1.0, 1.0)
     slices = sorted((folder.parent / "phantoms").glob("Testing/*/*.png"))
-    trust = Trust(find_model(folder).sha256(), calibration, replace(calibration, temperature=1.5), check, {})
+    trust = Trust(find_model(folder).sha256(), calibration, replace(calibration, temperature=1.5), check, None, {})
     (folder / "trust.json").write_text(json.dumps(trust.to_dict()))
     scores = [a.unlikeness for a in TumorClassifier.from_pretrained(folder, device="cpu").predict(slices)]
     trust = replace(trust, in_distribution=replace(check, threshold=float(np.sort(scores)[-3:-1].mean())))
@@ -82,18 +85,24 @@ def save_network(network: torch.nn.Module, folder: Path, phantom_dir: Path) -> N
     save_file(state, folder / "model.safetensors", {"format": "pt"})
 
 
-def export_to(home: Path, name: str, form: str, output: Path, *flags: str) -> int:
+def export_to(home: Path, name: str, export_format: str, output: Path, *flags: str) -> int:
     data = ["--data_dir", str(home / "phantoms")]
-    return main(["export", "--format", form, "--model", str(home / name), "--output", str(output), *data, *flags])
+    return main(
+        ["export", "--format", export_format, "--model", str(home / name), "--output", str(output), *data, *flags]
+    )
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def pair(request: pytest.FixtureRequest, home: Path) -> tuple[Path, Path]:
-    """A model, and its folder with both exports: int8 is added to the folder that onnx made."""
-    output = home / f"{request.param}-onnx"
+    """A model, and a folder that holds its ONNX and its int8 export; the command makes a folder of each."""
+    output, small = home / f"{request.param}-onnx", home / f"{request.param}-int8"
     if not output.exists():
         assert export_to(home, request.param, "onnx", output) == 0
-        assert export_to(home, request.param, "onnx-int8", output, "--min_agreement", "0.7") == 0
+        assert export_to(home, request.param, "onnx-int8", small, "--min_agreement", "0.7") == 0
+        shutil.copy2(small / "onnx" / "model_int8.onnx", output / "onnx")
+        records = [json.loads((folder / "export.json").read_text()) for folder in (output, small)]
+        records[0]["files"] |= records[1]["files"]
+        (output / "export.json").write_text(json.dumps(records[0]))
     return home / request.param, output
 
 
@@ -186,7 +195,7 @@ def test_export_json_says_whose_weights_and_what_the_check_found(pair):
     model, output = pair
     record = json.loads((output / "export.json").read_text())
     assert record["source"]["weights_sha256"] == find_model(model).sha256()
-    full, small = (record["files"][form] for form in ("onnx", "onnx-int8"))
+    full, small = (record["files"][name] for name in ("onnx", "onnx-int8"))
     assert full["check"]["images"] == 16 and full["check"]["max_difference"] <= 1e-4 and full["opset"] >= 20
     assert full["check"]["same_decision"] == 1 and full["check"]["feature_difference"] <= 1e-3
     assert full["calibration"] is None and {"onnx", "onnxruntime", "torch"} <= full["versions"].keys()
@@ -272,8 +281,6 @@ def test_a_trust_json_of_other_weights_or_another_stage_is_refused(copied: Path,
 
 
 def test_without_onnxruntime_the_command_that_installs_it_is_named(copied: Path, monkeypatch: pytest.MonkeyPatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "pip install onnxruntime" in refusal(copied)
 
@@ -308,20 +315,18 @@ def test_an_interrupted_export_leaves_nothing(home: Path, tmp_path: Path, monkey
     assert nothing_but(tmp_path)
 
 
-def test_an_export_that_answers_otherwise_is_refused_and_leaves_what_was_there(
-    home: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, capsys
+def test_an_export_that_answers_otherwise_is_refused_and_leaves_nothing(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     monkeypatch.setattr(parity, "MAX_DIFFERENCE", 0.0)
-    assert export_to(home, ARCHITECTURES[0], "onnx", copied) == 2
+    assert export_to(home, ARCHITECTURES[0], "onnx", tmp_path / "out") == 2
     told = capsys.readouterr().err
     assert "does not answer as PyTorch does" in told and told.count("\n") == 1
-    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
-    assert nothing_but(copied.parent, "copied")
+    assert nothing_but(tmp_path)
 
 
 def test_int8_below_the_agreement_is_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    def useless(source: Path, file: Path, batches, how) -> None:
+    def useless(source: Path, file: Path, slices) -> None:
         import onnx
 
         network = onnx.load(source)
@@ -342,17 +347,17 @@ def test_what_is_wrong_with_the_input_is_told_in_one_line(home: Path, exported: 
     full.mkdir()
     (full / "notes.txt").write_text("mine")
     cases = {
-        "no export of these weights": ("onnx", home / ARCHITECTURES[0], full, []),
-        "no export of these": ("onnx", home / ARCHITECTURES[1], exported, []),
+        "full exists": ("onnx", home / ARCHITECTURES[0], full, []),
+        "exists; give a new folder": ("onnx", home / ARCHITECTURES[0], exported, []),
         "is not a model folder": ("onnx", tmp_path / "nowhere", tmp_path / "out", []),
         "ONNX export without": ("onnx", exported, tmp_path / "out", []),
         "--data_dir": ("onnx-int8", home / ARCHITECTURES[0], tmp_path / "out", ["--data_dir", str(tmp_path / "none")]),
         "calibration_slices": ("onnx", home / ARCHITECTURES[0], tmp_path / "out", ["--calibration_slices", "0"]),
         "missing.png": ("onnx", home / ARCHITECTURES[0], tmp_path / "out", ["--check_images", "missing.png"]),
     }
-    for message, (form, model, output, flags) in cases.items():
+    for message, (export_format, model, output, flags) in cases.items():
         data = [] if "--data_dir" in flags else ["--data_dir", str(home / "phantoms")]
-        arguments = ["export", "--format", form, "--model", str(model), "--output", str(output), *data, *flags]
+        arguments = ["export", "--format", export_format, "--model", str(model), "--output", str(output), *data, *flags]
         assert main(arguments) == 2, message
         told = capsys.readouterr().err
         assert message in told and told.count("\n") == 1
@@ -377,14 +382,6 @@ def test_predict_info_and_explain_on_an_export(exported: Path, slices: list[Path
     assert "needs the PyTorch weights" in told and told.count("\n") == 1
 
 
-def test_defaults_that_help_spells_are_those_of_the_modules(home: Path):
-    assert set(export._CALIBRATIONS) == set(onnx_writing.METHODS)
-    assert set(export._ACTIVATIONS) == set(onnx_writing.ACTIVATIONS)
-    assert onnx_writing.Quantization() == onnx_writing.Quantization(export._CALIBRATIONS[0], export._ACTIVATIONS[0])
-    assert export._MIN_AGREEMENT == parity.MIN_AGREEMENT
-    assert 1 <= backends.physical_cores() <= 1024
-
-
 def test_calibration_takes_training_slices_and_passes_over_damaged_ones(home: Path, tmp_path: Path):
     data = Path(shutil.copytree(home / "phantoms", tmp_path / "phantoms"))
     folder = find_model(home / ARCHITECTURES[0])
@@ -397,10 +394,57 @@ def test_calibration_takes_training_slices_and_passes_over_damaged_ones(home: Pa
     assert again.files == chosen.files and len(again.pixels(classifier)) == 5
 
 
-@pytest.mark.parametrize(("method", "activations"), [("percentile", "uint8"), ("entropy", "int8")])
-def test_other_calibrations_work_too(home: Path, tmp_path: Path, method: str, activations: str):
-    flags = ["--calibration", method, "--activations", activations, "--calibration_slices", "9"]
-    assert export_to(home, ARCHITECTURES[0], "onnx-int8", tmp_path / "out", *flags, "--min_agreement", "0") == 0
-    record = json.loads((tmp_path / "out" / "export.json").read_text())["files"]["onnx-int8"]
-    assert record["calibration"]["method"] == method and record["calibration"]["slices"] == 9
-    assert record["check"]["mean_difference"] < 0.2  # nine slices are few: what is asked is that it is no nonsense
+@pytest.mark.parametrize(("settings", "expected"), [({"seed": 7}, 7), ({"seed": 7, "data_seed": 0}, 0)])
+def test_slices_are_drawn_by_the_seed_that_the_training_drew_its_validation_part_by(
+    home: Path, tmp_path: Path, settings: dict, expected: int
+):
+    folder = Path(shutil.copytree(home / ARCHITECTURES[0], tmp_path / "model"))
+    config = {setting.name: getattr(ProtocolArguments(), setting.name) for setting in fields(ProtocolArguments)}
+    (folder / "metrics.json").write_text(json.dumps({"config": config | settings}))
+    found = export_slices.calibration_slices(str(home / "phantoms"), find_model(folder), 99).files
+    every = scan_folders(home / "phantoms")[0]
+    train = {s.relative for s in assign(every, ProtocolArguments(), expected).slices if s.part == "train"}
+    assert {str(file.relative_to(home / "phantoms")) for file in found} == train
+    other = {s.relative for s in assign(every, ProtocolArguments(), 3).slices if s.part == "train"}
+    assert other != train
+
+
+class CudaRuntime(ModuleType):
+    """onnxruntime as its CUDA build is, up to the session, which starts on the named providers."""
+
+    def __init__(self, starts_on: list[str]) -> None:
+        super().__init__("onnxruntime")
+        import onnxruntime
+
+        class Session:
+            def __init__(self, content: bytes, options: object, providers: list) -> None:
+                self.asked = providers
+
+            def get_providers(self) -> list[str]:
+                return starts_on
+
+            def get_inputs(self) -> list:
+                return [SimpleNamespace(name="pixel_values")]
+
+            def get_outputs(self) -> list:
+                return [SimpleNamespace(name="logits")]
+
+        self.SessionOptions, self.InferenceSession = onnxruntime.SessionOptions, Session
+        self.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def test_onnxruntime_is_asked_for_its_gpu_whether_or_not_pytorch_sees_one(exported: Path, monkeypatch):
+    assert not torch.cuda.is_available()
+    with pytest.raises(UserError, match="this onnxruntime cannot run on cuda"):
+        TumorClassifier.from_pretrained(exported, device="cuda", backend="onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", CudaRuntime(["CUDAExecutionProvider", "CPUExecutionProvider"]))
+    for backend in ("onnx", None):
+        network = TumorClassifier.from_pretrained(exported, device="cuda:1", backend=backend, use_trust=False).network
+        assert network.session.asked[0] == ("CUDAExecutionProvider", {"device_id": 1})
+        assert network.largest_batch is None, "a GPU is to get the whole batch"
+    assert TumorClassifier.from_pretrained(exported, device="cpu", use_trust=False).network.largest_batch == 16
+
+
+def test_a_gpu_on_which_onnxruntime_does_not_start_is_told(exported: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", CudaRuntime(["CPUExecutionProvider"]))
+    assert "cannot start on cuda:1" in refusal(exported, device="cuda:1", use_trust=False)
