@@ -97,12 +97,14 @@ def test_every_folder_of_the_library_stands_in_the_tree() -> None:
     assert folders <= set(re.findall(r"([a-z_]+)/", tree.split("brain_tumor_mri/")[1]))
 
 
-def test_python_examples_run_and_print_what_they_say(monkeypatch, capsys) -> None:
-    monkeypatch.chdir(ROOT)
+def test_python_examples_run_and_print_what_they_say(tmp_path: Path, monkeypatch, capsys) -> None:
+    for name in ("examples", "model-lite"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)  # one writes a file
     ran = 0
     for page in PAGES:
         for example in blocks(TEXT[page], "python"):
-            if "gradio_client" in example or "overlay.png" in example:  # tests/test_app.py; writes a file
+            if "gradio_client" in example:  # asks a server: tests/test_app.py
                 continue
             exec(compile(example, page.name, "exec"), {})
             printed = capsys.readouterr().out
@@ -110,7 +112,7 @@ def test_python_examples_run_and_print_what_they_say(monkeypatch, capsys) -> Non
                 pattern = r"\d*".join(re.escape(part) for part in said.split("..."))
                 assert re.search(pattern, printed), f"{page.name} says {said}, not {printed}"
             ran += 1
-    assert ran >= 2
+    assert ran >= 3
 
 
 def test_the_table_of_predict_is_what_the_command_prints(tmp_path: Path) -> None:
