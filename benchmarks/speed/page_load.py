@@ -25,11 +25,10 @@ from typing import Any
 import httpx
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parent))
-from predict_speed import write_slices
-from training_speed import environment
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.speed.harness import ROOT, run, write_slices
+
 START_LIMIT_S = 180
 UPLOADS_GONE_S = 14 * 60  # the page looks every minute for uploads older than ten
 
@@ -265,32 +264,28 @@ def judge(record: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     ]
 
 
-def main() -> None:
-    """Parse the arguments, measure, print the table and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=str(ROOT / "model"), help="folder of the weights")
     parser.add_argument("--users", type=int, default=30)
     parser.add_argument("--slices_each", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a rehearsal: 60 answers, 5 users, no wait for uploads")
     parser.add_argument("--no_wait", action="store_true", help="do not wait ten minutes for the uploads to go")
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
     users, each = (5, 2) if args.quick else (args.users, args.slices_each)
     marks = [20, 40, 60] if args.quick else [100, 500, 1000]
+    architecture = json.loads((Path(args.model) / "config.json").read_text())["architecture"]
+    setting = {"model": Path(args.model).name, "architecture": architecture, "quick": args.quick}
+    record: dict[str, Any] = {
+        "benchmark": "page_load",
+        "setting": setting | {"slices": "synthetic JPEGs, 512 px"},
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         slices = write_slices(folder / "slices", 200)
         measure_start(args.model, folder / "cold", slices[0])  # fills the system's file cache
-        record: dict[str, Any] = {
-            "benchmark": "page_load",
-            "setting": {
-                "model": Path(args.model).name,
-                "architecture": json.loads((Path(args.model) / "config.json").read_text())["architecture"],
-                "quick": args.quick,
-                "slices": "synthetic JPEGs, 512 px",
-            },
-            "start": measure_start(args.model, folder / "warm", slices[0]),
-        }
+        record["start"] = measure_start(args.model, folder / "warm", slices[0])
         with Server(args.model, folder / "load") as server:
             server.wait()
             record["single"] = measure_single(server, slices, marks)
@@ -303,18 +298,16 @@ def main() -> None:
             print("measured" + wait * "; waiting until the uploads are gone, up to 14 minutes", flush=True)
             record["files"] = measure_files(server, wait)
             record["tracebacks_in_log"] = server.log.read_text(errors="replace").count("Traceback")
-    architecture = record["setting"]["architecture"]
     rows = judge(record)
     record["targets_met"] = {what: met for what, _, target, met in rows if target != "-"}
     record["summary"] = [[f"the page with {architecture}: {what}", "-", measured] for what, measured, *_ in rows]
-    for what, measured, target, met in rows:
-        print(f"{what:62} {measured:38} {target:22} {'' if target == '-' else 'met' if met else 'MISSED'}")
-    if args.output:
-        from brain_tumor_mri.files import write_json
+    return record
 
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.output, record | environment())
+
+def show(record: dict[str, Any], _: argparse.Namespace) -> None:
+    for what, measured, target, met in judge(record):
+        print(f"{what:62} {measured:38} {target:22} {'' if target == '-' else 'met' if met else 'MISSED'}")
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(__doc__, add_arguments, measure, show=show))

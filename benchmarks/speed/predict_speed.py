@@ -8,30 +8,29 @@ images, for its peak memory, and `info --json`, for its start.
 """
 
 import argparse
-import json
-import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from training_speed import environment, watch_memory
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.speed.harness import run, run_watched, take_turns, write_slices
+from brain_tumor_mri.inference.classifier import TumorClassifier
+
 BATCH = 32
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="model")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    command = [str(Path(sys.executable).with_name("brain-tumor-mri"))]
     with tempfile.TemporaryDirectory() as folder:
         many = write_slices(Path(folder) / "1000", 1000)
         few = Path(folder) / "500"
@@ -39,103 +38,43 @@ def main() -> None:
         for path in many[:500]:
             (few / path.name).symlink_to(path)
         speed = compare(args.model, sorted(few.iterdir()), args.rounds)
-        command = [str(Path(sys.executable).with_name("brain-tumor-mri"))]
-        memory = {
-            str(n): peak_memory([*command, "predict", str(Path(folder) / str(n)), "--model", args.model, "--json"])
-            for n in (500, 1000)
-        }
-    record = {
+        predict = [*command, "predict", "--model", args.model, "--json"]
+        memory = {str(n): run_watched([*predict, str(Path(folder) / str(n))])[2] for n in (500, 1000)}
+    info = min(run_watched([*command, "info", "--json", "--model", args.model])[1] for _ in range(5))
+    ratio, gigabytes = speed["predict"] / speed["bare model"], " and ".join(f"{v:.2f} GB" for v in memory.values())
+    what = "`predict` on 500 JPEGs of 512 px, ResNet50, batch 32, float32: images/s"
+    return {
         "benchmark": "predict_speed",
         "setting": {"model": Path(args.model).name, "images": 500, "batch_size": BATCH, "rounds": args.rounds},
         "images_per_second": speed,
-        "ratio_to_bare_model": speed["predict"] / speed["bare model"],
+        "ratio_to_bare_model": ratio,
         "peak_memory_gb_by_images": memory,
-        "info_seconds": min(seconds([*command, "info", "--json", "--model", args.model]) for _ in range(5)),
-        **environment(),
+        "info_seconds": info,
+        "summary": [
+            [what, "the bare model on a batch in memory", f"{ratio:.2f} times"],
+            ["peak memory of `predict` on 500 and on 1,000 images", "-", gigabytes],
+            ["`info --json`, whole command", "-", f"{info:.2f} s"],
+        ],
     }
-    record["summary"] = [
-        [
-            "`predict` on 500 JPEGs of 512 px, ResNet50, batch 32, float32: images/s",
-            "the bare model on a batch in memory",
-            f"{record['ratio_to_bare_model']:.2f} times",
-        ],
-        [
-            "peak memory of `predict` on 500 and on 1,000 images",
-            "-",
-            " and ".join(f"{v:.2f} GB" for v in memory.values()),
-        ],
-        ["`info --json`, whole command", "-", f"{record['info_seconds']:.2f} s"],
-    ]
-    print(
-        json.dumps(
-            {
-                k: record[k]
-                for k in ("images_per_second", "ratio_to_bare_model", "peak_memory_gb_by_images", "info_seconds")
-            }
-        )
-    )
-    if args.output:
-        from brain_tumor_mri.files import write_json
-
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.output, record)
-
-
-def write_slices(folder: Path, n: int) -> list[Path]:
-    """Write n synthetic 512 px grayscale JPEGs, in the four classes by turns."""
-    from brain_tumor_mri.labels import LABELS
-    from data_scripts.make_phantoms import make_phantom
-
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    drawn = [make_phantom(LABELS[i % 4], rng, size=512) for i in range(40)]
-    paths = [folder / f"slice-{i:04}.jpg" for i in range(n)]
-    for i, path in enumerate(paths):
-        drawn[i % len(drawn)].save(path, quality=85 + i % 10)
-    return paths
 
 
 def compare(model: str, paths: list[Path], rounds: int) -> dict[str, float]:
     """Return the median images/s of both, measured by turns."""
-    import torch
-
-    from brain_tumor_mri.inference.classifier import TumorClassifier
-
     classifier = TumorClassifier.from_pretrained(model, batch_size=BATCH)
     pixels = torch.randn(BATCH, 3, *classifier.image_size).contiguous(memory_format=torch.channels_last)
-    speeds: dict[str, list[float]] = {"predict": [], "bare model": []}
-    with torch.inference_mode():
-        for _ in range(2):
-            classifier.model(pixels)
-    list(classifier.predict_stream(paths[:64]))
-    for _ in range(rounds):
-        start = time.perf_counter()
+
+    def predict() -> None:
         assert all(p.error is None for p in classifier.predict_stream(paths))
-        speeds["predict"].append(len(paths) / (time.perf_counter() - start))
-        start = time.perf_counter()
-        with torch.inference_mode():
-            for _ in range(len(paths) // BATCH):
-                classifier.model(pixels)
-        speeds["bare model"].append(len(paths) // BATCH * BATCH / (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in speeds.items()}
 
+    @torch.inference_mode()
+    def bare() -> None:
+        for _ in range(len(paths) // BATCH):
+            classifier.model(pixels)
 
-def peak_memory(command: list[str]) -> float:
-    """Return a command's peak memory in GB (proportional set size)."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
-    peak = [0]
-    watcher = threading.Thread(target=watch_memory, args=(process.pid, peak), daemon=True)
-    watcher.start()
-    if process.wait():
-        raise SystemExit(f"{' '.join(command)} exited with {process.returncode}")
-    return peak[0] / 1e9
-
-
-def seconds(command: list[str]) -> float:
-    start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
-    return time.perf_counter() - start
+    seconds = take_turns({"predict": predict, "bare model": bare}, rounds)
+    counts = {"predict": len(paths), "bare model": len(paths) // BATCH * BATCH}
+    return {name: float(counts[name] / np.median(values)) for name, values in seconds.items()}
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(__doc__, add_arguments, measure))

@@ -17,9 +17,6 @@ TOLERANCE = 1e-4
 """Largest difference of a probability from eager PyTorch's that a float32 backend may have (``parity.py``)."""
 _BACKENDS = {
     "torch": "PyTorch, eager",
-    "torch-bf16": "PyTorch, bf16 autocast",
-    "torch-compile": "PyTorch, compiled",
-    "torch-compile-bf16": "PyTorch, compiled, bf16 autocast",
     "onnx": "ONNX",
     "onnx-int8": "ONNX int8",
     "litert": "LiteRT",
@@ -37,20 +34,8 @@ def latency_text(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def shown(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the contestants that tables and plot show: of PyTorch's faster ways, the fastest at each batch size."""
-    best = {entry["name"] for found in fastest_torch(record).values() for entry in found.values()}
-    return [e for e in record["contestants"] if not _is_variant(e) or e["name"] in best]
-
-
-def fastest_torch(record: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """Return model -> batch size -> the entry of PyTorch's fastest faster way there; none where none was measured."""
-    fastest: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for entry in filter(_is_variant, record["contestants"]):
-        of_model = fastest.setdefault(entry["model"], {})
-        for batch, figure in entry["ms"]["pixels"].items():
-            if batch not in of_model or figure["value"] < of_model[batch]["ms"]["pixels"][batch]["value"]:
-                of_model[batch] = entry
-    return fastest
+    """Return the contestants that can still be run: the first records have faster ways of PyTorch, since dropped."""
+    return [entry for entry in record["contestants"] if not entry["backend"].startswith(f"{EAGER}-")]
 
 
 def speed_table(record: Mapping[str, Any]) -> str:
@@ -137,18 +122,9 @@ def latency_note(record: Mapping[str, Any]) -> str:
             f"Of what stays within {TOLERANCE:g} of eager PyTorch's probabilities, one slice is answered soonest by "
             f"{_run_by(entry)} for {model} ({times[str(BATCHES[0])]['value']:.2f} times as fast as eager)."
         )
-    seen = {entry["name"] for entry in shown(record)}
-    others = [
-        f"{_run_by(e)} for {_model(record, e)} ("
-        + _times(next(of["pixels"] for name, of in e["times_as_fast_as"].items() if name != record["peer"]))
-        + " times as fast as eager)"
-        for e in record["contestants"]
-        if e["name"] not in seen
-    ]
-    if others:
-        lines.append(f"Tried too: {'; '.join(others)}.")
-    if record["failed"]:
-        lines.append(f"Could not be run: {'; '.join(f'`{name}` ({why})' for name, why in record['failed'].items())}.")
+    failed = {name: why for name, why in record["failed"].items() if f":{EAGER}-" not in name}
+    if failed:
+        lines.append(f"Could not be run: {'; '.join(f'`{name}` ({why})' for name, why in failed.items())}.")
     protocols = {e["accuracy"]["protocol"] for e in record["contestants"] if "accuracy" in e}
     if protocols:
         lines.append(f"Accuracy: `{protocols.pop()}`, test part, 95 % bootstrap intervals.")
@@ -205,7 +181,7 @@ def plot_latency(record: Mapping[str, Any], path: Path) -> None:
 
 def _fastest_within_tolerance(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     fastest: dict[str, Mapping[str, Any]] = {}
-    for entry in record["contestants"]:
+    for entry in shown(record):
         if "against_eager" in entry and entry["against_eager"]["max_difference"] <= TOLERANCE:
             best = fastest.setdefault(_model(record, entry), entry)
             if _one_slice(entry) < _one_slice(best):
@@ -215,10 +191,6 @@ def _fastest_within_tolerance(record: Mapping[str, Any]) -> dict[str, Mapping[st
 
 def _one_slice(entry: Mapping[str, Any]) -> float:
     return entry["ms"]["pixels"][str(BATCHES[0])]["value"]
-
-
-def _is_variant(entry: Mapping[str, Any]) -> bool:
-    return entry["backend"].startswith(f"{EAGER}-")
 
 
 def _mark(entry: Mapping[str, Any]) -> str:

@@ -7,12 +7,9 @@ each asked in every round, in another order each time, so that what else the mac
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -23,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.processes import Worker
 from benchmarks.speed.report import BATCHES, EAGER, WHATS
 from brain_tumor_mri.errors import UserError
 
-WORKER = Path(__file__).with_name("_latency_worker.py")
 PAUSE = 0.05  # seconds after each turn, in which threads that wait for work in a loop go to sleep
 SEED = 0
 
@@ -38,7 +35,7 @@ class Contestant:
     Attributes:
         name: MODEL:BACKEND, or the peer's.
         kind: of the worker, with its ``arguments`` and interpreter.
-        optional: whether the run goes on when it cannot start, as torch.compile cannot without a C++ compiler.
+        optional: whether the run goes on when it cannot start.
         entry: its part of the record.
         starts: seconds from no process to the first answer.
         samples: what -> batch -> by round, the median milliseconds an image.
@@ -58,50 +55,10 @@ class Contestant:
     answers: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Worker:
-    """A contestant's process; a context manager. Raises UserError where the process fails."""
-
-    def __init__(self, contestant: Contestant, first: Path | None, environment: dict[str, str]) -> None:
-        self.name, self.idle = contestant.name, [0.0, 0.0]
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
-        spec = {"kind": contestant.kind, "arguments": contestant.arguments, "first": first and str(first.resolve())}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors, "encoding": "utf-8"}
-        start = time.perf_counter()
-        try:
-            self.process = subprocess.Popen(
-                [contestant.python, str(WORKER), json.dumps(spec)], env=environment, **pipes
-            )
-        except OSError as error:
-            raise UserError(f"{contestant.python}: {error.strerror}; give another interpreter") from error
-        self.peak_memory = self._read()["peak_memory"]
-        self.start_seconds = time.perf_counter() - start
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-        self.errors.close()
-
-    def ask(self, do: str, **request: Any) -> Any:
-        """Return what the worker says to a request."""
-        if self.process.poll() is None:
-            print(json.dumps({"do": do, **request}), file=self.process.stdin, flush=True)
-        answer = self._read()
-        if "error" in answer:
-            raise UserError(f"{self.name}: {' '.join(answer['error'].split())[:300]}")
-        self.idle = [sum(pair) for pair in zip(self.idle, answer["idle"], strict=True)]
-        self.peak_memory = answer["peak_memory"]
-        return answer["reply"]
-
-    def _read(self) -> dict[str, Any]:
-        if line := self.process.stdout.readline():
-            return json.loads(line)
-        code = self.process.wait()
-        self.errors.seek(0)
-        said = self.errors.read().decode(errors="replace").strip().splitlines() or ["it says nothing"]
-        raise UserError(f"{self.name}: its process stopped with exit code {code}: {said[-1][:300]}")
+def start(contestant: Contestant, first: Path | None, environment: dict[str, str]) -> Worker:
+    """Start a contestant's process, and wait for its answer to ``first``."""
+    c = contestant
+    return Worker(c.name, c.kind, c.arguments, python=c.python, first=first, environment=environment)
 
 
 def measure_group(
@@ -129,11 +86,11 @@ def measure_group(
     workers: dict[str, Worker] = {}
     peaks = []
     with ExitStack() as stack:
-        peak = stack.enter_context(Worker(Contestant("peak", "peak", []), None, environment))
+        peak = stack.enter_context(Worker("peak", "peak", environment=environment))
         for contestant in list(group):
             try:
                 for left in reversed(range(args.starts)):
-                    worker = Worker(contestant, images[0], environment)
+                    worker = start(contestant, images[0], environment)
                     contestant.starts.append(worker.start_seconds)
                     if left:
                         worker.__exit__()

@@ -1,6 +1,6 @@
 """Samples per second of train.py against bare PyTorch loops with the same model, size, precision and batch.
 
-    python benchmarks/speed/training_speed.py --data_dir data/brain-tumor-mri-dataset --output results/benchmarks/train.json
+    python benchmarks/speed/training_speed.py --data_dir DATA --output results/benchmarks/train.json
 
 Two baselines: `bare loop`, twenty lines of PyTorch over torchvision's ImageFolder and a DataLoader; and `fixed batch`,
 the model's training step alone on one batch in memory, which no real training reaches. The three take turns, each in
@@ -11,39 +11,41 @@ import argparse
 import contextlib
 import json
 import statistics
-import subprocess
 import sys
-import threading
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-import psutil
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.speed.harness import ROOT, run, run_watched
+
 WARM_UP = 4
 KINDS = ("train.py", "bare loop", "fixed batch")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=12, help="measured steps a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path)
     parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.kind:
-        measure(args)
-        return
+        return measure_alone(args)
     rounds = []
     for number in range(args.rounds):
-        order = KINDS if number % 2 == 0 else KINDS[::-1]
-        rounds.append({kind: run_alone(kind) for kind in order})
+        rounds.append({kind: run_alone(kind) for kind in KINDS[:: -1 if number % 2 else 1]})
         print({kind: f"{rounds[-1][kind]['samples_per_second']:.1f}/s" for kind in KINDS}, flush=True)
     speed = {kind: statistics.median(r[kind]["samples_per_second"] for r in rounds) for kind in KINDS}
-    record = {
+    to_loop, to_batch = (speed["train.py"] / speed[kind] for kind in KINDS[1:])
+    peak = max(r["train.py"]["peak_memory_gb"] for r in rounds)
+    what = f"training ResNet50, {args.image_size} px, batch {args.batch_size}, bfloat16: samples/s of `train.py`"
+    return {
         "benchmark": "training_speed",
         "setting": {
             "model": "resnet50",
@@ -54,76 +56,34 @@ def main() -> None:
             "rounds": args.rounds,
         },
         "samples_per_second": speed,
-        "ratio_to_bare_loop": speed["train.py"] / speed["bare loop"],
-        "ratio_to_fixed_batch": speed["train.py"] / speed["fixed batch"],
-        "peak_memory_gb": max(r["train.py"]["peak_memory_gb"] for r in rounds),
+        "ratio_to_bare_loop": to_loop,
+        "ratio_to_fixed_batch": to_batch,
+        "peak_memory_gb": peak,
         "rounds": rounds,
-        **environment(),
+        "summary": [
+            [what, "a bare PyTorch loop over ImageFolder", f"{to_loop:.2f} times"],
+            [what, "its training step on one batch in memory", f"{to_batch:.2f} times"],
+            ["peak memory of that training, workers included", "-", f"{peak:.1f} GB"],
+        ],
     }
-    what = f"training ResNet50, {args.image_size} px, batch {args.batch_size}, bfloat16: samples/s of `train.py`"
-    record["summary"] = [
-        [what, "a bare PyTorch loop over ImageFolder", f"{record['ratio_to_bare_loop']:.2f} times"],
-        [what, "its training step on one batch in memory", f"{record['ratio_to_fixed_batch']:.2f} times"],
-        ["peak memory of that training, workers included", "-", f"{record['peak_memory_gb']:.1f} GB"],
-    ]
-    print(json.dumps({k: record[k] for k in ("ratio_to_bare_loop", "ratio_to_fixed_batch", "peak_memory_gb")}))
-    if args.output:
-        from brain_tumor_mri.files import write_json
-
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.output, record)
 
 
-def environment() -> dict:
-    import torch  # noqa: F401, so that hardware() can ask it
-
-    from brain_tumor_mri.machine import hardware, versions
-
-    return {"versions": versions(), "hardware": hardware()}
+def run_alone(kind: str) -> dict[str, Any]:
+    """Run one kind in a process of its own; add the peak of its and its workers' memory."""
+    output, _, peak = run_watched([sys.executable, __file__, *sys.argv[1:], "--kind", kind])
+    return json.loads(output.splitlines()[-1]) | {"peak_memory_gb": peak}
 
 
-def run_alone(kind: str) -> dict:
-    """Run one kind in a process of its own; add the peak of its and its workers' memory (proportional set size)."""
-    process = subprocess.Popen(
-        [sys.executable, __file__, *sys.argv[1:], "--kind", kind], stdout=subprocess.PIPE, cwd=ROOT
-    )
-    peak = [0]
-    watcher = threading.Thread(target=watch_memory, args=(process.pid, peak), daemon=True)
-    watcher.start()
-    output, _ = process.communicate()
-    if process.returncode:
-        raise SystemExit(process.returncode)
-    return json.loads(output.splitlines()[-1]) | {"peak_memory_gb": peak[0] / 1e9}
-
-
-def watch_memory(pid: int, peak: list[int]) -> None:
-    """Keep the largest total memory of a process and its children in ``peak[0]`` (bytes) until it ends."""
-    try:
-        parent = psutil.Process(pid)
-        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
-            total = 0
-            for process in (parent, *parent.children(recursive=True)):
-                try:
-                    total += process.memory_full_info().pss
-                except psutil.Error:
-                    continue
-            peak[0] = max(peak[0], total)
-            time.sleep(2)  # to read it costs the watched process time
-    except psutil.Error:
-        return
-
-
-def measure(args: argparse.Namespace) -> None:
+def measure_alone(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure one kind, print its figure for :func:`run_alone`, and stop."""
     times = {"train.py": time_trainer, "bare loop": time_bare_loop, "fixed batch": time_fixed_batch}[args.kind](args)
     seconds = times[-1] - times[WARM_UP - 1]
     print(json.dumps({"samples_per_second": args.batch_size * (len(times) - WARM_UP) / seconds}))
+    raise SystemExit(0)
 
 
 def time_trainer(args: argparse.Namespace) -> list[float]:
     """Return when each optimizer step of the real train.py ended."""
-    import tempfile
-
-    sys.path.insert(0, str(ROOT))
     from transformers import TrainerCallback
 
     import train
@@ -204,4 +164,4 @@ def time_fixed_batch(args: argparse.Namespace) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(__doc__, add_arguments, measure))

@@ -1,4 +1,4 @@
-"""benchmarks/accuracy/ablation.py: paired changes by hand, a table from real answers, and models that may not be compared."""
+"""ablation.py: paired changes by hand, a table from real answers, and models that may not be compared."""
 
 import json
 import shutil

@@ -139,7 +139,7 @@ def test_the_benchmark_writes_a_record_without_paths(
     text = (tmp_path / "out" / "metrics.json").read_text()
     assert str(tmp_path) not in text and str(tiny_model_dir) not in text
     record = json.loads(text)
-    assert record["protocol"] == "official" and record["data"]["fingerprint"] and "grad-cam" in record["versions"]
+    assert record["protocol"] == "official" and record["data"]["fingerprint"] and "scipy" in record["versions"]
     kaggle, br35h = record["sets"].values()
     assert kaggle["n"] == len(traced) and br35h["n"] == 2 and kaggle["tumours_without_outline"] == 1
     assert next(iter(kaggle["methods"])) == "fused-cam" and len(kaggle["methods"]) == 5

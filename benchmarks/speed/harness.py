@@ -1,0 +1,132 @@
+"""What the speed scripts share: turns by the clock, peak memory, slices to ask about, the command that writes."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.files import check_writable, write_json
+from brain_tumor_mri.labels import LABELS
+from brain_tumor_mri.machine import hardware, versions
+from data_scripts.make_phantoms import make_phantom
+
+ROOT = Path(__file__).resolve().parents[2]
+WARM_UP = 3
+"""Turns that are not counted: the first passes set up memory and kernels."""
+
+
+def run(
+    doc: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+    argv: Sequence[str] | None = None,
+    *,
+    show: Callable[[dict[str, Any], argparse.Namespace], None] | None = None,
+) -> int:
+    """Measure what the flags say, write the record to ``--output``, and show it.
+
+    Args:
+        doc: of the script; its first line describes the command.
+        add_arguments: defines the script's own flags.
+        measure: returns the record, without versions and hardware.
+        argv: the flags; None takes the process's.
+        show: what is printed; None prints the rows under ``summary``.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    add_arguments(parser)
+    parser.add_argument("--output", type=Path, help="write the record here")
+    args = parser.parse_args(argv)
+    try:
+        if args.output:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            check_writable(args.output)
+        record = measure(args)
+        import torch  # noqa: F401, so that hardware() can ask it
+
+        record |= {"versions": versions(), "hardware": hardware()}
+        if args.output:
+            write_json(args.output, record)
+        if show:
+            show(record, args)
+        else:
+            print("\n".join(" | ".join(row) for row in record["summary"]))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def take_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
+    """Time each by turns; every other round in reverse order, so that none always follows the same.
+
+    Returns:
+        Seconds of each, (rounds,), the warm-up left out.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(WARM_UP + rounds):
+        for name in list(contestants)[:: -1 if number % 2 else 1]:
+            start = time.perf_counter()
+            contestants[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(values[WARM_UP:]) for name, values in seconds.items()}
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Return median, 10 % and 90 % quantile as ``value``, ``low`` and ``high``."""
+    low, value, high = np.quantile(values, (0.1, 0.5, 0.9))
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def run_watched(command: Sequence[str]) -> tuple[str, float, float]:
+    """Run a command to its end.
+
+    Returns:
+        Its output, its seconds, and the peak memory of it and its children in GB (proportional set size).
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
+    peak = [0]
+    threading.Thread(target=_watch, args=(process.pid, peak), daemon=True).start()
+    output, _ = process.communicate()
+    if process.returncode:
+        raise UserError(f"{' '.join(map(str, command))} exited with {process.returncode}")
+    return output, time.perf_counter() - start, peak[0] / 1e9
+
+
+def _watch(pid: int, peak: list[int]) -> None:
+    try:
+        parent = psutil.Process(pid)
+        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+            total = 0
+            for process in (parent, *parent.children(recursive=True)):
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:
+                    continue
+            peak[0] = max(peak[0], total)
+            time.sleep(2)  # to read it costs the watched process time
+    except psutil.Error:
+        return
+
+
+def write_slices(folder: Path, n: int) -> list[Path]:
+    """Write n synthetic 512 px grayscale JPEGs, in the four classes by turns."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    drawn = [make_phantom(LABELS[i % 4], rng, size=512) for i in range(40)]
+    paths = [folder / f"slice-{i:04}.jpg" for i in range(n)]
+    for i, path in enumerate(paths):
+        drawn[i % len(drawn)].save(path, quality=85 + i % 10)
+    return paths
