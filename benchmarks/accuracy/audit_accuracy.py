@@ -1,9 +1,10 @@
 """Precision and recall of the copy finder on copies made of real slices, with neighbouring slices as hard negatives.
 
-``python benchmarks/accuracy/audit_accuracy.py --data_dir ../shared/data`` writes results/audit-accuracy/metrics.json. For every
+``python benchmarks/accuracy/audit_accuracy.py --data_dir DATA`` writes results/audit-accuracy/metrics.json. For every
 kind of copy a pool is searched that holds 500 slices, one copy of each, and the slices next to them of the same
 patient: a pair is right if both show the same slice, and wrong otherwise. The same is done on the published Kaggle
-files that trace to a Figshare slice, where nobody made the copies for this purpose.
+files that trace to a Figshare slice, where nobody made the copies for this purpose. ``--growth 5000 10000 20000``
+instead prints time and peak memory of a search among so many synthetic thumbnails, a process a number.
 """
 
 import argparse
@@ -11,8 +12,10 @@ import csv
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import platform
+import resource
 import sys
 import time
 from collections import Counter
@@ -29,7 +32,15 @@ from PIL import Image, ImageEnhance, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from brain_tumor_mri.audit.copies import CANDIDATE_CORRELATION, COPY_SCORE, copy_scores, find_copies, thumbnail
+from brain_tumor_mri.audit.copies import (
+    CANDIDATE_CORRELATION,
+    COPY_SCORE,
+    THUMBNAIL_SIZE,
+    copy_scores,
+    find_copies,
+    orient,
+    thumbnail,
+)
 from brain_tumor_mri.images.read import load_image
 
 Change = Callable[[Image.Image], Image.Image]
@@ -209,17 +220,67 @@ def measure_kaggle(data_dir: Path, provenance: Path, workers: int) -> dict[str, 
     }
 
 
+def synthetic_thumbnails(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Thumbnails uint8 (count, 64, 64), and the indices int64 (count // 10,) of those that are copies."""
+    rng = np.random.default_rng(seed)
+    size = THUMBNAIL_SIZE
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) * size
+    amplitude = 1 / (1 + frequency)
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    out = np.empty((count, size, size), np.uint8)
+    for start in range(0, count, 1000):
+        n = min(1000, count - start)
+        noise = rng.normal(size=(n, *amplitude.shape)) + 1j * rng.normal(size=(n, *amplitude.shape))
+        texture = np.fft.irfft2(noise * amplitude, s=(size, size))
+        texture = (texture - texture.mean()) / texture.std()
+        axes = rng.uniform(0.6, 0.95, (n, 2, 1, 1))
+        head = ((x / axes[:, 0]) ** 2 + (y / axes[:, 1]) ** 2) < 1
+        # Two thirds of the contrast is the head itself, which all slices share.
+        out[start : start + n] = np.clip(head * (110 + 35 * texture), 0, 255)
+    copies = np.arange(9, count, 10)
+    for copy in copies:
+        original = int(rng.integers(0, copy))
+        changed = orient(out[original], int(rng.integers(8))) * rng.uniform(0.7, 1.0) + rng.normal(0, 2, (size, size))
+        out[copy] = np.clip(changed, 0, 255)
+    return out, copies
+
+
+def measure_growth(count: int) -> dict[str, Any]:
+    """Return time and memory of one search; run in a process of its own, so that its peak memory is its own."""
+    thumbnails, copies = synthetic_thumbnails(count)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.monotonic()
+    pairs = find_copies(thumbnails)
+    seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "images": count,
+        "seconds": round(seconds, 1),
+        "peak_memory_mb": round(peak / 1024),
+        "memory_before_mb": round(before / 1024),
+        "pairs": len(pairs),
+        "copies_found": int(np.isin(copies, np.concatenate([pairs.first, pairs.second])).sum()),
+        "copies_made": len(copies),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--data_dir", type=Path, required=True, help="holds figshare-brain-tumor, brain-tumor-mri-dataset"
-    )
+    parser.add_argument("--data_dir", type=Path, help="holds figshare-brain-tumor, brain-tumor-mri-dataset")
     parser.add_argument("--provenance", type=Path, default=Path("brain_tumor_mri/data/splits/provenance.csv"))
     parser.add_argument("--output_dir", type=Path, default=Path("results/audit-accuracy"))
     parser.add_argument("--count", type=int, default=500, help="slices to copy (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--growth", type=int, nargs="+", metavar="N", help="numbers of images to search among")
     args = parser.parse_args()
+    if args.growth:
+        for count in args.growth:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                print(json.dumps(pool.apply(measure_growth, (count,))), flush=True)
+        return
+    if not args.data_dir:
+        parser.error("give --data_dir, or --growth")
     started = time.monotonic()
     metrics = {
         "what": "pairs of copies found by brain_tumor_mri.audit.copies.find_copies",

@@ -51,7 +51,7 @@ from brain_tumor_mri.data.outlines import (
 from brain_tumor_mri.data.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
 from brain_tumor_mri.data.slices import load_slices
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.evaluation.metrics import bootstrap_weights
+from brain_tumor_mri.evaluation.metrics import bootstrap, describe_interval, figure, weighted_share
 from brain_tumor_mri.evaluation.record import describe_data, describe_model, run_record
 from brain_tumor_mri.files import write_json
 from brain_tumor_mri.heat_maps.explain import DEFAULT_METHOD, METHODS, heat_maps
@@ -84,16 +84,10 @@ class Tumour:
     outlines: Outlines
 
 
-def figure(values: np.ndarray, weights: np.ndarray) -> dict[str, float] | None:
-    """Return the mean of ``values`` (N), NaN left out, with its 95 % interval over bootstrap ``weights`` (R, N)."""
+def mean(values: np.ndarray, draws: np.ndarray) -> dict[str, float] | None:
+    """Return the mean of ``values`` (N), NaN left out, with its 95 % interval by ``draws`` of ``bootstrap``."""
     known = ~np.isnan(values)
-    if not known.any():
-        return None
-    draws = weights[:, known]
-    total = draws.sum(1)
-    means = (draws @ values[known])[total > 0] / total[total > 0]
-    low, high = np.percentile(means, (2.5, 97.5))
-    return {"value": float(values[known].mean()), "low": float(low), "high": float(high)}
+    return figure(weighted_share(values[known], draws[:, known]))
 
 
 def measure_set(
@@ -146,7 +140,7 @@ def measure_set(
             areas.append(float(mask.mean()))
 
     groups = [tumour.group for tumour in tumours]
-    weights = bootstrap_weights(len(tumours), groups, n_resamples, seed)
+    weights = bootstrap(len(tumours), groups, n_resamples, seed)
     keys = ("hit", "hit_15px", "energy")
     columns = {
         name: {key: np.array([row[key] for row in rows]) for key in (*keys, "empty")} for name, rows in scores.items()
@@ -156,24 +150,19 @@ def measure_set(
     for kind in ("right", "another tumour", NO_TUMOR):
         chosen = kinds == kind
         if chosen.any():
-            ours_of = {key: figure(columns[method][key][chosen], weights[:, chosen]) for key in keys}
+            ours_of = {key: mean(columns[method][key][chosen], weights[:, chosen]) for key in keys}
             by_answer[kind] = {"n": int(chosen.sum())} | ours_of
     return {
         "n": len(tumours),
         "groups": len(set(groups)),
-        "interval": {
-            "method": "percentile bootstrap",
-            "confidence": 0.95,
-            "resamples": n_resamples,
-            "over": "group",
-        },
+        "interval": describe_interval(n_resamples),
         "mean_tumour_share": float(np.mean(areas)),
         "methods": {
-            name: {key: figure(values[key], weights) for key in keys} | {"empty_maps": int(values["empty"].sum())}
+            name: {key: mean(values[key], weights) for key in keys} | {"empty_maps": int(values["empty"].sum())}
             for name, values in columns.items()
         },
-        "ahead_of_gaussian": {key: figure(columns[method][key] - columns[GAUSSIAN][key], weights) for key in keys},
-        "rank_correlation": {name: figure(np.array(values), weights) for name, values in ranks.items()},
+        "ahead_of_gaussian": {key: mean(columns[method][key] - columns[GAUSSIAN][key], weights) for key in keys},
+        "rank_correlation": {name: mean(np.array(values), weights) for name, values in ranks.items()},
         "by_answer": by_answer,
     }
 

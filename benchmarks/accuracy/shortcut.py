@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from brain_tumor_mri.data.protocols import PARTS, PATIENT_DISJOINT, PROTOCOLS, ProtocolArguments, assign, leaking_share
 from brain_tumor_mri.data.slices import load_slices, scan_folders
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.evaluation.metrics import bootstrap_weights, classification_figures
+from brain_tumor_mri.evaluation.metrics import classification_figures, mean_figure
 from brain_tumor_mri.evaluation.record import describe_data, describe_model, run_record
 from brain_tumor_mri.files import write_json
 from brain_tumor_mri.images.read import load_image
@@ -113,10 +113,8 @@ def train_blind(
 def called_tumour(probabilities: np.ndarray, n_resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Return the share of images (N, 4) called any tumour, with its 95 % bootstrap interval over images."""
     answers = probabilities.argmax(1)
-    drawn = bootstrap_weights(len(answers), None, n_resamples, seed) @ (answers != NOTUMOR) / len(answers)
-    low, high = np.percentile(drawn, (2.5, 97.5)).tolist()
     return {
-        "called_tumour": {"value": float((answers != NOTUMOR).mean()), "low": low, "high": high},
+        "called_tumour": mean_figure(answers != NOTUMOR, None, n_resamples=n_resamples, seed=seed),
         "answers": dict(zip(LABELS, np.bincount(answers, minlength=len(LABELS)).tolist(), strict=True)),
     }
 

@@ -155,7 +155,7 @@ def weighted_share(hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def mean_figure(
     values: np.ndarray,
-    groups: Sequence[Any],
+    groups: Sequence[Any] | None,
     *,
     among: np.ndarray | None = None,
     n_resamples: int = 2000,
@@ -166,7 +166,7 @@ def mean_figure(
 
     Args:
         values: (N,) numbers or bools.
-        groups: (N,) group of each image.
+        groups: (N,) group of each image; None means that every image is its own.
         among: (N,) bool, the images that count; None means all.
         n_resamples: bootstrap resamples.
         confidence: of the interval.

@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks.accuracy import explain_accuracy, heat_map_scores
 from brain_tumor_mri.data import outlines
-from brain_tumor_mri.evaluation.metrics import bootstrap_weights
+from brain_tumor_mri.evaluation.metrics import bootstrap
 from brain_tumor_mri.inference.classifier import TumorClassifier
 
 SIZE = (64, 128)  # height, width
@@ -86,8 +86,8 @@ def test_rank_correlation_sees_order_only():
 
 def test_intervals_are_over_groups():
     values = np.repeat([0.0, 1.0], 50)
-    of_images = explain_accuracy.figure(values, bootstrap_weights(100, None, 500, 0))
-    of_groups = explain_accuracy.figure(values, bootstrap_weights(100, ["a"] * 50 + ["b"] * 50, 500, 0))
+    of_images = explain_accuracy.mean(values, bootstrap(100, None, 500, 0))
+    of_groups = explain_accuracy.mean(values, bootstrap(100, ["a"] * 50 + ["b"] * 50, 500, 0))
     assert of_images["value"] == of_groups["value"] == 0.5
     assert of_images["high"] - of_images["low"] < 0.25 and (of_groups["low"], of_groups["high"]) == (0, 1)
 
