@@ -34,9 +34,6 @@ class Worker:
         python: its interpreter.
         first: a file to answer before it says that it has started.
         environment: of the process; None passes on this one's.
-
-    Raises:
-        UserError: the process cannot be started, or ends.
     """
 
     def __init__(

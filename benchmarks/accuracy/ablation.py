@@ -39,11 +39,7 @@ SETTINGS = (
 
 
 def read_model(folder: str, protocol: ProtocolArguments) -> tuple[TumorClassifier, dict[str, Any]]:
-    """Load a model and what its folder says of its training.
-
-    Raises:
-        UserError: it cannot be loaded, its folder does not say, or it was trained under another protocol or fold.
-    """
+    """Load a model and what its folder says of its training."""
     classifier = TumorClassifier.from_pretrained(folder)
     file = Path(folder) / "metrics.json"
     try:
@@ -79,11 +75,7 @@ def differences(
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the record: a row for each step.
-
-    Raises:
-        UserError: the data or a model cannot be used.
-    """
+    """Return the record: a row for each step."""
     protocol = ProtocolArguments(args.protocol, args.fold)
     loaded = [(title, *read_model(folder, protocol), folder) for title, folder in args.step]
     data, tumours = load_slices(str(args.data_dir), protocol), load_external(args.external_dir)["test"]

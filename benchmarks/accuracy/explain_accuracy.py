@@ -105,9 +105,6 @@ def measure_set(
         ``energy`` as figures and ``empty_maps`` (how many are all 0); under ``rank_correlation`` that of each
         randomised model's maps with the model's; under ``by_answer`` n and the model's figures where its answer is
         right (the class; of a tumour of unknown class, any tumour), another tumour, and ``notumor``.
-
-    Raises:
-        UserError: an image cannot be read.
     """
     size = classifier.image_size
     preprocess: Callable[[Tumour], Tensor] = lambda tumour: classifier.preprocess(load_image(tumour.path))  # noqa: E731
@@ -184,9 +181,6 @@ def kaggle_tumours(
         figshare: holds borders.jsonl.
         split: columns ``path``, ``label`` (class indices) and ``group``.
         provenance: which file is which slice, mirrored or not.
-
-    Raises:
-        UserError: outlines are missing, or no file of the split has one.
     """
     known = load_outlines(figshare, provenance=provenance)
     traced = read_provenance(provenance)
@@ -202,11 +196,7 @@ def kaggle_tumours(
 
 
 def external_tumours(root: Path) -> list[Tumour]:
-    """Return the tumours of Br35H's test part.
-
-    Raises:
-        UserError: images or their outlines are missing.
-    """
+    """Return the tumours of Br35H's test part."""
     known = external_outlines(root)
     tumours = []
     for name, row in external_rows().items():
@@ -236,11 +226,7 @@ def fingerprint(tumours: Sequence[Tumour], outlines: Path) -> str:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the record.
-
-    Raises:
-        UserError: the data, the outlines or the model cannot be used.
-    """
+    """Return the record."""
     protocol = ProtocolArguments(args.protocol, args.fold)
     models = args.model or ["model"]
     external = external_tumours(args.external_dir)

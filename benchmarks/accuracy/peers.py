@@ -67,9 +67,6 @@ class Peer:
     Args:
         python: interpreter that has the package.
         kept: file of answers, read and added to; None keeps them in memory only.
-
-    Raises:
-        UserError: there is no such interpreter, or it has not this version of the package.
     """
 
     def __init__(self, python: str, kept: Path | None = None) -> None:
@@ -108,11 +105,7 @@ class Peer:
             write_text(self.kept, json.dumps({"model": self.model, "answers": self.answers}))
 
     def ask(self, path: Path) -> dict[str, float] | str:
-        """Return an image file's probabilities by class name, or why there are none; equal files are asked once.
-
-        Raises:
-            UserError: the worker is gone, as when memory runs out.
-        """
+        """Return an image file's probabilities by class name, or why there are none; equal files are asked once."""
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest not in self.answers:
             try:
@@ -142,11 +135,7 @@ def make_environment(cache_dir: Path) -> str:
 
 
 def ask_split(peer: Peer, root: Path, split: datasets.Dataset, limit: int | None) -> Asked:
-    """Ask about every image of a split, or about ``limit`` of them at even distances.
-
-    Raises:
-        UserError: no image has an answer.
-    """
+    """Ask about every image of a split, or about ``limit`` of them at even distances."""
     if limit and limit < len(split):
         split = split.select(np.linspace(0, len(split) - 1, limit).astype(int))
     rows, unanswered = [], []

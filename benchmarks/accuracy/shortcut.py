@@ -152,11 +152,7 @@ def ask(classifier: TumorClassifier, images: Sequence[Any]) -> np.ndarray:
 
 
 def read_external(folder: Path) -> tuple[list[Path], dict[str, list[np.ndarray]]]:
-    """Return the tumours' files, and by name their outlines, (P, 2) x and y in pixels of the 224 px slice.
-
-    Raises:
-        UserError: images or their outlines are missing.
-    """
+    """Return the tumours' files, and by name their outlines, (P, 2) x and y in pixels of the 224 px slice."""
     paths, outlines = sorted((folder / "images").glob("*.jpg")), {}
     try:
         for row in map(json.loads, (folder / "borders.jsonl").read_text(encoding="utf-8").splitlines()):
@@ -250,11 +246,7 @@ def draw(record: dict[str, Any], maps: Sequence[OcclusionMap], path: Path) -> No
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[OcclusionMap]]:
-    """Return the record, and the occlusion maps for the figure.
-
-    Raises:
-        UserError: the data, the external tumours or the model cannot be used.
-    """
+    """Return the record, and the occlusion maps for the figure."""
     tumours, outlines = read_external(args.external_dir)
     protocol = ProtocolArguments(args.protocol, args.fold)
     classifier = TumorClassifier.from_pretrained(args.model)

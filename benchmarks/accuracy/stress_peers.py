@@ -50,11 +50,7 @@ def read_beside(path: Path) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Measure the peer, write its record and print the tables.
-
-    Raises:
-        UserError: the data, the peer or the record beside it cannot be used.
-    """
+    """Measure the peer, write its record and print the tables."""
     check_targets(args)
     beside = [read_beside(path) for path in args.beside]
     with start_peer(args) as peer:

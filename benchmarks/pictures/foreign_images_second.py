@@ -81,11 +81,7 @@ class Packages:
         self.folder = folder
 
     def fetch(self) -> None:
-        """Download and unpack what is not there yet.
-
-        Raises:
-            UserError: a package cannot be had.
-        """
+        """Download and unpack what is not there yet."""
         for name in APT:
             if self._missing(name):
                 self._run(["apt-get", "--option", "APT::Sandbox::User=root", "--quiet", "download", name])
@@ -115,11 +111,7 @@ class Packages:
             raise UserError(told) from error
 
     def file(self, package: str, ending: str) -> Path:
-        """Return the one file of a package whose path ends with ``ending``.
-
-        Raises:
-            UserError: there is none; another version of the package may have moved it.
-        """
+        """Return the one file of a package whose path ends with ``ending``."""
         if package in INSTALLED:
             root = Path(metadata.distribution(package).locate_file(package))
         else:
@@ -331,11 +323,7 @@ def disc(image: Image.Image, size: int = 256, margin: float = 0.1) -> Image.Imag
 
 
 def write(images: Iterator[ForeignImage], folder: Path) -> dict[str, int]:
-    """Write pictures as PNG, a folder a kind; return how many of each kind.
-
-    Raises:
-        UserError: the folder holds pictures already: what is left of another set would be measured too.
-    """
+    """Write pictures as PNG, a folder a kind; return how many of each kind."""
     if any(folder.rglob("*.png")):
         raise UserError(f"{folder} holds pictures already; give another --output, or remove it")
     counts: Counter[str] = Counter()

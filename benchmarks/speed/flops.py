@@ -19,9 +19,6 @@ def onnx_flops(file: Path) -> int:
 
     Args:
         file: an ONNX file with one float32 input, of which only the first dimension, the batch, is open.
-
-    Raises:
-        UserError: onnx or onnxruntime is missing, or the file is none that they can run.
     """
     runtime = require_onnxruntime()
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
+from scipy.fft import dctn
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -149,11 +150,10 @@ def spectra(thumbnails: np.ndarray) -> np.ndarray:
         product of two images' coefficients is the correlation of their 32x32 thumbnails.
     """
     size, out = DESCRIPTOR_SIZE, np.empty((len(thumbnails), 4, 16, 16), np.float32)
-    transform = _dct_matrix(size)
     for start in range(0, len(thumbnails), _SEARCH_BLOCK):
         block = thumbnails[start : start + _SEARCH_BLOCK]
         pooled = block.reshape(len(block), size, 2, size, 2).mean(axis=(2, 4), dtype=np.float32)
-        coefficients = transform @ normalise(pooled).reshape(-1, size, size) @ transform.T
+        coefficients = dctn(normalise(pooled).reshape(-1, size, size), axes=(1, 2), norm="ortho")
         for parity in range(4):
             out[start : start + len(block), parity] = coefficients[:, parity // 2 :: 2, parity % 2 :: 2]
     return out
@@ -306,7 +306,7 @@ def find_copies(
     pairs = CopyPairs(
         *(np.concatenate([getattr(p, name) for p in parts]) for name in CopyPairs.__dataclass_fields__)  # type: ignore[arg-type]
     )
-    return _sorted(pairs)
+    return pairs.select(np.lexsort((pairs.second, pairs.first)))
 
 
 def connected_groups(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -348,10 +348,6 @@ def _verify(
     return found.select(score >= min_score)
 
 
-def _sorted(pairs: CopyPairs) -> CopyPairs:
-    return pairs.select(np.lexsort((pairs.second, pairs.first)))
-
-
 def _cubic_fit(source: np.ndarray, unit_target: np.ndarray) -> np.ndarray:
     """R of the least-squares cubic in the grey values of ``source`` to ``unit_target`` (P, D), as float64 (P,).
 
@@ -367,11 +363,3 @@ def _cubic_fit(source: np.ndarray, unit_target: np.ndarray) -> np.ndarray:
     projection = target @ powers
     explained = np.einsum("pk,pkl,pl->p", projection, np.linalg.pinv(gram, rcond=1e-10, hermitian=True), projection)
     return np.sqrt(np.clip(explained, 0, 1))
-
-
-def _dct_matrix(size: int) -> np.ndarray:
-    """Orthonormal DCT-II matrix, float32 (size, size): row k is frequency k."""
-    frequency, position = np.arange(size)[:, None], np.arange(size)[None]
-    matrix = np.sqrt(2 / size) * np.cos(np.pi * (position + 0.5) * frequency / size)
-    matrix[0] /= np.sqrt(2)
-    return matrix.astype(np.float32)

@@ -1,7 +1,7 @@
 """The audit's findings: copies counted within and across splits and classes, and listed by file.
 
-:func:`count_findings` takes what was read (``inventory.py``) and which images are copies (``duplicates.py``); what it
-returns is written down by ``audit_report.py``.
+:func:`count_findings` takes what was read (``inventory.py``) and which images are copies (``copies.py``); what it
+returns is written down by ``report.py``.
 """
 
 import itertools

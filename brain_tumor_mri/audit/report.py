@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..files import write_text
 from ..images.read import UnreadableImageError, load_image
 from .copies import CANDIDATE_CORRELATION, COPY_SCORE, find_copies
@@ -36,7 +36,7 @@ def write_report(output: Path, found: Audit, data_dir: str | Path, *, contact_sh
         The files written.
 
     Raises:
-        OSError: a file cannot be written.
+        UserError: a file cannot be written.
     """
     written = [output / "audit.json", output / "audit.md"]
     write_text(written[0], dump_report(found.report))
@@ -46,8 +46,11 @@ def write_report(output: Path, found: Audit, data_dir: str | Path, *, contact_sh
     if sheet is not None:
         written.append(output / "audit_pairs.png")
         beside = written[-1].with_suffix(".png.part")
-        sheet.save(beside, "PNG")
-        os.replace(beside, written[-1])
+        try:
+            sheet.save(beside, "PNG")
+            os.replace(beside, written[-1])
+        except OSError as error:
+            raise UserError(f"{written[-1]} cannot be written: {first_line(error)}") from error
     return written
 
 
@@ -197,7 +200,7 @@ def audit(
 
     Args:
         data_dir: ``split/class/image``, ``class/image`` or plain images.
-        min_score: score from which two images count as copies; see ``duplicates.COPY_SCORE``.
+        min_score: score from which two images count as copies; see ``copies.COPY_SCORE``.
         workers: threads that decode; by default one a core.
         progress: called while reading and while comparing.
 

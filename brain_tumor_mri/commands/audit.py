@@ -1,9 +1,4 @@
-"""The audit of an image folder: identical files, near-copies, copies across splits and copies with different labels.
-
-``brain-tumor-mri audit DATA_DIR`` runs it (:func:`add_arguments`, :func:`run`); :func:`audit` is the same from Python.
-Files are read in ``inventory.py``; what counts as a copy is decided in ``duplicates.py``; findings are counted in
-``audit_findings.py`` and written down in ``audit_report.py``.
-"""
+"""``brain-tumor-mri audit``: identical files, near-copies, copies across splits and copies with different labels."""
 
 import argparse
 import json
@@ -40,14 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Audit ``args.data_dir``, write the files, print the summary.
-
-    Returns:
-        0, or 1 with ``--fail_on_leak`` when copies cross splits.
-
-    Raises:
-        UserError: the folder is missing or holds no image, or the output folder cannot be written.
-    """
+    """Audit a folder, write the files, print the summary; 1 with ``--fail_on_leak`` when copies cross splits."""
     output = Path(args.output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -55,10 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--output_dir {output}: {error.strerror}; choose a folder that can be written") from error
     with _ProgressBar() as progress:
         found = audit(args.data_dir, min_score=args.min_score, workers=args.workers, progress=progress)
-    try:
-        written = write_report(output, found, args.data_dir, contact_sheet=not args.no_contact_sheet)
-    except OSError as error:
-        raise UserError(f"--output_dir {output}: {error.strerror}; choose a folder that can be written") from error
+    written = write_report(output, found, args.data_dir, contact_sheet=not args.no_contact_sheet)
     if args.json:
         print(json.dumps(summarise(found.report) | {"files": [str(path) for path in written]}))
     else:

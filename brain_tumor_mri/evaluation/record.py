@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.protocols import NOTES, ProtocolArguments
+from ..data.protocols import NOTES, ProtocolArguments, leaking_share
 from ..machine import hardware, versions
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ def describe_data(data_dir: str, data: SliceData) -> dict[str, Any]:
     ``leaking_share``: by part, the share of its images with a copy or a slice of the same patient among the training
     images, as far as the versioned splits know.
     """
-    from ..data.protocols import leaking_share
-
     groups = {name: split["group"][:] for name, split in data.splits.items()}
     return {
         "name": Path(data_dir).resolve().name,

@@ -1,8 +1,8 @@
-"""``brain-tumor-mri stress``: how much of a model's accuracy is left when its images get worse.
+"""How much of a model's accuracy is left when its images get worse: the engine of ``brain-tumor-mri stress``.
 
 A fixed sample of a test part is measured as it is and under every disturbance of disturbances.py. Each answer goes to
-``OUTPUT.HASH.part`` at once, and the same command goes on from there. ``benchmarks/accuracy/stress_peers.py`` sends the same
-pixels to a published peer: whatever answers images can be measured by :func:`stress_record`.
+``OUTPUT.HASH.part`` at once, and the same command goes on from there. ``benchmarks/accuracy/stress_peers.py`` sends
+the same pixels to a published peer: whatever answers images can be measured by :func:`stress_record`.
 """
 
 from __future__ import annotations
@@ -181,9 +181,6 @@ def stress_figures(rows: Sequence[dict[str, Any]], sample: Sample) -> dict[str, 
         strengths, each counting the same; ``difference`` is that minus the clean one in points (-100..100), its
         interval drawn over the same groups on both sides. ``answered`` pools ``share`` and ``accuracy`` of ``answer``
         over all disturbed images. ``pixels_sha256`` is of all images: equal where two models saw the same.
-
-    Raises:
-        UserError: no image of a condition is answered.
     """
     n = len(sample.slices)
     labels = np.array([LABEL2ID[s.label] for s in sample.slices])
