@@ -5,7 +5,10 @@ A file, or a file and a test's name without its parameters. Tests with the mark 
 
 SLOW = {
     "test_app_browser.py",
+    "data/test_br35h.py::test_training_with_them_measures_them_and_external_alone_is_no_protocol_to_train",
     "hub/test_hub_end_to_end.py",
+    "hub/test_publish.py::test_a_training_that_pushes_ends_in_the_same_files_and_card",
+    "hub/test_publish.py::test_two_versions_are_loaded_at_their_tags_and_then_from_the_cache_without_the_hub",
     "test_train_command.py::test_a_finished_run_is_not_overwritten",
     "test_train_command.py::test_two_processes_train_under_accelerate",
     "training/test_trainer.py::test_two_processes_train_as_one_does",
