@@ -299,8 +299,8 @@ def test_cancel_keeps_what_is_done_and_the_next_batch_runs(visit: Visit, tmp_pat
 def test_model_view_shows_which_weights_answer_and_what_they_must_not_be_used_for(visit: Visit) -> None:
     visit.open_view("Model")
     visit.page.get_by_text("SHA-256 of the weights").wait_for(timeout=ANSWER_MS)
-    text = visit.page.inner_text("#model") + visit.page.inner_text("#model-data")
-    assert "no metrics.json" in text and "Licence" in text and "Limits" in text
+    text = visit.page.inner_text("#model")
+    assert "no metrics.json" in text and "Calibration (trust.json)" in text
     assert visit.page.inner_text("#notice") == RESEARCH_NOTICE
 
 

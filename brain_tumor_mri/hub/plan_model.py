@@ -1,22 +1,22 @@
 """``brain-tumor-mri publish``: a model folder, or the app as a Space, becomes a version on the Hub, in one commit.
 
-``plan_model`` checks the folder and lists what would be sent (for a Space ``space.plan_space`` and
-``space_check.check_space``); ``hub.push`` compares it with the Hub and sends it.
+``plan_model`` checks the folder and lists what would be sent (for a Space ``plan_space.plan_space``
+and ``try_space.check_space``); ``push.push`` compares it with the Hub and sends it.
 """
 
 from __future__ import annotations
 
-import json
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..errors import UserError
+from ..files import read_json
 from ..inference.model_folder import find_model
 from ..reports.card import render_card
 from ..reports.tables import model_title, percent
-from .push import Outcome, Plan, PublishError, Upload, one_line, push
+from .push import Outcome, Plan, PublishError, Upload, push
 
 REQUIRED_METADATA = ("license", "library_name", "pipeline_tag", "metrics", "tags", "model-index")
 _MODEL_FILES = (
@@ -50,17 +50,17 @@ def plan_model(folder: str | Path, repo_id: str, *, tag: str | None = None) -> P
     model = find_model(Path(folder))
     model.require_project_labels()
     _ = model.tensors  # refuses weights that are cut off
-    record = _read_json(model.path / "metrics.json")
+    record = read_json(model.path / "metrics.json", "a version needs its figures: train or evaluate the model first")
     card = render_card(model.path, repo_id=repo_id)
     weights = model.sha256()
     measured = record.get("model") or {}
     _require_same_weights(model.path / "metrics.json", "model.weights_sha256", measured.get("weights_sha256"), weights)
     trust = model.path / "trust.json"
     if trust.is_file():
-        _require_same_weights(trust, "weights_sha256", _read_json(trust).get("weights_sha256"), weights)
+        _require_same_weights(trust, "weights_sha256", read_json(trust).get("weights_sha256"), weights)
     for measured_file in (model.path / "stress.json", model.path / "explain.json"):
         if measured_file.is_file():
-            of = (_read_json(measured_file).get("model") or {}).get("weights_sha256")
+            of = (read_json(measured_file).get("model") or {}).get("weights_sha256")
             _require_same_weights(measured_file, "model.weights_sha256", of, weights)
     require_metadata(card)
     names = sorted({file.name for pattern in _MODEL_FILES for file in model.path.glob(pattern)})
@@ -104,11 +104,7 @@ def headline(record: dict[str, Any]) -> str:
 
 
 def require_metadata(card: str) -> None:
-    """Refuse a card whose YAML header lacks what the Hub needs to list and measure a model.
-
-    Raises:
-        UserError: names the missing fields.
-    """
+    """Refuse a card whose YAML header lacks what the Hub needs to list and measure a model."""
     from huggingface_hub import ModelCard
 
     data = ModelCard(card).data
@@ -125,18 +121,6 @@ def _require_same_weights(file: Path, key: str, recorded: object, weights: str) 
     if recorded != weights:
         whose = f"belongs to other weights ({recorded[:12]}...)" if isinstance(recorded, str) else f"has no {key}"
         raise UserError(f"{file} {whose}; those here are {weights[:12]}...: measure them, and publish that record")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("no JSON object")
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing; a version needs its figures: train or evaluate the model first") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({one_line(error)}); write it again") from error
-    return record
 
 
 def _licence(folder: Path) -> Path | bytes:

@@ -6,7 +6,6 @@ or the new one, and a push may be repeated at any point. Errors are one line, wi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from hashlib import sha256
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -58,20 +58,12 @@ class Upload:
 
     def is_at(self, remote: RepoFile | None) -> bool:
         """Tell whether the Hub has these bytes: by SHA-256 where it stores them as LFS or Xet, else by git's SHA-1."""
+        from huggingface_hub.utils.sha import git_hash
+
         if remote is None or remote.size != self.size:
             return False
-        if remote.lfs:
-            return self._digest(hashlib.sha256()) == remote.lfs.sha256
-        return self._digest(hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)) == remote.blob_id
-
-    def _digest(self, digest: Any) -> str:
-        if isinstance(self.content, bytes):
-            digest.update(self.content)
-        else:
-            with self.content.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()
+        content = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+        return sha256(content).hexdigest() == remote.lfs.sha256 if remote.lfs else git_hash(content) == remote.blob_id
 
 
 @dataclass(frozen=True)
@@ -247,11 +239,7 @@ def quiet_client() -> Iterator[None]:
 
 
 def _repeat(attempt: Callable[[], None], what: str, token: str) -> None:
-    """Call ``attempt`` until it succeeds, with pauses of 1, 2, 4, ... s or as long as the Hub asks.
-
-    Raises:
-        UserError, PublishError: one line, without the token and without the chain of errors that led to it.
-    """
+    """Call ``attempt`` until it succeeds; errors are one line, without the token and the errors that led to it."""
     start = monotonic()
     for count in range(1, ATTEMPTS + 1):
         try:

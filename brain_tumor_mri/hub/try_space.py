@@ -89,11 +89,7 @@ def check_space(plan: Plan, model: ModelVersion, *, folder: str | None = None, f
 
 
 def _require_model(model: ModelVersion) -> None:
-    """Refuse what the app would refuse, before minutes are spent, and what a Space, which has no token, cannot have.
-
-    Raises:
-        UserError: the Hub has no such model; it is none of this project, or private, or gated.
-    """
+    """Refuse what the app would refuse, before minutes are spent, and what a Space, which has no token, cannot have."""
     import httpx
     from huggingface_hub import HfApi
 
@@ -126,11 +122,7 @@ def _environment(root: Path, model: str | None) -> dict[str, str]:
 
 
 def _fresh_python(environment: Path, wanted: Path) -> str:
-    """Make a virtual environment with what the file asks for, and return its interpreter.
-
-    Raises:
-        UserError: it could not be made, or the requirements do not install.
-    """
+    """Make a virtual environment with what the file asks for, and return its interpreter."""
     python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     pip = [python, "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "-r", wanted]
     for line in ([sys.executable, "-m", "venv", environment], pip):

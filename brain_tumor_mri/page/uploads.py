@@ -4,7 +4,6 @@
 slices at a time, however many there are, and a file that cannot be read becomes a row with its error.
 """
 
-import base64
 import csv
 import io
 import os
@@ -24,7 +23,7 @@ from ..images.read import UnreadableImageError, load_image
 from ..inference.prediction import CSV_COLUMNS, Prediction, Reading, csv_row
 from ..labels import LABELS, RESEARCH_NOTICE
 from ..trust.decision import DECISIONS, picture_fault
-from .fragments import picture_uri
+from .fragments import data_uri, picture_uri
 
 if TYPE_CHECKING:
     from ..inference.classifier import TumorClassifier
@@ -152,8 +151,7 @@ def csv_uri(predictions: Sequence[Prediction]) -> str:
     writer = csv.writer(buffer)
     writer.writerow(CSV_COLUMNS)
     writer.writerows(csv_row(prediction) for prediction in predictions)
-    content = buffer.getvalue().encode("utf-8", errors="replace")
-    return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(content).decode()}"
+    return data_uri("text/csv;charset=utf-8", buffer.getvalue().encode("utf-8", errors="replace"))
 
 
 def batch_answer(classifier: "TumorClassifier", model_name: str, paths: Sequence[str]) -> dict[str, Any]:

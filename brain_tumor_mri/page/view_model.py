@@ -59,7 +59,7 @@ def _figures(folder: Path, sha256: str, name: str) -> tuple[str, str]:
     try:
         return tiles, _card(folder, name)
     except (UserError, OSError) as error:
-        return f'{tiles}<p class="words subdued">No card: {html.escape(str(error))}.</p>', ""
+        return f'{tiles}<p class="words subdued">No card: {html.escape(str(error).replace(f"{folder}/", ""))}.</p>', ""
 
 
 def _no_figures(reason: str) -> str:
