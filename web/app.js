@@ -120,7 +120,9 @@ function plainVerdict(answer) {
 
 function showAnswer(answer, name) {
   const refused = answer.decisions?.[coverage].decision === REFUSED;
-  const kind = answer.decisions ? "Calibrated probabilities" : "Probabilities, not calibrated";
+  const unfamiliar = answer.decisions?.[coverage].decision === "unfamiliar";
+  const calibrated = unfamiliar ? "Probabilities" : "Calibrated probabilities";
+  const kind = answer.decisions ? calibrated : "Probabilities, not calibrated";
   const { prepare, network } = answer.milliseconds;
   const whole = Math.round(prepare + network);
   part("answer").classList.remove("problem");

@@ -196,7 +196,8 @@ def answer_panel(prediction: "Prediction", file_name: str, model_name: str, cove
     else:
         parts = [_decided(prediction, c, hidden=c != coverage) for c in sorted(COVERAGES, key=coverage.__ne__)]
         body = "".join(parts) + _coverage_switch(coverage)
-        body += f'<h3 class="quantity">Calibrated probabilities</h3>{bars(prediction.probabilities)}'
+        kind = "Probabilities" if prediction.decision == UNFAMILIAR else "Calibrated probabilities"
+        body += f'<h3 class="quantity">{kind}</h3>{bars(prediction.probabilities)}'
     return (
         f'<section class="panel" {drawing()} data-first="{coverage}">{body}'
         f'<p class="source">File: {html.escape(file_name)} · Model: {html.escape(model_name)}</p></section>'

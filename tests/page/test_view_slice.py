@@ -61,7 +61,7 @@ def test_an_unfamiliar_slice_shows_the_answer_and_says_not_to_rely_on_it():
     for words in said.values():
         assert "Unfamiliar" in words and "Do not rely on this" in words and UNFAMILIAR_SLICE in words
         assert "Model's answer" not in words and "of 100" not in words, "no promise was measured on such slices"
-    assert 'class="mark unfamiliar"' in panel and "fieldset" in panel
+    assert 'class="mark unfamiliar"' in panel and "fieldset" in panel and "Calibrated" not in panel
 
 
 def test_an_answer_has_no_tick_and_every_other_decision_has_a_mark_of_its_own():
