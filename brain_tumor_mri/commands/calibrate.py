@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..inference.classifier import TumorClassifier
     from ..trust.calibration import Outputs
 
-KNOWN_SLICES = 600
+KNOWN_SLICES = 300
 """Training slices of a collection, drawn at random, that the checks are fitted to."""
 DISTURBED_SLICES = 40
 """Slices, drawn at random, that get each of the disturbances of `stress`, at its strengths 1 to 3."""
@@ -99,7 +99,9 @@ def run(args: argparse.Namespace) -> int:
         validation = _joined([gather(p["validation"], k, "validation") for k, p in parts.items() if "validation" in p])
         disturbed, foreign = None, None
         if pictures["foreign"]:
-            other = [gather(p, HEAD_CT, "head CT") for name, p in head_ct.items() if name != "test" and len(p)]
+            other = [
+                gather(p, HEAD_CT, "head CT", KNOWN_SLICES) for name, p in head_ct.items() if name != "test" and len(p)
+            ]
             foreign = _joined([gather.files(pictures["foreign"], Path(args.foreign), "foreign pictures"), *other])
             disturbed = gather.disturbed(parts)
         trust = fit_trust(
@@ -108,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
         given = {"known": known, "validation": validation, "disturbed": disturbed, "foreign": foreign}
         fitted_on = {name: _counts(part.kinds) for name, part in given.items() if part}
         if foreign:
-            left_out = left_out_figures(_joined([known, validation, disturbed]), foreign)
+            plain = replace(validation, logits=validation.views(mirror=False))
+            left_out = left_out_figures(_joined([known, plain, disturbed]), foreign)
 
     tested = {kind: gather(part["test"], kind, "test") for kind, part in parts.items() if "test" in part}
     measured: dict[str, Any] = {
@@ -118,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if tested:
         measured["collections"] = {kind: trust_figures(trust, outputs) for kind, outputs in sorted(tested.items())}
-    strangers = [gather(head_ct["test"], HEAD_CT, "head CT")] if head_ct and len(head_ct["test"]) else []
+    strangers = [gather(head_ct["test"], HEAD_CT, "head CT", KNOWN_SLICES)] if head_ct and len(head_ct["test"]) else []
     if pictures["foreign_test"]:
         strangers.append(gather.files(pictures["foreign_test"], Path(args.foreign_test), "other foreign pictures"))
     if strangers and trust.brain_mri:
@@ -216,11 +219,12 @@ class _Gatherer:
         self.unreadable: list[str] = []
 
     def __call__(self, split: datasets.Dataset, kind: str, title: str, most: int | None = None) -> Outputs:
-        """Run over a part, or ``most`` slices of it drawn at random."""
+        """Run over a part, or over the features of ``most`` slices of it drawn at random."""
         if most and len(split) > most:
             split = split.select(np.sort(self.random.permutation(len(split))[:most]))
         kinds = [kind] * len(split)
-        return self._run(_sources(split), split["label"][:], split["group"][:], kinds, f"{kind}: {title}")
+        columns = split["label"][:], split["group"][:], kinds
+        return self._run(_sources(split), *columns, f"{kind}: {title}", mirror=most is None)
 
     def files(self, files: Sequence[Path], base: Path, title: str) -> Outputs:
         """Run over pictures, whose kind is their folder's name; unreadable ones are left out and listed."""
@@ -237,7 +241,7 @@ class _Gatherer:
             raise UserError(f"{base}: no picture there can be read; give another folder")
         names = [str(image.relative_to(base)) for image in images]
         kinds = [image.parent.name for image in images]
-        return self._run(images, [ANY_TUMOR] * len(images), names, kinds, title, names)
+        return self._run(images, [ANY_TUMOR] * len(images), names, kinds, title, names=names, mirror=False)
 
     def disturbed(self, parts: dict[str, dict[str, datasets.Dataset]]) -> Outputs:
         """Run over slices with artefacts: of every disturbance, slices of training parts at strengths 1 to 3."""
@@ -258,17 +262,14 @@ class _Gatherer:
 
         kinds = [kind for _, kind, _, _ in chosen]
         groups = [str(place) for place in range(len(chosen))]
-        return self._run(pictures(), [ANY_TUMOR] * len(chosen), groups, kinds, "disturbed slices")
+        return self._run(pictures(), [ANY_TUMOR] * len(chosen), groups, kinds, "disturbed slices", mirror=False)
 
-    def _run(
-        self, sources: Any, labels: Any, groups: Any, kinds: Any, title: str, names: Sequence[str] = ()
-    ) -> Outputs:
+    def _run(self, sources: Any, labels: Any, groups: Any, kinds: Any, title: str, **options: Any) -> Outputs:
         from ..evaluation.trust import network_outputs
 
-        console = Console(stderr=True)
-        options = {"total": len(labels), "disable": not self.progress, "console": console, "transient": True}
-        shown = track(sources, title.capitalize(), **options)
-        return network_outputs(self.classifier, shown, labels, groups, kinds, stage=self.stage, names=names)
+        bar = {"total": len(labels), "disable": not self.progress, "transient": True}
+        shown = track(sources, title.capitalize(), console=Console(stderr=True), **bar)
+        return network_outputs(self.classifier, shown, labels, groups, kinds, stage=self.stage, **options)
 
 
 def _sources(split: datasets.Dataset) -> Iterable[Any]:

@@ -29,6 +29,7 @@ def network_outputs(
     *,
     stage: str,
     names: Sequence[str] = (),
+    mirror: bool = True,
 ) -> Outputs:
     """Run the network over images and their mirror images.
 
@@ -40,6 +41,7 @@ def network_outputs(
         kinds: (N,) the collection, or what a picture is.
         stage: of ``run_pytorch.stage_of``.
         names: (N,) names, where they matter.
+        mirror: False leaves the mirror images out, where only the features matter: logits are (N, 1, 4) then.
     """
     import torch
 
@@ -59,8 +61,8 @@ def network_outputs(
             with torch.inference_mode():
                 plain = classifier.model(pixel_values=pixels).logits
                 features.append(tap.take())
-                mirrored = classifier.model(pixel_values=pixels.flip(-1)).logits
-            logits.append(torch.stack([plain, mirrored], dim=1).float().cpu().numpy())
+                views = [plain, classifier.model(pixel_values=pixels.flip(-1)).logits] if mirror else [plain]
+            logits.append(torch.stack(views, dim=1).float().cpu().numpy())
     finally:
         tap.remove()
     values, means = np.concatenate(logits), np.concatenate(features)

@@ -24,7 +24,7 @@ class Outputs:
     """What the network gave for the slices of one part.
 
     Attributes:
-        logits: (N, 2, 4): of the slice and of its mirror image.
+        logits: (N, 2, 4): of the slice and of its mirror image; (N, 1, 4) where only the features matter.
         features: (N, D) of ``StageFeatures``.
         faults: (N,) of ``trust.picture_fault``.
         labels: (N,) int; ``ANY_TUMOR`` where the type is not known.
