@@ -71,7 +71,7 @@ def test_what_is_wrong_with_a_json_file_is_one_line(tmp_path: Path) -> None:
 def test_an_unwritable_place_is_found_before_the_work(tmp_path: Path) -> None:
     check_writable(tmp_path / "new.json")
     check_writable("/dev/null")
-    with pytest.raises(UserError, match="--csv .* there is no folder"):
+    with pytest.raises(UserError, match=r"--csv .* there is no folder"):
         check_writable(tmp_path / "missing" / "x.csv", "--csv")
     with pytest.raises(UserError, match="is a folder"):
         check_writable(tmp_path)

@@ -10,28 +10,36 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any, BinaryIO
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
+from pydicom import Dataset, dcmread
+from pydicom.multival import MultiValue
+from pydicom.pixels import apply_color_lut, get_decoder
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 MAX_BYTES = 256 * 2**20
 """Largest file that is read; a single slice has about 0.5 MB."""
 MAX_PIXELS = 25_000_000
 """Most rows x columns that are decoded: no MR slice has as many, and run-length coding makes large ones of little."""
 
+MAX_RLE = 2048 * 2048
+"""Most samples that are decoded from run-length coding, which makes gigabytes of megabytes."""
+
+_PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_TRANSFORMATION, _VALUE_OF_INTEREST = "PixelValueTransformationSequence", "FrameVOILUTSequence"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _PALETTE = "PALETTE COLOR"
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", _PALETTE)
 
-# pydicom's warnings quote values of the header. The filters are set once, as in imaging: changing them around each file
-# is not safe with threads. Its log is silent only where this module reads; other users of pydicom keep theirs.
+# pydicom's warnings quote values of the header. The filter is set once: changing it around each file is not safe with
+# threads. Its log is silent only where this module reads; other users of pydicom keep theirs.
 warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 _here = threading.local()
-logging.getLogger("pydicom").addFilter(lambda record: not getattr(_here, "reading", False))
 
 
 class DicomError(Exception):
@@ -42,7 +50,7 @@ def read_slice(file: BinaryIO) -> np.ndarray:
     """Read the only image of a DICOM file.
 
     Args:
-        file: open for reading, with the preamble and ``DICM`` of part 10.
+        file: open for reading, with the preamble and ``DICM`` of part 10 or without.
 
     Returns:
         uint8 (H, W), or (H, W, 3) for colour; 0 is black.
@@ -57,35 +65,35 @@ def read_slice(file: BinaryIO) -> np.ndarray:
     # pydicom inflates such a file whole and without a limit; the UID stands in clear in the head of one
     if _DEFLATED in content:
         raise DicomError("a deflated DICOM file, which is not read; export the slice without compression")
-    _here.reading = True
-    try:
-        dataset = _parse(content)
-        kind = _checked_kind(dataset)
-        pixels = _pixels(dataset)
-        if pixels.ndim not in (2, 3) or pixels.shape[:2] != (dataset.Rows, dataset.Columns):
-            raise DicomError("a DICOM file whose pixels do not fit its rows and columns; export it again")
-        return _grey(pixels, dataset, kind) if kind in _GREY else _colour(pixels, dataset, kind)
-    except DicomError:
-        raise
-    except MemoryError:
-        raise DicomError("decoding this DICOM file needs more memory than there is") from None
-    except Exception as error:  # damaged headers raise nearly anything; its text could quote the header
-        raise DicomError(f"the DICOM file is damaged or of an unsupported kind ({type(error).__name__})") from None
-    finally:
-        _here.reading = False
+    with _quiet():
+        try:
+            dataset = dcmread(BytesIO(content), force=True)  # without its preamble a file is as readable
+            kind = _checked_kind(dataset)
+            pixels = _pixels(dataset)
+            if pixels.ndim not in (2, 3) or pixels.shape[:2] != (dataset.Rows, dataset.Columns):
+                raise DicomError("a DICOM file whose pixels do not fit its rows and columns; export it again")
+            return _grey(pixels, dataset, kind) if kind in _GREY else _colour(pixels, dataset)
+        except DicomError:
+            raise
+        except MemoryError:
+            raise DicomError("decoding this DICOM file needs more memory than there is") from None
+        except Exception as error:  # damaged headers raise nearly anything; its text could quote the header
+            raise DicomError(f"the DICOM file is damaged or of an unsupported kind ({type(error).__name__})") from None
 
 
-def _parse(content: bytes) -> Dataset:
-    from io import BytesIO
-
-    from pydicom import dcmread
-
-    return dcmread(BytesIO(content))
+def looks_bare(head: bytes) -> bool:
+    """Whether a file begins as DICOM without preamble does: an element of group 0002 or 0008, explicit or implicit."""
+    group, element, length = head[:2], int.from_bytes(head[2:4], "little"), int.from_bytes(head[4:8], "little")
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    return len(head) > 8 and group in (b"\x02\0", b"\x08\0") and element < 0x100 and (explicit or length <= 64)
 
 
 def _checked_kind(dataset: Dataset) -> str:
     """Return the photometric interpretation, after refusing what is no single slice before a pixel is decoded."""
-    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+    if not any(name in dataset for name in _PIXEL_DATA):
+        named = UID(str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or ""))
+        if "Image Storage" in named.name or not dataset:
+            raise DicomError("the DICOM file is cut off before its pixels; copy or export it again")
         raise DicomError("a DICOM file without an image (a report, plan or index); choose the slice's own file")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
@@ -103,11 +111,22 @@ def _checked_kind(dataset: Dataset) -> str:
 
 def _pixels(dataset: Dataset) -> np.ndarray:
     """Decode; colour that is stored as luminance and chrominance comes back as RGB."""
-    from pydicom.pixels import get_decoder
-
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        _guess_syntax(dataset)
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
+        if len(next(dataset[name].value for name in _PIXEL_DATA if name in dataset)) < _expected_bytes(dataset):
+            raise DicomError("the DICOM file is cut off within its pixels; copy or export it again")
+        # Old files keep 12 bits at the upper end of 16; pydicom takes the lower end whatever HighBit says.
+        spare = int(dataset.get("HighBit", 0)) + 1 - int(dataset.get("BitsStored", 0))
+        if spare > 0 and "PixelData" in dataset:
+            dataset.BitsStored += spare
+            return dataset.pixel_array >> spare
         return dataset.pixel_array
+    # Two bytes of run-length coding stand for 128: what the runs may fill is bounded by what they may be.
+    samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel)
+    if syntax == RLELossless and (samples > MAX_RLE or len(dataset.PixelData) > 2 * _expected_bytes(dataset) + 2**16):
+        raise DicomError("a run-length coded DICOM file larger than a slice; export the slice without compression")
     # the UID's registered name: an unregistered one could say anything
     name = syntax.name if syntax.name != str(syntax) else "a private syntax"
     try:
@@ -118,33 +137,88 @@ def _pixels(dataset: Dataset) -> np.ndarray:
     raise DicomError(f"a DICOM file compressed as {name}, which cannot be decoded here; export it as PNG")
 
 
-def _grey(pixels: np.ndarray, dataset: Dataset, kind: str) -> np.ndarray:
-    """Modality, value of interest, and the sense of grey: (H, W) of stored values to uint8, 0 black."""
-    from pydicom.pixels import apply_modality_lut
+def _expected_bytes(dataset: Dataset) -> int:
+    """Bytes of one uncompressed frame, without the byte that fills it up to an even number."""
+    samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel)
+    if str(dataset.get("PhotometricInterpretation")) == "YBR_FULL_422":
+        samples = samples * 2 // 3
+    return samples * int(dataset.BitsAllocated) // 8
 
-    values = apply_modality_lut(pixels, dataset).astype(np.float32)
-    if not np.isfinite(values).all():
+
+def _guess_syntax(dataset: Dataset) -> None:
+    """Give a file without transfer syntax the one that it was parsed by, if its pixels have the uncompressed length."""
+    implicit, little = dataset.original_encoding
+    pixels = dataset.get("PixelData") or b""
+    if len(pixels) - _expected_bytes(dataset) not in (0, 1) or not little:
+        raise DicomError("a DICOM file that does not say how its pixels are packed (transfer syntax); export it again")
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+
+
+def _grey(pixels: np.ndarray, dataset: Dataset, kind: str) -> np.ndarray:
+    """Modality, value of interest, and the sense of grey: (H, W) of stored values to uint8, 0 and padding black."""
+    inside = _inside(pixels, dataset)
+    table = _table(dataset.get("ModalityLUTSequence"))
+    if table is not None:
+        values = _looked_up(pixels, *table[:2])
+    else:
+        slope = _first(_attribute(dataset, _TRANSFORMATION, "RescaleSlope")) or 1.0
+        intercept = _first(_attribute(dataset, _TRANSFORMATION, "RescaleIntercept")) or 0.0
+        values = (pixels * slope + intercept).astype(np.float32)
+    if not np.isfinite(values[inside]).all():
         raise DicomError("pixel values are not all finite (NaN or infinity)")
-    shares = _of_interest(values, dataset, _inside(pixels, dataset))
+    shares = _of_interest(values, dataset, inside)
     if kind == "MONOCHROME1":
         shares = 1 - shares
-    return np.rint(255 * shares).astype(np.uint8)
+    return np.rint(255 * np.where(inside, shares, 0)).astype(np.uint8)
 
 
 def _of_interest(values: np.ndarray, dataset: Dataset, inside: np.ndarray) -> np.ndarray:
     """Return the values in 0..1, by the file's table, its first window, or the range of the slice itself."""
-    from pydicom.pixels import apply_voi
-
-    if dataset.get("VOILUTSequence"):
-        descriptor = dataset.VOILUTSequence[0].LUTDescriptor
-        table = np.rint(values).astype(np.int64)
-        return np.clip(apply_voi(table, dataset).astype(np.float32) / (2 ** int(descriptor[2]) - 1), 0, 1)
-    centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    table = _table(_attribute(dataset, _VALUE_OF_INTEREST, "VOILUTSequence"))
+    if table is not None:
+        return np.clip(_looked_up(values, *table[:2]) / (2 ** table[2] - 1), 0, 1)
+    centre = _first(_attribute(dataset, _VALUE_OF_INTEREST, "WindowCenter"))
+    width = _first(_attribute(dataset, _VALUE_OF_INTEREST, "WindowWidth"))
+    function = str(_attribute(dataset, _VALUE_OF_INTEREST, "VOILUTFunction") or "LINEAR").upper()
     if centre is not None and width is not None and width >= (1 if function == "LINEAR" else 1e-9):
         return windowed(values, centre, width, function)
     low, high = (values[inside].min(), values[inside].max()) if inside.any() else (0.0, 0.0)
     return np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
+
+
+def _attribute(dataset: Dataset, group: str, keyword: str) -> Any:
+    """A value of the only frame: from its functional group, the shared one, or the root, as in classic files."""
+    for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+        for holder in (dataset.get(groups) or [])[:1]:
+            for item in (holder.get(group) or [])[:1]:
+                if item.get(keyword) not in (None, ""):
+                    return item[keyword].value
+    return dataset.get(keyword)
+
+
+def _table(sequence: Any) -> tuple[np.ndarray, int, int] | None:
+    """The first look-up table of a sequence: entries (N,), the value that the first stands for, bits an entry; or None.
+
+    Entries of 8 bits are stored one a byte or one a word, as PS3.3 C.11.1.1.1 once allowed both.
+    """
+    item = sequence[0] if sequence else {}
+    descriptor, data = item.get("LUTDescriptor"), item.get("LUTData")
+    if not isinstance(descriptor, MultiValue | list) or len(descriptor) != 3 or data is None:
+        return None
+    count, first, bits = int(descriptor[0]) or 65536, int(descriptor[1]), int(descriptor[2])
+    if isinstance(data, bytes):
+        entries = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if len(data) >= 2 * count else np.uint8)
+    else:
+        entries = np.atleast_1d(np.asarray(data, np.int64)) & 0xFFFF
+    if not 1 <= bits <= 16 or len(entries) < count:
+        raise DicomError("a DICOM file whose look-up table is cut off; export the slice as PNG")
+    return entries[:count].astype(np.float32), first, bits
+
+
+def _looked_up(values: np.ndarray, entries: np.ndarray, first: int) -> np.ndarray:
+    if first > 32767 and values.min() < 0:  # a negative number that was written as an unsigned one
+        first -= 65536
+    return entries[np.clip(np.rint(values).astype(np.int64) - first, 0, len(entries) - 1)]
 
 
 def windowed(values: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:
@@ -167,20 +241,23 @@ def windowed(values: np.ndarray, centre: float, width: float, function: str = "L
 
 def _inside(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
     """Where stored values are pixels of the slice, not padding around it (PS3.3 C.7.5.1.1.2): bool of their shape."""
-    padding = dataset.get("PixelPaddingValue")
-    if not isinstance(padding, int):
+    ends = [
+        value
+        for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")
+        for value in (dataset.get(f"{kind}{name}") for kind in ("", "Float", "DoubleFloat"))
+        if isinstance(value, int | float)
+    ]
+    if not ends:
         return np.ones(pixels.shape, bool)
-    other = dataset.get("PixelPaddingRangeLimit")
-    low, high = sorted((padding, other if isinstance(other, int) else padding))
-    return (pixels < low) | (pixels > high)
+    if pixels.dtype.kind in "iu":  # signed and unsigned are mixed up in files: the bits are what is meant
+        ends = [int(np.int64(end).astype(pixels.dtype)) for end in ends]
+    return (pixels < min(ends)) | (pixels > max(ends))
 
 
-def _colour(pixels: np.ndarray, dataset: Dataset, kind: str) -> np.ndarray:
+def _colour(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
     """(H, W, 3), or palette indices (H, W), to uint8 RGB."""
-    from pydicom.pixels import apply_color_lut
-
     bits = int(dataset.BitsStored)
-    if kind == _PALETTE:
+    if dataset.PhotometricInterpretation == _PALETTE:
         pixels = apply_color_lut(pixels, dataset)
         bits = 8 * pixels.dtype.itemsize
     if pixels.ndim != 3 or pixels.shape[2] != 3:
@@ -198,3 +275,20 @@ def _first(value: Any) -> float | None:
     except (TypeError, ValueError, IndexError):
         return None
     return number if np.isfinite(number) else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep pydicom's log, which quotes the header, off stderr while this thread reads."""
+    log = logging.getLogger("pydicom")
+    if _only_others not in log.filters:
+        log.addFilter(_only_others)
+    _here.reading = True
+    try:
+        yield
+    finally:
+        _here.reading = False
+
+
+def _only_others(record: logging.LogRecord) -> bool:
+    return not getattr(_here, "reading", False)

@@ -46,6 +46,9 @@ _SNIFF_BYTES = 512
 _DICOM_MAGIC = (128, b"DICM")
 """Offset and bytes by which a DICOM file (PS3.10, 7.1) is known; its suffix may be any."""
 
+_BARE_GROUPS = (b"\x02\0", b"\x08\0")
+"""How a DICOM file without that preamble begins."""
+
 # What Pillow has to say about odd metadata is of no use to the person who runs a command. A filter for Pillow's own
 # modules, set once, is used because warnings.catch_warnings() around each load is not safe with several threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -206,6 +209,12 @@ def _decode(file: BinaryIO, label: str) -> Image.Image:
     try:
         image = Image.open(file, formats=_FORMATS)
     except PIL.UnidentifiedImageError as error:
+        file.seek(0)
+        if (head := file.read(9))[:2] in _BARE_GROUPS:
+            from .dicom import looks_bare
+
+            if looks_bare(head):
+                return _decode_dicom(file, label)
         raise UnreadableImageError(label, _describe_foreign(file)) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(label, f"the image is too large; the limit is {MAX_PIXELS:,} pixels") from error
