@@ -43,8 +43,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, batch_size: int = 32
     parser.add_argument(
         "--backend",
         choices=BACKENDS,
-        help="what runs the model (default: the first of these whose file is there; tensorrt only when named). bf16 "
-        "changes answers slightly; torch-compile starts after a minute, for each new size of batch",
+        help="what runs the model (default: the first of these whose file is there; tensorrt only when named)",
     )
 
 

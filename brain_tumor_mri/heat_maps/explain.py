@@ -1,8 +1,8 @@
 """Where the model looked: ``TumorClassifier.explain``, and what it is made of.
 
 ``classifier.explain("slice.jpg").overlay().save("overlay.png")``. A map shows what speaks for one class in the model's
-eyes; it is no outline of a tumour. How often it points at one is measured by ``benchmarks/explain_accuracy.py``. The
-methods are those of ``cam.py``.
+eyes; it is no outline of a tumour. How often it points at one is measured by
+``benchmarks/accuracy/explain_accuracy.py``. The methods are those of ``cam.py``.
 """
 
 from __future__ import annotations

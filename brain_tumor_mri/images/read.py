@@ -28,7 +28,7 @@ MAX_PIXELS = 100_000_000
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 _ACCEPTED_FORMATS = "JPEG, PNG, BMP, TIFF, WebP or DICOM"
 _ACCEPTED_ARRAYS = (
-    "accepted are shapes (H, W), (H, W, 1), (H, W, 3), (H, W, 4) of bool, uint8, uint16 or float (0..1 or 0..255)"
+    "accepted are shapes (H, W), (H, W, 1), (H, W, 3), (H, W, 4) of bool, integers (0..65535) or float (0..1 or 0..255)"
 )
 _ORIENTATION_TAG = 0x0112
 _PHOTOMETRIC_TAG = 262
@@ -90,7 +90,7 @@ def load_image(source: ImageSource, name: str | None = None) -> PIL.Image.Image:
 
     Args:
         source: a path; the bytes of a file; a PIL image (left unchanged); or an array of shape (H, W), (H, W, 1),
-            (H, W, 3) or (H, W, 4, the last being alpha) and dtype bool, uint8, uint16 or float (see :func:`to_8bit`).
+            (H, W, 3) or (H, W, 4, the last being alpha) and dtype bool, integer or float (see :func:`to_8bit`).
         name: what errors call the image; by default the path as given, ``<bytes>``, ``<array>`` or ``<image>``.
 
     Returns:
@@ -105,7 +105,7 @@ def load_image(source: ImageSource, name: str | None = None) -> PIL.Image.Image:
         label = name if name is not None else os.fsdecode(path)
         with _open_regular_file(path, label) as file:
             return _decode(file, label)
-    if isinstance(source, bytes | bytearray):
+    if isinstance(source, bytes | bytearray | memoryview):
         label = name if name is not None else "<bytes>"
         if not source:
             raise UnreadableImageError(label, "there are no bytes to read")
@@ -312,7 +312,7 @@ def _from_array(array: np.ndarray, label: str) -> Image.Image:
     """An array of the accepted kinds to mode "RGB"; see :func:`load_image`."""
     kind = f"an array of shape {array.shape} and dtype {array.dtype} is not an image"
     shape_ok = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
-    dtype_ok = array.dtype in (np.bool_, np.uint8, np.uint16) or np.issubdtype(array.dtype, np.floating)
+    dtype_ok = array.dtype == np.bool_ or array.dtype.kind in "iuf"
     if not (shape_ok and dtype_ok):
         raise UnreadableImageError(label, f"{kind}; {_ACCEPTED_ARRAYS}")
     height, width = array.shape[:2]

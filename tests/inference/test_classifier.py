@@ -76,6 +76,9 @@ TWINS = {
     "array (H, W, 1)": lambda g, rgb: g[:, :, None],
     "array (H, W, 3)": lambda g, rgb: np.asarray(rgb),
     "array uint16": lambda g, rgb: g.astype(np.uint16) * 257,
+    "array int16": lambda g, rgb: g.astype(np.int16),
+    "array int64": lambda g, rgb: g.astype(np.int64),
+    "memoryview of a PNG": lambda g, rgb: memoryview(encoded(rgb, "PNG")),
     "array of floats in 0..1": lambda g, rgb: g.astype(np.float64) / 255,
 }
 
