@@ -16,11 +16,19 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from ..errors import UserError
 from ..heat_maps import DEFAULT_METHOD, METHODS
 from ..images.find import find_images
 from ..labels import LABELS, RESEARCH_NOTICE, TITLES
 from .model_flags import add_model_arguments, load_classifier
+from .predict import SHOWN_ERRORS, SHOWN_ROWS, printable
+from .progress import DelayedProgress
 
 if TYPE_CHECKING:
     from ..heat_maps.explain import Explanation
@@ -64,8 +72,6 @@ def run(args: argparse.Namespace) -> int:
         UserError: no images, no model, or nowhere to write to.
         KeyboardInterrupt: Ctrl-C; what is written stays, and its text says where.
     """
-    from .progress import DelayedProgress
-
     started = time.monotonic()
     if args.batch_size < 1:
         raise UserError(f"--batch_size must be at least 1, not {args.batch_size}")
@@ -132,9 +138,6 @@ def write_explanation(explanation: Explanation, folder: Path, name: str) -> dict
     Raises:
         UserError: a file cannot be written.
     """
-    import numpy as np
-    from PIL import Image
-
     from ..heat_maps.explain import colour  # torch: seconds
 
     if explanation.heat_map is None:
@@ -182,12 +185,6 @@ def _is_output(file: Path, folder: Path) -> bool:
 
 def _print_table(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Print a row an image, as many as ``predict`` shows, what could not be read, and where the files are."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from .predict import SHOWN_ERRORS, SHOWN_ROWS, printable
-
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("file", overflow="fold")

@@ -11,6 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from ..errors import UserError
 from ..export import CALIBRATION_SLICES, CHECKED_SLICES, INT8, MIN_AGREEMENT, require_new
 from ..export.slices import calibration_slices, check_slices
@@ -108,7 +110,5 @@ def _named_images(paths: Sequence[str]) -> list[Path]:
 @contextmanager
 def _status() -> Iterator[Callable[[str], None]]:
     """A line on stderr that says which step is under way, where that is a terminal."""
-    from rich.console import Console
-
     with Console(stderr=True).status("starting") as status:
         yield lambda step: status.update(step)

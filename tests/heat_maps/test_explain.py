@@ -283,6 +283,30 @@ def test_layer_cam_weighs_each_place_of_the_finer_map_by_its_own_gradient(tiny_m
     assert np.abs(maps - heat_maps(classifier, pixels, [3])[0]).max() > 0.1
 
 
+def test_maps_are_those_that_the_package_grad_cam_made():
+    """The numbers were recorded from grad-cam 1.5.5 on these weights and pixels, before plain torch took its place."""
+    import timm
+
+    network = timm.create_model("test_resnet", num_classes=4)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                wave = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64).reshape(parameter.shape) * 1.7)
+                parameter.copy_(wave * (2 / parameter[0].numel()) ** 0.5)
+    pixels = torch.sin(torch.arange(3 * SIDE**2, dtype=torch.float64) * 0.37).reshape(1, 3, SIDE, SIDE).float()
+    recorded = {
+        "grad-cam": [[0.244, 0.223, 0.1835, 0.1649], [0.4448, 0.3589, 0.197, 0.1211],
+                     [0.8228, 0.6145, 0.2224, 0.0387], [1, 0.7344, 0.2344, 0]],
+        "layer-cam": [[0.4613, 0.4626, 0.0394, 0.0031], [0.3463, 0.4824, 0.1401, 0.1238],
+                      [0.1275, 0.1282, 1, 0.872], [0.1501, 0.1413, 0.9107, 0.6862]],
+        "fused-cam": [[0.4001, 0.3666, 0.0257, 0.0018], [0.5475, 0.6151, 0.0981, 0.0533],
+                      [0.3727, 0.2801, 0.7905, 0.1198], [0.5334, 0.3687, 0.7585, 0]],
+    }  # fmt: skip
+    for method, expected in recorded.items():
+        found = heat_maps(colour_classifier(network), pixels, [1], method=method)[0][0]
+        np.testing.assert_allclose(found[8::16, 8::16], expected, atol=5e-4)
+
+
 def test_fused_cam_is_the_product_of_both_maps_with_a_highest_value_of_one(classifier: TumorClassifier):
     for mirror in (False, True):
         model = TumorClassifier(classifier.model, classifier.processor, device="cpu", mirror=mirror)

@@ -43,10 +43,11 @@ def folder(tiny_model_dir: Path, tmp_path: Path, content: bytes) -> Path:
     calibration = {"temperature": 1.7, "thresholds": {"90": limits, "95": limits}}
     check = {"stage": "layer3", "threshold": 1.0, "noise": 1.0, "variances": [1.0], "mean": [0.0] * 3}
     trust = {
-        "schema": 1,
+        "schema": 2,
         "weights_sha256": source.sha256(),
         "calibration": {"single": calibration, "mirrored": calibration},
         "in_distribution": check | {"components": [[1.0, 0.0, 0.0]]},
+        "brain_mri": None,
     }
     (made / "trust.json").write_text(json.dumps(trust))
     entry = {

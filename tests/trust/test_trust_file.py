@@ -187,11 +187,16 @@ def test_a_stage_that_the_network_lacks_is_told(folder: Path):
 
 
 def test_an_ensemble_leaves_what_any_member_leaves_and_refuses_what_any_member_refuses():
-    one = Answers(np.array([[0.7, 0.1, 0.1, 0.1]]), {95: np.array([[True, False, False, False]])}, np.array([0.5]))
-    other = Answers(np.array([[0.1, 0.5, 0.2, 0.2]]), {95: np.array([[False, True, False, False]])}, np.array([1.5]))
+    one = Answers(
+        np.array([[0.7, 0.1, 0.1, 0.1]]), {95: np.array([[True, False, False, False]])}, *np.array([[0.5], [0.2]])
+    )
+    other = Answers(
+        np.array([[0.1, 0.5, 0.2, 0.2]]), {95: np.array([[False, True, False, False]])}, *np.array([[1.5], [0.1]])
+    )
     joined = Answers.combined([one, other])
     np.testing.assert_allclose(joined.probabilities, [[0.4, 0.3, 0.15, 0.15]])
     assert joined.sets[95].tolist() == [[True, True, False, False]] and joined.unlikeness.tolist() == [1.5]
+    assert joined.foreign.tolist() == [0.2]
     without = Answers.combined([one, Answers(other.probabilities)])
     assert not without.sets and without.unlikeness is None
 
