@@ -18,6 +18,7 @@ from transformers.utils import logging
 from brain_tumor_mri.data import br35h as external
 from brain_tumor_mri.data import collections, outlines
 from brain_tumor_mri.data import slices as data
+from brain_tumor_mri.data.protocols import draw_seed
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation import split as evaluation
 from brain_tumor_mri.evaluation.record import describe_data, describe_model, run_record
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> None:
     slices = data.load_slices(
         args.data.data_dir,
         args.protocol,
-        seed=args.training.data_seed or args.training.seed,
+        seed=draw_seed(args.training.to_dict()),
         skip_unreadable=args.data.skip_unreadable,
         progress=main_process,
     )
@@ -65,13 +66,13 @@ def main(argv: list[str]) -> None:
     train_part, validation_part = slices.splits["train"], slices.splits["validation"]
     tumours = external.load_external(args.external.external_dir) if args.external.external_dir else None
     if tumours and args.external.external_train:
-        train_part = external.with_external(train_part, tumours["train"], args.external.external_repeats)
-        validation_part = external.with_external(validation_part, tumours["validation"])
+        train_part = data.with_slices(train_part, tumours["train"], args.external.external_repeats)
+        validation_part = data.with_slices(validation_part, tumours["validation"])
     further = None
     if args.collections.collections_dir:
         further = collections.load_collections(args.collections.collections_dir, args.protocol.collection)
-        train_part = collections.with_collections(train_part, further["train"])
-        validation_part = collections.with_collections(validation_part, further["validation"])
+        train_part = data.with_slices(train_part, further["train"])
+        validation_part = data.with_slices(validation_part, further["validation"])
     guide = args.guidance.outlines_dir
     drawn = outlines.load_outlines(guide, args.external.external_dir) if guide else None
 

@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ..data.protocols import ProtocolArguments
+from ..data.protocols import ProtocolArguments, draw_seed
 from ..errors import UserError
 from ..images.find import find_images
 from ..inference.model_folder import DEFAULT_MODEL, find_model
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         disturbed, foreign = None, None
         if pictures["foreign"]:
             other = [
-                gather(p, HEAD_CT, "head CT", KNOWN_SLICES) for name, p in head_ct.items() if name != "test" and len(p)
+                gather(p, None, "head CT", KNOWN_SLICES) for name, p in head_ct.items() if name != "test" and len(p)
             ]
             foreign = _joined([gather.files(pictures["foreign"], Path(args.foreign), "foreign pictures"), *other])
             disturbed = gather.disturbed(parts)
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if tested:
         measured["collections"] = {kind: trust_figures(trust, outputs) for kind, outputs in sorted(tested.items())}
-    strangers = [gather(head_ct["test"], HEAD_CT, "head CT", KNOWN_SLICES)] if head_ct and len(head_ct["test"]) else []
+    strangers = [gather(head_ct["test"], None, "head CT", KNOWN_SLICES)] if head_ct and len(head_ct["test"]) else []
     if pictures["foreign_test"]:
         strangers.append(gather.files(pictures["foreign_test"], Path(args.foreign_test), "other foreign pictures"))
     if strangers and trust.brain_mri:
@@ -172,8 +172,7 @@ def training_settings(folder: Path, sha256: str) -> tuple[ProtocolArguments, int
         protocol = ProtocolArguments(
             **{setting.name: config[setting.name] for setting in fields(ProtocolArguments) if setting.name in config}
         )
-        data_seed = config.get("data_seed")
-        seed = int(config["seed"] if data_seed is None else data_seed)
+        seed = draw_seed(config)
         trained_on = ["external_dir"] if config["external_dir"] and config["external_train"] else []
         trained_on += ["collections_dir"] if config.get("collections_dir") else []
     except FileNotFoundError as error:
@@ -218,13 +217,13 @@ class _Gatherer:
         self.random = np.random.default_rng(seed)
         self.unreadable: list[str] = []
 
-    def __call__(self, split: datasets.Dataset, kind: str, title: str, most: int | None = None) -> Outputs:
-        """Run over a part, or over the features of ``most`` slices of it drawn at random."""
+    def __call__(self, split: datasets.Dataset, kind: str | None, title: str, most: int | None = None) -> Outputs:
+        """Run over a part, or over the features of ``most`` slices of it; without a kind each has its collection's."""
         if most and len(split) > most:
             split = split.select(np.sort(self.random.permutation(len(split))[:most]))
-        kinds = [kind] * len(split)
+        kinds = [kind] * len(split) if kind else split["collection"][:]
         columns = split["label"][:], split["group"][:], kinds
-        return self._run(_sources(split), *columns, f"{kind}: {title}", mirror=most is None)
+        return self._run(_sources(split), *columns, f"{kind or HEAD_CT}: {title}", mirror=most is None)
 
     def files(self, files: Sequence[Path], base: Path, title: str) -> Outputs:
         """Run over pictures, whose kind is their folder's name; unreadable ones are left out and listed."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..inference.model_folder import DEFAULT_MODEL
 from ..reports.card import PLACEHOLDER, render_card
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="model folder with its metrics.json (default: model)")
+    parser.add_argument("--model", default="model", help="model folder with its metrics.json (default: model)")
     parser.add_argument("--lite", help="folder of a small model to show too (default: MODEL-lite, where there is one)")
     parser.add_argument("--output", type=Path, default=Path("model_card.md"), help="the card (default: model_card.md)")
     parser.add_argument("--repo_id", default=PLACEHOLDER, help=f"Hub id in the snippets (default: {PLACEHOLDER})")

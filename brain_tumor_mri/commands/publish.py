@@ -12,7 +12,6 @@ from typing import Any
 from ..errors import UserError
 from ..hub.plan_model import plan_model
 from ..hub.push import Outcome, Plan, PublishError, push, require_token
-from ..inference.model_folder import DEFAULT_MODEL
 
 _REF = re.compile(r"[\w](?:[\w./-]*[\w-])?")
 
@@ -24,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     summary = "push a model folder, with its card, as a version of a model repository"
     model = kinds.add_parser("model", help=summary, description=summary[0].upper() + summary[1:] + ".")
     model.add_argument("--repo_id", required=True, metavar="USER/NAME", help="the repository; made if it is missing")
-    model.add_argument("--model", default=DEFAULT_MODEL, help="model folder with its metrics.json (default: model)")
+    model.add_argument("--model", default="model", help="model folder with its metrics.json (default: model)")
     model.add_argument("--revision", default="main", metavar="BRANCH", help="branch to push to (default: main)")
     model.add_argument("--tag", help="name of the version, such as v1.2.0; set on the commit")
     model.add_argument("--dry_run", action="store_true", help="check, and list files and sizes; ask and send nothing")

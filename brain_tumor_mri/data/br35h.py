@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..errors import UserError
 from ..labels import ANY_TUMOR
 from .protocols import PARTS
+from .slices import image_dataset
 
 if TYPE_CHECKING:
     import datasets
@@ -76,26 +77,9 @@ def load_external(folder: str | Path) -> datasets.DatasetDict:
     parts = {}
     for part in PARTS:
         ours = [path for path, row in found.items() if row.part == part]
-        table = {
-            "image": [str((root / path).resolve()) for path in ours],
-            "label": [ANY_TUMOR] * len(ours),
-            "path": ours,
-            "group": [found[path].group for path in ours],
-        }
-        parts[part] = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
+        groups = [found[path].group for path in ours]
+        parts[part] = image_dataset(root, ours, label=[ANY_TUMOR] * len(ours), group=groups)
     return datasets.DatasetDict(parts)
-
-
-def with_external(split: datasets.Dataset, tumours: datasets.Dataset, repeats: int = 1) -> datasets.Dataset:
-    """Return a split (of :func:`~brain_tumor_mri.data.slices.load_slices`) followed by ``repeats`` times the tumours.
-
-    The column ``label`` becomes a plain int64, as ``ANY_TUMOR`` names no class.
-    """
-    import datasets
-
-    plain = split.cast_column("label", datasets.Value("int64"))
-    same = tumours.select_columns(plain.column_names).cast(plain.features)
-    return datasets.concatenate_datasets([plain, *[same] * repeats])
 
 
 @cache

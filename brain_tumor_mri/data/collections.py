@@ -213,6 +213,7 @@ def load_label(folder: str | Path, label: str) -> dict[str, datasets.Dataset]:
             "label": [ANY_TUMOR] * len(ours),
             "path": [row.file for row in ours],
             "group": [row.group for row in ours],
+            "collection": [row.collection for row in ours],
         }
         parts[part] = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
     return parts

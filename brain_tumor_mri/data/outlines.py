@@ -1,7 +1,7 @@
 """The tumour outlines that radiologists drew: of Figshare slices, of their copies in the Kaggle set, and of Br35H.
 
 ``load_outlines(figshare_dir, br35h_dir)`` gives those of every known image by its published path; ``outline_mask``
-turns one into pixels. They guide training (``guidance.py``) and score heat maps (``benchmarks/explain_accuracy.py``).
+turns one into pixels. They guide training (``guidance.py``) and score heat maps (``explain_accuracy.py``).
 """
 
 from __future__ import annotations

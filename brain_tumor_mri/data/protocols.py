@@ -1,6 +1,7 @@
 """Evaluation protocols: which slice trains, which validates, which tests. Every figure of this project names one.
 
-- ``official``: the published folders. Patients and copies leak from Training to Testing; kept for comparison.
+- ``official``: the published folders. Patients and copies leak from Training to Testing; kept for comparison. A part of
+  Training validates, or a folder Validation where there is one.
 - ``patient-disjoint``: fold k of ``splits/patient_disjoint.csv`` tests, fold k+1 validates, the rest
   trains. No patient and no near-copy is in two parts; four labels are corrected to those of the source.
 - ``figshare-5fold``: the Figshare slices (three classes, no ``notumor``) in their published patient-disjoint folds.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -50,7 +51,7 @@ class ProtocolArguments:
         default=1, metadata={"help": "Test fold, 1 to 5, of a protocol with folds; the next one validates."}
     )
     collection: str | None = field(
-        default=None, metadata={"help": "leave-collection-out: the family that tests and does not train."}
+        default=None, metadata={"help": "leave-collection-out: the family, or several (a,b), that only tests."}
     )
     validation_fraction: float = field(
         default=0.1, metadata={"help": "official: share of the training images kept for validation."}
@@ -92,7 +93,7 @@ class FoundSlice:
     Attributes:
         relative: path under the data folder, as published.
         label: the class of the folder (or table) it was found in.
-        split: ``train`` or ``test`` for the Kaggle folders.
+        split: ``train``, ``validation`` or ``test``, by the folder; empty for a table.
         group: patient, where the data set itself names one; else empty.
         fold: published fold, where there is one; else 0.
     """
@@ -174,6 +175,11 @@ def assign(found: Sequence[FoundSlice], arguments: ProtocolArguments, seed: int)
     return result
 
 
+def draw_seed(settings: Mapping[str, Any]) -> int:
+    """Return the seed of the validation draw from a run's settings: ``data_seed`` where it is given, else ``seed``."""
+    return int(settings["seed"] if settings.get("data_seed") is None else settings["data_seed"])
+
+
 def leaking_share(train_groups: Sequence[str], test_groups: Sequence[str]) -> float:
     """Return the share of test slices, in 0..1, whose group (a patient, or a slice and its copies) is in training."""
     seen = set(train_groups)
@@ -198,11 +204,13 @@ def _official(
     def group_of(f: FoundSlice) -> str:
         return rows[f.relative].group if f.relative in rows else f.relative
 
-    train = [f for f in found if f.split == "train"]
-    draw = _random_draw if arguments.random_validation else _group_draw
-    held_out = draw(train, [group_of(f) for f in train], arguments.validation_fraction, seed)
-    parts = {f.relative: "validation" if chosen else "train" for f, chosen in zip(train, held_out, strict=True)}
-    return Assignment([AssignedSlice(f.relative, f.label, group_of(f), parts.get(f.relative, "test")) for f in found])
+    parts = {f.relative: f.split for f in found}
+    if "validation" not in parts.values():  # else a folder of its own validates, and nothing is drawn
+        train = [f for f in found if f.split == "train"]
+        draw = _random_draw if arguments.random_validation else _group_draw
+        held_out = draw(train, [group_of(f) for f in train], arguments.validation_fraction, seed)
+        parts |= {f.relative: "validation" for f, chosen in zip(train, held_out, strict=True) if chosen}
+    return Assignment([AssignedSlice(f.relative, f.label, group_of(f), parts[f.relative]) for f in found])
 
 
 def _random_draw(train: Sequence[FoundSlice], groups: Sequence[str], fraction: float, seed: int) -> list[bool]:

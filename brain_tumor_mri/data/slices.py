@@ -14,18 +14,20 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import datasets
+from rich.console import Console
 from rich.progress import track
 
-from ..errors import UserError
+from ..errors import UserError, safe_line
 from ..images.find import IMAGE_SUFFIXES
 from ..images.read import UnreadableImageError, load_image
-from ..labels import FOLDER_TO_LABEL, LABELS
+from ..labels import FOLDER_TO_LABEL, LABEL2ID, LABELS
+from ..machine import cpu_count
 from .protocols import (
     FIGSHARE_5FOLD,
+    OFFICIAL,
     PARTS,
-    AssignedSlice,
     Assignment,
     FoundSlice,
     ProtocolArguments,
@@ -33,7 +35,13 @@ from .protocols import (
     read_figshare_table,
 )
 
-SPLIT_FOLDERS = {"training": "train", "train": "train", "testing": "test", "test": "test"}
+if TYPE_CHECKING:
+    import datasets
+
+SPLIT_FOLDERS = {
+    "training": "train", "train": "train", "validation": "validation", "valid": "validation", "val": "validation",
+    "testing": "test", "test": "test",
+}  # fmt: skip
 
 
 @dataclass
@@ -54,6 +62,9 @@ class DataArguments:
         metadata={"help": "inverse (N/n_c on the training images), none, or four numbers: w1,w2,w3,w4."},
     )
 
+    def __post_init__(self) -> None:
+        resolve_class_weights(self.class_weights, list(range(len(LABELS))))  # a wrong setting is told at once
+
 
 @dataclass(frozen=True)
 class SkippedFile:
@@ -71,7 +82,7 @@ class SliceData:
         splits: train, validation and test; columns ``image``, ``label`` (ClassLabel), ``path`` and ``group`` (str).
         assignment: what the protocol made of the files, with those it does not know, misses or relabels.
         skipped: files left out under ``skip_unreadable``.
-        fingerprint: SHA-256 over the sorted relative paths and contents of all readable files.
+        fingerprint: SHA-256 over the sorted relative paths and contents of all image files, whatever part they are in.
     """
 
     splits: datasets.DatasetDict
@@ -93,16 +104,19 @@ def load_slices(
     seed: int = 42,
     skip_unreadable: bool = False,
     progress: bool = False,
+    parts: Sequence[str] = PARTS,
 ) -> SliceData:
-    """Load a data set under a protocol, every file decoded once to verify it.
+    """Load a data set under a protocol, every file of the parts that are used decoded once to verify it.
 
     Args:
-        data_dir: holds ``Training`` and ``Testing``, each with the four class folders (published or SARTAJ names); for
-            ``figshare-5fold`` the folder that ``data_scripts/download_figshare.py`` wrote.
+        data_dir: holds ``Training`` and ``Testing``, each with the four class folders (published or SARTAJ names), and
+            where you have one ``Validation``; for ``figshare-5fold`` the folder that
+            ``data_scripts/download_figshare.py`` wrote.
         protocol: which image trains, validates and tests; None is ``official``.
         seed: of the validation draw under ``official``.
         skip_unreadable: leave bad files out instead of raising.
         progress: show a bar on stderr while verifying.
+        parts: those that will be used; the files of the others are listed, and not decoded.
 
     Raises:
         UserError: a folder is missing or empty, a file is unreadable and ``skip_unreadable`` is off, or the folder
@@ -112,7 +126,11 @@ def load_slices(
     protocol = protocol or ProtocolArguments()
     figshare = protocol.protocol == FIGSHARE_5FOLD
     found, bad = (read_figshare_table(root), []) if figshare else scan_folders(root)
-    digests, unreadable = verify_files(root, found, progress=progress)
+    assignment = assign(found, protocol, seed)
+    if protocol.protocol == OFFICIAL and set(parts) != {"test"}:
+        parts = PARTS  # what validates is drawn from the readable ones
+    used = {s.relative for s in assignment.slices if s.part in parts}
+    digests, unreadable = _verify(root, found, used, progress=progress)
     bad += unreadable
     if bad and not skip_unreadable:
         shown = "; ".join(f"{file.path} ({file.reason})" for file in bad[:10])
@@ -120,12 +138,14 @@ def load_slices(
         raise UserError(
             f"{root}: {len(bad)} files cannot be used: {shown}; repair them, or leave them out with --skip_unreadable"
         )
-    found = [file for file in found if file.relative in digests]
-    if not figshare:
-        _require_every_class(root, found)
-    assignment = assign(found, protocol, seed)
+    if unreadable:
+        left_out = {file.path for file in unreadable}
+        found = [file for file in found if file.relative not in left_out]
+        if not figshare:
+            _require_every_class(root, found)
+        assignment = assign(found, protocol, seed)
     fingerprint = hashlib.sha256("\n".join(f"{k} {digests[k]}" for k in sorted(digests)).encode()).hexdigest()
-    return SliceData(_load_imagefolder(root, assignment.slices), assignment, bad, fingerprint)
+    return SliceData(_splits(root, assignment), assignment, bad, fingerprint)
 
 
 def scan_folders(root: Path) -> tuple[list[FoundSlice], list[SkippedFile]]:
@@ -137,7 +157,8 @@ def scan_folders(root: Path) -> tuple[list[FoundSlice], list[SkippedFile]]:
         The image files, sorted by path; and files in class folders that are no images by name.
 
     Raises:
-        UserError: the folder, a split folder or a class folder is missing, or a class folder's name is unknown.
+        UserError: the folder, a split folder or a class folder is missing, two folders are meant for one split, or a
+            class folder's name is unknown.
     """
     if not root.is_dir():
         raise UserError(
@@ -147,6 +168,11 @@ def scan_folders(root: Path) -> tuple[list[FoundSlice], list[SkippedFile]]:
     split_dirs: dict[str, Path] = {}
     for path in _visible(root):
         if path.is_dir() and (split := SPLIT_FOLDERS.get(path.name.lower())):
+            if split in split_dirs:
+                raise UserError(
+                    f"{root}: holds {split_dirs[split].name}/ and {path.name}/, both for the {split} part; "
+                    "keep one, or move the other elsewhere"
+                )
             split_dirs[split] = path
     for split, name in (("train", "Training"), ("test", "Testing")):
         if split not in split_dirs:
@@ -156,51 +182,24 @@ def scan_folders(root: Path) -> tuple[list[FoundSlice], list[SkippedFile]]:
 
     files: list[FoundSlice] = []
     misnamed: list[SkippedFile] = []
-    for split, split_dir in sorted(split_dirs.items(), reverse=True):
-        for class_dir in (p for p in _visible(split_dir) if p.is_dir()):
+    for split in (part for part in PARTS if part in split_dirs):
+        for class_dir in (p for p in _visible(split_dirs[split]) if p.is_dir()):
             label = FOLDER_TO_LABEL.get(class_dir.name.lower())
             if label is None:
-                raise UserError(f"{class_dir}: not a known class folder; known are {', '.join(FOLDER_TO_LABEL)}")
+                raise UserError(
+                    f"{safe_line(str(class_dir))}: not a known class folder; known are {', '.join(FOLDER_TO_LABEL)}"
+                )
             for path in _visible(class_dir):
                 relative = path.relative_to(root).as_posix()
-                if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+                if not _is_utf8(relative):
+                    misnamed.append(SkippedFile(safe_line(relative), "its name is not UTF-8"))
+                elif path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
                     files.append(FoundSlice(relative, label, split))
                 else:
                     kind = "a folder inside a class folder" if path.is_dir() else "not an image file by its name"
                     misnamed.append(SkippedFile(relative, kind))
     _require_every_class(root, files)
     return files, misnamed
-
-
-def verify_files(
-    root: Path, files: Sequence[FoundSlice], *, progress: bool = False
-) -> tuple[dict[str, str], list[SkippedFile]]:
-    """Decode every file once.
-
-    Returns:
-        SHA-256 of each readable file by relative path, and the unreadable ones with the reason.
-    """
-
-    def check(file: FoundSlice) -> str | SkippedFile:
-        try:
-            content = (root / file.relative).read_bytes()
-            load_image(content, name=file.relative)
-        except UnreadableImageError as error:
-            return SkippedFile(file.relative, error.reason)
-        except OSError as error:
-            return SkippedFile(file.relative, error.strerror or str(error))
-        return hashlib.sha256(content).hexdigest()
-
-    digests: dict[str, str] = {}
-    bad: list[SkippedFile] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = zip(files, pool.map(check, files), strict=True)
-        for file, result in track(results, "Verifying images", total=len(files), disable=not progress, transient=True):
-            if isinstance(result, SkippedFile):
-                bad.append(result)
-            else:
-                digests[file.relative] = result
-    return digests, bad
 
 
 def label_counts(labels: Sequence[int]) -> list[int]:
@@ -219,11 +218,19 @@ def resolve_class_weights(setting: str, labels: Sequence[int]) -> list[float] | 
 
     Returns:
         Four weights, or None for an unweighted loss.
+
+    Raises:
+        UserError: the setting is none of these, or ``inverse`` and a class has no training image.
     """
     if setting == "none":
         return None
     if setting == "inverse":
-        return [len(labels) / n for n in label_counts(labels)]
+        counts = label_counts(labels)
+        if missing := [label for label, n in zip(LABELS, counts, strict=True) if not n]:
+            raise UserError(
+                f"--class_weights inverse: no training images of {', '.join(missing)}; give none, or four numbers"
+            )
+        return [len(labels) / n for n in counts]
     try:
         weights = [float(part) for part in setting.split(",")]
     except ValueError:
@@ -233,8 +240,70 @@ def resolve_class_weights(setting: str, labels: Sequence[int]) -> list[float] | 
     return weights
 
 
+def image_dataset(root: Path, paths: Sequence[str], **columns: Sequence[Any]) -> datasets.Dataset:
+    """Return a table of images: ``image`` (decoded when asked for), ``path`` under ``root``, and further columns."""
+    import datasets  # takes a second, and not every command loads images by it
+
+    if not _is_utf8(str(root.absolute())):
+        raise UserError(f"{safe_line(str(root))}: a folder's name here is not UTF-8; rename it")
+    table = {"image": [str((root / path).absolute()) for path in paths], "path": list(paths), **columns}
+    text = {name: datasets.Value("string") for name in table if name not in ("image", "label")}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64"), **text})
+    return datasets.Dataset.from_dict(table, features=features)
+
+
+def with_slices(split: datasets.Dataset, further: datasets.Dataset, repeats: int = 1) -> datasets.Dataset:
+    """Return a split followed by ``repeats`` times further slices, with their ``stratum`` where they have one.
+
+    The column ``label`` becomes a plain int64, as ``ANY_TUMOR`` names no class.
+    """
+    import datasets
+
+    plain = split.cast_column("label", datasets.Value("int64"))
+    known = [name for name in (*plain.column_names, "stratum") if name in further.column_names]
+    return datasets.concatenate_datasets([plain, *[further.select_columns(list(dict.fromkeys(known)))] * repeats])
+
+
+def _verify(
+    root: Path, files: Sequence[FoundSlice], used: set[str], *, progress: bool
+) -> tuple[dict[str, str], list[SkippedFile]]:
+    """Return the SHA-256 of each file by relative path, and those of ``used`` that do not decode, with the reason."""
+
+    def check(file: FoundSlice) -> tuple[str | None, str | None]:
+        try:
+            content = (root / file.relative).read_bytes()
+        except OSError as error:
+            return None, error.strerror or str(error)
+        try:
+            if file.relative in used:
+                load_image(content, name=file.relative)
+        except UnreadableImageError as error:
+            return hashlib.sha256(content).hexdigest(), error.reason
+        return hashlib.sha256(content).hexdigest(), None
+
+    digests: dict[str, str] = {}
+    bad: list[SkippedFile] = []
+    shown = {"total": len(files), "disable": not progress, "transient": True, "console": Console(stderr=True)}
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        for file, (digest, reason) in track(
+            zip(files, pool.map(check, files), strict=True), "Verifying images", **shown
+        ):
+            if digest:
+                digests[file.relative] = digest
+            if reason:
+                bad.append(SkippedFile(file.relative, reason))
+    return digests, bad
+
+
 def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{safe_line(str(folder))}: cannot be listed ({error.strerror}); check --data_dir") from error
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _require_every_class(root: Path, files: Sequence[FoundSlice]) -> None:
@@ -247,28 +316,17 @@ def _require_every_class(root: Path, files: Sequence[FoundSlice]) -> None:
             raise UserError(f"{root / folder}: no images of {', '.join(missing)}; check the download")
 
 
-def _load_imagefolder(root: Path, slices: Sequence[AssignedSlice]) -> datasets.DatasetDict:
-    """Load by explicit file lists: left to itself, imagefolder puts Training and Testing into one ``train`` split."""
-    parts = {part: [s for s in slices if s.part == part] for part in PARTS}
-    files = {part: [str((root / s.relative).resolve()) for s in ours] for part, ours in parts.items()}
-    was_enabled = datasets.utils.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        loaded = datasets.load_dataset("imagefolder", data_files=files, drop_labels=True)
-        for part, ours in parts.items():
-            paths = [
-                image["path"] for image in loaded[part].cast_column("image", datasets.Image(decode=False))["image"]
-            ]
-            if paths != files[part]:
-                raise RuntimeError("imagefolder changed the order of the files it was given")
-            loaded[part] = (
-                loaded[part]
-                .add_column("label", [LABELS.index(s.label) for s in ours])
-                .cast_column("label", datasets.ClassLabel(names=list(LABELS)))
-                .add_column("path", [s.relative for s in ours])
-                .add_column("group", [s.group for s in ours])
-            )
-    finally:
-        if was_enabled:
-            datasets.enable_progress_bars()
-    return loaded
+def _splits(root: Path, assignment: Assignment) -> datasets.DatasetDict:
+    import datasets
+
+    parts = {}
+    for part in PARTS:
+        ours = [s for s in assignment.slices if s.part == part]
+        table = image_dataset(
+            root,
+            [s.relative for s in ours],
+            label=[LABEL2ID[s.label] for s in ours],
+            group=[s.group for s in ours],
+        )
+        parts[part] = table.cast_column("label", datasets.ClassLabel(names=list(LABELS)))
+    return datasets.DatasetDict(parts)

@@ -245,13 +245,15 @@ def left_out_figures(brain: Outputs, foreign: Outputs) -> dict[str, dict[str, di
         foreign: what it is fitted on as something else.
 
     Returns:
-        ``brain`` and ``foreign``: kind -> ``{"n", "refused"}``; a picture's fault counts as a refusal.
+        ``brain`` and ``foreign``: kind -> ``{"n", "refused"}``; a picture's fault counts as a refusal. Empty for a
+        side of one kind.
     """
     sides = {"brain": brain, "foreign": foreign}
     result: dict[str, dict[str, dict[str, float]]] = {}
     for side, outputs in sides.items():
         result[side] = {}
-        for kind in sorted(set(outputs.kinds)):
+        kinds = sorted(set(outputs.kinds))
+        for kind in kinds if len(kinds) > 1 else ():
             rest = {name: np.array([k != kind or name != side for k in part.kinds]) for name, part in sides.items()}
             check = fit_brain_mri(
                 *(x for n, part in sides.items() for x in (part.features[rest[n]], np.array(part.kinds)[rest[n]]))

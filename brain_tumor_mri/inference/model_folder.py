@@ -20,7 +20,7 @@ from ..errors import UserError, first_line
 from ..files import read_json
 from ..labels import LABELS
 
-DEFAULT_MODEL = "model"
+DEFAULT_MODEL = "model-lite"
 _CONFIG = "config.json"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 TORCH, TENSORRT = "torch", "tensorrt"

@@ -136,7 +136,7 @@ def external_table(records: Sequence[dict[str, Any]]) -> str:
 
 
 def ablation_table(record: dict[str, Any]) -> str:
-    """Return one Markdown row a step of benchmarks/accuracy/ablation.py: its figures, and changes in points with intervals."""
+    """Return one Markdown row a step of the ablation benchmark: its figures, and changes in points with intervals."""
     rows = []
     for step in record["steps"]:
         test, found = step["test"], step["external"]
@@ -235,6 +235,8 @@ def model_title(record: dict[str, Any]) -> str:
         parts.append("from random weights" if config.get("from_scratch") else "fine-tuned")
         if config.get("external_dir") and config.get("external_train"):
             parts.append("some Br35H tumours in training")
+        if config.get("collections_dir"):
+            parts.append("further collections in training")
         if config.get("outlines_dir"):
             parts.append("guided by outlines")
     if model.get("mirror"):

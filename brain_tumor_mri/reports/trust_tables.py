@@ -19,9 +19,8 @@ FOREIGN, FAMILIAR = "foreign", "familiar"
 
 def trust_tables(record: Mapping[str, Any]) -> str:
     """Return every table and note of one ``trust.json``, as Markdown."""
-    return "\n".join(
-        [calibration_table([record]), coverage_table(record), decision_table([record]), trust_note(record)]
-    )
+    parts = [calibration_table([record]), coverage_table(record), decision_table([record]), trust_note(record)]
+    return "\n".join([*parts, *filter(None, (check_tables(record), left_out_table(record)))])
 
 
 def calibration_table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -71,6 +70,11 @@ def decision_table(records: Sequence[Mapping[str, Any]]) -> str:
         shares = [percent(figures["decisions"].get(name)) for name in shown]
         right = [percent(figures["correct"][which]) for which in ("answer", "uncertain", "all")]
         rows.append([title, str(figures["n"]), *shares, *right])
+    for record in records:
+        for name, figures in record["measured"].get("collections", {}).items():
+            shares = [percent(figures["decisions"].get(decision)) for decision in shown]
+            right = [percent(figures["correct"][which]) for which in ("answer", "uncertain", "all")]
+            rows.append([f"{name}, test (its other patients trained)", str(figures["n"]), *shares, *right])
     header = ["decisions", "slices", *shown.values(), "right when answered", "right when uncertain", "right of all"]
     return markdown_table(header, rows)
 
@@ -79,8 +83,9 @@ def trust_note(record: Mapping[str, Any]) -> str:
     """Say what was fitted on what, what foreign pictures get, and where coverage is broken."""
     fitted, measured = record["fitted_on"], record["measured"]
     lines = [
-        f"Fitted on the {fitted['validation']:,} validation slices of `{record['protocol']}`, which chose the epoch "
-        f"too; decisions at {DEFAULT_COVERAGE} % coverage. 95 % intervals: percentile bootstrap over groups."
+        f"Fitted on the {sum(fitted['validation'].values()):,} validation slices of all collections that were given, "
+        f"under `{record['protocol']}`; decisions at {DEFAULT_COVERAGE} % coverage. 95 % intervals: percentile "
+        "bootstrap over groups."
     ]
     by_class = measured["test"]["single"]["coverage"][str(DEFAULT_COVERAGE)]["per_class"]
     short = [
@@ -102,19 +107,7 @@ def trust_note(record: Mapping[str, Any]) -> str:
             f"For `external` a set is right when it holds any tumour class; {DEFAULT_COVERAGE} % sets are so "
             f"{percent(covered)} of the time, {verdict}. Sets promise nothing for slices unlike the validation slices."
         )
-    if FOREIGN in measured:
-        lines.append(foreign_note(measured[FOREIGN]))
     return "\n".join(lines) + "\n"
-
-
-def foreign_note(figures: Mapping[str, Any]) -> str:
-    """Say how well pictures that are no brain MRI are told from held-out slices, and name those that pass."""
-    return (
-        f"Of {figures['n']} pictures that are no brain MRI (photographs, pages, textures, microscopy, other DICOM, "
-        f"noise) {100 * figures['refused']:.1f} % are refused; AUROC against held-out slices "
-        f"{100 * figures['auroc']:.2f} %, {100 * figures['auroc_without_faults']:.2f} % without those that are blank, "
-        f"tiny or in colour.{_let_through(figures)}"
-    )
 
 
 def check_tables(report: Mapping[str, Any]) -> str:
@@ -137,6 +130,18 @@ def check_tables(report: Mapping[str, Any]) -> str:
     return "\n".join(text)
 
 
+def left_out_table(record: Mapping[str, Any]) -> str:
+    """Return how many are refused of each kind that a fit of the check did not see; empty where not recorded."""
+    left_out = record["measured"].get("left_out", {})
+    titles = {"foreign": "no brain MRI, to be refused", "brain": "brain MRI, to be let through"}
+    rows = [
+        [kind.replace("-", " "), title, str(row["n"]), f"{100 * row['refused']:.1f} %"]
+        for side, title in titles.items()
+        for kind, row in left_out.get(side, {}).items()
+    ]
+    return markdown_table(["left out of the fit", "is", "pictures", "refused"], rows) if rows else ""
+
+
 def _refusal_table(title: str, wanted: str, figures: Mapping[str, Any]) -> str:
     rows = [
         [f"- {kind.replace('-', ' ')}", str(row["n"]), f"{100 * row['refused']:.1f} %", str(row["faults"])]
@@ -148,7 +153,7 @@ def _refusal_table(title: str, wanted: str, figures: Mapping[str, Any]) -> str:
 
 
 def _let_through(figures: Mapping[str, Any]) -> str:
-    passed = [f"`{row['name']}` ({row['unlikeness']:.2f})" for row in figures["let_through"]]
+    passed = [f"`{row['name']}` ({row['foreign']:.2f})" for row in figures["let_through"]]
     return f" Let through: {', '.join(passed[:6])}{', ...' if len(passed) > 6 else ''}." if passed else ""
 
 

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from brain_tumor_mri.commands import main as cli
 from brain_tumor_mri.data import br35h as external
-from brain_tumor_mri.data.slices import load_slices
+from brain_tumor_mri.data.slices import load_slices, with_slices
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation.metrics import external_figures
 from brain_tumor_mri.labels import ANY_TUMOR, LABELS
@@ -73,7 +73,7 @@ def test_tumours_of_unknown_type_join_the_training_part(phantom_dir: Path, tumou
     splits = load_slices(phantom_dir).splits
     tumours = external.load_external(tumours_dir)
     assert {part: len(split) for part, split in tumours.items()} == {"train": 12, "validation": 4, "test": 8}
-    joined = external.with_external(splits["train"], tumours["train"], repeats=3)
+    joined = with_slices(splits["train"], tumours["train"], repeats=3)
     assert len(joined) == len(splits["train"]) + 36
     assert joined["label"][: len(splits["train"])] == splits["train"]["label"][:]
     assert set(joined["label"][len(splits["train"]) :]) == {ANY_TUMOR}

@@ -22,15 +22,20 @@ def record() -> dict:
     def part(labels: np.ndarray) -> Outputs:
         n = len(labels)
         logits = rng.normal(0, 1, (n, 2, 4)) + 3 * np.eye(4)[np.maximum(labels, 0)][:, None]
-        return Outputs(logits, rng.normal(size=(n, 6)), [None] * n, labels, [str(i // 3) for i in range(n)], "x" * n)
+        return Outputs(
+            logits, rng.normal(size=(n, 6)), [None] * n, labels, [str(i // 3) for i in range(n)], ["page"] * n, "x" * n
+        )
 
     validation, test, external = part(np.arange(300) % 4), part(np.arange(200) % 4), part(np.full(60, ANY_TUMOR))
-    trust = calibration.fit_trust("f" * 64, "layer3", validation=validation, known=rng.normal(size=(200, 6)))
+    foreign = part(np.zeros(9, int))
+    known = part(np.arange(200) % 4)
+    trust = calibration.fit_trust("f" * 64, "layer3", validation=validation, known=known, foreign=foreign)
     measured = {
         name: {"single": trust_figures(trust, outputs)} for name, outputs in (("test", test), ("external", external))
     }
-    measured["foreign"] = foreign_figures(trust, part(np.zeros(9, int)), [test], ["page"] * 9)
-    more = {"protocol": "patient-disjoint fold 1", "fitted_on": {"validation": 300}, "measured": measured}
+    measured["foreign"] = foreign_figures(trust, part(np.zeros(9, int)), [test])
+    fitted_on = {"validation": {"kaggle": 250, "br35h": 50}}
+    more = {"protocol": "patient-disjoint fold 1", "fitted_on": fitted_on, "measured": measured}
     return json.loads(json.dumps(trust.to_dict() | more))
 
 
@@ -62,7 +67,7 @@ def test_classes_that_are_covered_too_rarely_are_named(record: dict):
 
 def test_foreign_pictures_that_pass_are_named(record: dict):
     passed = record["measured"]["foreign"]["let_through"]
-    assert passed and f"`x` ({passed[0]['unlikeness']:.2f})" in trust_tables(record)
+    assert passed and f"`x` ({passed[0]['foreign']:.2f})" in trust_tables(record)
 
 
 def test_a_block_of_a_markdown_file_is_rendered(record: dict, tmp_path: Path):
@@ -74,7 +79,7 @@ def test_a_block_of_a_markdown_file_is_rendered(record: dict, tmp_path: Path):
 
 def test_the_tables_of_a_report_name_kinds_collections_and_what_is_let_through():
     kinds = {"head-CT": {"n": 4, "refused": 0.5, "faults": 0}, "page": {"n": 4, "refused": 1.0, "faults": 3}}
-    passed = [{"name": f"head-CT/{i}.png", "unlikeness": 0.9} for i in range(2)]
+    passed = [{"name": f"head-CT/{i}.png", "foreign": 0.4} for i in range(2)]
     foreign = {"n": 8, "refused": 0.75, "refused_by_kind": kinds, "let_through": passed, "n_known": 1577}
     foreign |= {"n_without_faults": 5, "refused_without_faults": 0.6, "auroc": 0.9, "auroc_without_faults": 0.8}
     familiar = {"n": 3, "refused": 1 / 3, "refused_by_kind": {"ITK-T1": {"n": 3, "refused": 1 / 3, "faults": 0}}}
@@ -82,8 +87,19 @@ def test_the_tables_of_a_report_name_kinds_collections_and_what_is_let_through()
     assert "| all, to be refused | 8 | 75.0 % | 3 |" in text and "| - head CT | 4 | 50.0 % | 0 |" in text
     assert "Of the 5 pictures that" in text and "60.0 % are refused; their AUROC is 80.00 %" in text
     assert "against 1,577 held-out slices 90.00 %." in text
-    assert "`head-CT/1.png` (0.90)." in text and "| all, to be let through | 3 | 33.3 % | 0 |" in text
+    assert "`head-CT/1.png` (0.40)." in text and "| all, to be let through | 3 | 33.3 % | 0 |" in text
     assert "ITK" not in check_tables({"measured": {"foreign": foreign}})
     assert "no brain MRI" not in check_tables({"measured": {"familiar": familiar}})
     faulty = foreign | {"n_without_faults": 0, "refused_without_faults": None, "auroc_without_faults": None}
     assert "Of the 0" not in check_tables({"measured": {"foreign": faulty}})
+
+
+def test_kinds_left_out_of_the_fit_have_a_table(record: dict):
+    assert "left out of the fit" not in trust_tables(record)
+    record["measured"]["left_out"] = {
+        "foreign": {"head-ct": {"n": 4, "refused": 0.75}},
+        "brain": {"kaggle": {"n": 9, "refused": 0}},
+    }
+    text = trust_tables(record)
+    assert "| head ct | no brain MRI, to be refused | 4 | 75.0 % |" in text
+    assert "| kaggle | brain MRI, to be let through | 9 | 0.0 % |" in text

@@ -187,7 +187,7 @@ def run_probe(
     folder: Path, batch_size: int, steps: int, processes: int = 1, images: int = 24
 ) -> tuple[dict, list[float]]:
     folder.mkdir()
-    script = str(ROOT / "tests/weighted_loss_probe.py")
+    script = str(ROOT / "tests/training/weighted_loss_probe.py")
     command = [sys.executable, script, str(folder), str(batch_size), str(steps), str(images)]
     if processes > 1:
         launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
@@ -334,7 +334,7 @@ def test_an_output_folder_that_cannot_be_used_is_found_before_training(tmp_path,
     with pytest.raises(UserError, match="are needed for checkpoints"):
         prepare_output_dir(args, parameters=10**15)
     with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
-        patch.setattr(training.tempfile, "TemporaryFile", _full_disk)
+        patch.setattr("brain_tumor_mri.training.run.tempfile.TemporaryFile", _full_disk)
         prepare_output_dir(args, parameters=1000)
     assert prepare_output_dir(args, parameters=1000) is None
 
