@@ -114,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
             left_out = left_out_figures(_joined([known, plain, disturbed]), foreign)
 
     tested = {kind: gather(part["test"], kind, "test") for kind, part in parts.items() if "test" in part}
+    brain = list(tested.values())
     measured: dict[str, Any] = {
         name: {how: trust_figures(trust, outputs, mirror=how == "mirrored") for how in ("single", "mirrored")}
         for name, outputs in (("test", tested.pop(KAGGLE)), ("external", tested.pop(BR35H, None)))
@@ -125,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     if pictures["foreign_test"]:
         strangers.append(gather.files(pictures["foreign_test"], Path(args.foreign_test), "other foreign pictures"))
     if strangers and trust.brain_mri:
-        measured["foreign"] = foreign_figures(trust, _joined(strangers), list(tested.values()))
+        measured["foreign"] = foreign_figures(trust, _joined(strangers), brain)
     if pictures["familiar"]:
         outputs = gather.files(pictures["familiar"], Path(args.familiar), "slices of other collections")
         measured["familiar"] = familiar_figures(trust, outputs)
