@@ -74,7 +74,7 @@ def decision_table(records: Sequence[Mapping[str, Any]]) -> str:
         for name, figures in record["measured"].get("collections", {}).items():
             shares = [percent(figures["decisions"].get(decision)) for decision in shown]
             right = [percent(figures["correct"][which]) for which in ("answer", "uncertain", "all")]
-            rows.append([f"{name}, test (its other patients trained)", str(figures["n"]), *shares, *right])
+            rows.append([f"{name}, test part of a collection that trained", str(figures["n"]), *shares, *right])
     header = ["decisions", "slices", *shown.values(), "right when answered", "right when uncertain", "right of all"]
     return markdown_table(header, rows)
 
