@@ -193,6 +193,7 @@ def _one_of(models: Sequence[dict[str, Any]], given: Sequence[str], named: dict[
 def _load_slices(args: argparse.Namespace, protocol: ProtocolArguments) -> SliceData:
     from ..data.slices import load_slices
 
-    return load_slices(
-        args.data_dir, protocol, seed=args.seed, skip_unreadable=args.skip_unreadable, progress=not args.json
-    )
+    # the healthy slices of both set the threshold of the external figures and measure it
+    parts = {args.split, "validation", "test"} if args.external_dir else {args.split}
+    options = {"seed": args.seed, "skip_unreadable": args.skip_unreadable, "progress": not args.json}
+    return load_slices(args.data_dir, protocol, parts=sorted(parts), **options)

@@ -160,6 +160,19 @@ def test_all_collections_asks_each_family_of_the_model_without_it_and_pools(
     assert status == 2 and "without-b" in error and error.count("\n") == 1
 
 
+def test_only_the_measured_part_is_decoded(
+    tiny_model_dir: Path, listed_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(listed_dir, tmp_path / "data")
+    training = next(path for path, row in split_rows().items() if row.fold == 3 and (root / path).exists())
+    (root / training).write_bytes(b"no image")
+    flags = ["--model", str(tiny_model_dir), "--data_dir", str(root), "--protocol", "patient-disjoint", "--fold", "1"]
+    status, out, _ = evaluate(*flags, capsys=capsys)
+    assert (status, json.loads(out)["splits"]["test"]["n"]) == (0, 8)
+    status, _, error = evaluate(*flags, "--split", "train", capsys=capsys)
+    assert status == 2 and training in error
+
+
 def test_collections_stand_in_the_printed_tables(
     tiny_model_dir: Path,
     collections_dir: Path,
