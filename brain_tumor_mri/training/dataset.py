@@ -121,21 +121,28 @@ class SliceDataset(Dataset):
         self.labels: Sequence[int] = split["label"][:]
         self.transform = transform
         self.seed = seed
-        self.set_epoch(0)
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that stay see a new epoch, too
+        self.draw: tuple[int, np.ndarray] | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose which epoch's random draws the items use; call it before the epoch's workers start."""
-        self.epoch = epoch
-        if self.length is not None:
-            self.drawn = np.random.default_rng([self.seed, epoch]).choice(len(self.split), self.length, p=self.shares)
+        """Choose which epoch's random draws the items use; call it before the epoch's first item is asked for."""
+        self.epoch.fill_(epoch)
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """Return which slices an epoch draws, (length,), made once an epoch and process."""
+        if self.draw is None or self.draw[0] != epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            self.draw = epoch, rng.choice(len(self.split), self.length, p=self.shares)
+        return self.draw[1]
 
     def __len__(self) -> int:
         return len(self.split) if self.length is None else self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        draw = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0]
+        epoch = int(self.epoch)
+        draw = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]
         if self.length is not None:
-            index = int(self.drawn[index])
+            index = int(self._drawn(epoch)[index])
         row = self.split[index]
         image = load_image(row["image"]["bytes"] or row["image"]["path"], name=row["image"]["path"])
         with torch.random.fork_rng(devices=[]):

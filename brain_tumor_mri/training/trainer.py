@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
 from ..errors import UserError
 from ..evaluation.metrics import TumorClassificationMetric
@@ -80,7 +81,10 @@ class WeightedLossTrainer(Trainer):
             self.add_callback(self.average)
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
-        """Create the schedule over ``schedule_epochs`` rather than over the epochs that are trained."""
+        """Create the schedule over ``schedule_epochs`` epochs; one on a plateau follows ``greater_is_better``."""
+        if self.args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
+            mode = {"mode": "max" if self.args.greater_is_better else "min"}
+            self.args.lr_scheduler_kwargs = mode | (self.args.lr_scheduler_kwargs or {})
         if self.schedule_epochs:
             num_training_steps = round(num_training_steps * self.schedule_epochs / self.args.num_train_epochs)
         return super().create_scheduler(num_training_steps, *args, **kwargs)
@@ -152,6 +156,22 @@ class WeightedLossTrainer(Trainer):
         """Evaluate the averaged weights, where there are any."""
         with self.average.in_place() if self.average is not None else contextlib.nullcontext():
             return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(
+        self,
+        dataloader: torch.utils.data.DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluate; the loss is one weighted mean over the part, however it was split into batches and processes."""
+        output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
+        logits, labels = (torch.from_numpy(array) for array in (output.predictions, output.label_ids))
+        weights = self.label_weights.cpu()
+        loss = weighted_cross_entropy_sum(logits, labels, weights) / weights[labels].sum()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
+        return output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the release layout into the run's own folder; checkpoints keep full precision, as resuming needs."""

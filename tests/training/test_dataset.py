@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoImageProcessor
 
 from brain_tumor_mri.data.slices import load_slices
@@ -69,6 +70,20 @@ def test_an_item_depends_on_seed_epoch_and_index_alone(tiny_model_dir, phantom_d
     assert torch.equal(item(0, 1, 2, global_seed=3), item(0, 1, 2, global_seed=4))
     assert not torch.equal(item(0, 1, 2, 0), item(0, 2, 2, 0))
     assert not torch.equal(item(0, 1, 2, 0), item(1, 1, 2, 0))
+
+
+def test_workers_that_stay_see_each_new_epoch_in_what_is_drawn_and_how_it_is_changed(tiny_model_dir, phantom_dir):
+    config = AutoConfig.from_pretrained(tiny_model_dir)
+    split = load_slices(phantom_dir).splits["train"]
+    shares = np.full(len(split), 1 / len(split))
+    dataset = SliceDataset(split, TrainTransform(config, AugmentationArguments()), seed=1, shares=shares, length=6)
+    loader = DataLoader(dataset, batch_size=2, num_workers=1, persistent_workers=True)
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        here = torch.stack([dataset[i]["pixel_values"] for i in range(6)])
+        assert torch.equal(torch.cat([batch["pixel_values"] for batch in loader]), here), epoch
+    dataset.set_epoch(0)
+    assert not torch.equal(torch.stack([dataset[i]["pixel_values"] for i in range(6)]), here)
 
 
 def test_items_are_the_models_inputs(tiny_model_dir, phantom_dir):

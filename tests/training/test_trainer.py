@@ -153,7 +153,8 @@ def small_trainer(tmp_path: Path, **options) -> WeightedLossTrainer:
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[], **options)
     torch.manual_seed(0)
     model = build_model("timm/test_efficientnet_ln", from_scratch=True, image_size=64)
-    return WeightedLossTrainer(model=model, args=args, class_weights=probe.CLASS_WEIGHTS)
+    slices = probe.RandomSlices(4)
+    return WeightedLossTrainer(model=model, args=args, eval_dataset=slices, class_weights=probe.CLASS_WEIGHTS)
 
 
 @pytest.mark.parametrize("options", [{}, {"bf16": True}, {"label_smoothing_factor": 0.1}])
@@ -196,7 +197,8 @@ def run_probe(
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     history = json.loads((folder / "state.json").read_text())["log_history"]
-    return load_file(folder / "weights.safetensors"), [entry["loss"] for entry in history if "loss" in entry]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    return load_file(folder / "weights.safetensors"), [*losses, history[-1]["eval_loss"]]
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +253,51 @@ def test_a_schedule_for_more_epochs_than_are_trained_ends_above_zero(tmp_path):
         trainer.lr_scheduler.step()
     assert rates[10] == pytest.approx(1.0)  # a fifth of the 50 steps that the schedule spans warms up
     assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(0.25)
+
+
+def rates_on(trainer: WeightedLossTrainer, metric: str, curve: list[float]) -> list[float]:
+    """The learning rate after each evaluation of a made-up curve, by the Trainer's own code."""
+    trainer.create_optimizer_and_scheduler(num_training_steps=100)
+    rates = []
+    for value in curve:
+        trainer.evaluate = lambda value=value, **_: {f"eval_{metric}": value}
+        trainer._evaluate(trial=None, ignore_keys_for_eval=None)
+        rates.append(trainer._get_learning_rate())
+    return rates
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("accuracy", 1), ("macro_f1", 1), ("loss", -1), ("log_loss", -1)])
+def test_a_plateau_schedule_lowers_the_rate_when_the_metric_stalls_and_not_while_it_gets_better(tmp_path, metric, sign):
+    options = {"lr_scheduler_type": "reduce_lr_on_plateau", "learning_rate": 1.0, "metric_for_best_model": metric}
+    options["eval_strategy"] = "epoch"
+    better = [0.5 + sign * 0.01 * epoch for epoch in range(25)]
+    assert rates_on(small_trainer(tmp_path, **options), metric, better) == [1.0] * 25
+    stalled = rates_on(small_trainer(tmp_path, **options), metric, [0.5] * 13)
+    assert stalled[:11] == [1.0] * 11 and stalled[-1] == pytest.approx(0.1)
+
+
+def test_a_plateau_schedule_takes_further_settings_and_the_seed_recipe_keeps_its_rate_while_accuracy_rises(tmp_path):
+    options = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 2, "factor": 0.5}}
+    options |= {"metric_for_best_model": "accuracy", "eval_strategy": "epoch"}
+    trainer = small_trainer(tmp_path, learning_rate=1.0, **options)
+    assert rates_on(trainer, "accuracy", [0.5] * 4)[-1] == 0.5
+    seed = parse_arguments(["configs/seed.yaml", "--output_dir", str(tmp_path)]).training
+    model = build_model("timm/test_efficientnet_ln", from_scratch=True, image_size=64)
+    trainer = WeightedLossTrainer(model=model, args=seed, eval_dataset=probe.RandomSlices(4))
+    assert rates_on(trainer, "accuracy", [0.8 + 0.005 * epoch for epoch in range(25)]) == [1e-4] * 25
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 13])
+def test_the_validation_loss_is_one_weighted_mean_whatever_the_batch_size(tmp_path, batch_size):
+    trainer = small_trainer(tmp_path, per_device_eval_batch_size=batch_size)
+    slices = probe.RandomSlices(13)
+    slices.labels[3] = ANY_TUMOR
+    batch = torch.utils.data.default_collate([slices[i] for i in range(13)])
+    logits = trainer.model.eval()(batch["pixel_values"]).logits.detach()
+    weights = trainer.label_weights
+    expected = weighted_cross_entropy_sum(logits, batch["labels"], weights) / weights[batch["labels"]].sum()
+    assert trainer.evaluate(slices)["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert trainer.predict(slices).metrics["test_loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_size_schedules_are_checked():

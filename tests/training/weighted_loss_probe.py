@@ -42,6 +42,7 @@ def main(output_dir: str, batch_size: int, accumulation_steps: int, images: int)
         output_dir=output_dir,
         use_cpu=True,
         per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
         gradient_accumulation_steps=accumulation_steps,
         num_train_epochs=3,
         optim="sgd",
@@ -61,6 +62,7 @@ def main(output_dir: str, batch_size: int, accumulation_steps: int, images: int)
         class_weights=CLASS_WEIGHTS,
     )
     trainer.train()
+    trainer.evaluate(RandomSlices(13))
     if trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model)
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, f"{output_dir}/weights.safetensors")
