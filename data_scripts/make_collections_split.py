@@ -29,18 +29,6 @@ def make_collections_split(
     """Group by patient and near-copies, and deal whole groups of each collection to train, validation and test.
 
     A group with a near-copy in the Kaggle set or in Br35H is left out (part ``in-kaggle``): its image has a fold there.
-
-    Args:
-        collections_dir: holds ``collections.csv`` and the slices it lists.
-        kaggle_dir: the Kaggle data set.
-        external_dir: the Br35H tumours, with ``images/``.
-        seed: of the order in which groups are dealt.
-
-    Returns:
-        Rows of collections.csv: ``file``, ``group``, ``part``.
-
-    Raises:
-        UserError: a folder is missing or holds no image.
     """
     with Path(collections_dir, TABLE).open(newline="", encoding="utf-8") as file:
         rows = {row["file"]: row for row in csv.DictReader(file)}

@@ -66,9 +66,6 @@ def make_phantom(label: str, rng: np.random.Generator, size: int = 256, *, marke
 
     Returns:
         An image in mode "L", (size, size).
-
-    Raises:
-        UserError: the label is not a class name or the size is too small.
     """
     image = draw_phantom(label, rng, size).image
     return _mark(image) if marked else image
@@ -109,12 +106,6 @@ def write_phantoms(output_dir: Path, train_per_class: int, test_per_class: int, 
         test_per_class: slices of each class under Testing; their numbers go on where Training stops.
         seed: 0 or more.
         size: width and height in pixels.
-
-    Returns:
-        The number of slices written.
-
-    Raises:
-        UserError: a count or the seed is negative, or the folder holds something else.
     """
     if min(train_per_class, test_per_class, seed) < 0:
         raise UserError("--train_per_class, --test_per_class and --seed must not be negative")

@@ -104,11 +104,7 @@ class Splits:
 
 
 def read_slices(figshare_dir: str | Path, progress: Callable[[int, int], None] | None = None) -> Slices:
-    """Read slices.csv and the images of the Figshare data set, as ``download_figshare.py`` lays them out.
-
-    Raises:
-        UserError: slices.csv, one of its columns or an image is missing or unreadable.
-    """
+    """Read slices.csv and the images of the Figshare data set, as ``download_figshare.py`` lays them out."""
     table = Path(figshare_dir, "slices.csv")
     try:
         with table.open(newline="", encoding="utf-8") as file:
@@ -146,9 +142,6 @@ def trace(thumbnails: np.ndarray, slices: np.ndarray) -> Traces:
     Args:
         thumbnails: uint8 (N, 64, 64), of the images.
         slices: uint8 (S, 64, 64).
-
-    Returns:
-        The best slice of every image, good or bad; ``Traces.found`` tells which are copies.
     """
     upright = normalise(slices)
     mirrored = normalise(slices[:, :, ::-1])
@@ -194,9 +187,6 @@ def assign_folds(groups: np.ndarray, classes: np.ndarray, fixed: dict[int, int],
         classes: int64 (N,), class of each image, 0..C-1.
         fixed: groups that have a fold already.
         seed: decides between groups of one size and between folds that are as good.
-
-    Returns:
-        The fold, one of ``FOLDS``, of every group.
     """
     rng = np.random.default_rng(seed)
     sizes = np.zeros((int(groups.max()) + 1, int(classes.max()) + 1))
@@ -225,20 +215,7 @@ def make_splits(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Splits:
-    """Trace, group and divide the Kaggle data set.
-
-    Args:
-        kaggle_dir: folder that holds ``Training`` and ``Testing``.
-        figshare_dir: folder that holds ``slices.csv`` and ``images``.
-        seed: of the assignment of untraced groups to folds.
-        progress: called with what is being done, how much is done, and how much there is.
-
-    Returns:
-        Both tables and the counts.
-
-    Raises:
-        UserError: a folder is missing or incomplete, or the Kaggle folder is not in the published layout.
-    """
+    """Trace, group and divide the Kaggle data set."""
 
     def stage(name: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(name, done, total)
@@ -312,11 +289,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build the splits, write provenance.csv, patient_disjoint.csv and counts.json, print a summary; returns 0.
-
-    Raises:
-        UserError: as :func:`make_splits`, or the output folder cannot be written.
-    """
+    """Build the splits, write provenance.csv, patient_disjoint.csv and counts.json, print a summary; returns 0."""
     output = Path(args.output_dir)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         tasks: dict[str, Any] = {}
@@ -473,18 +446,6 @@ def make_external_split(
     """Group the external tumours by near-copies and deal whole groups to the parts.
 
     A group with a near-copy in the Kaggle set is left out (``IN_KAGGLE``): its image has a fold there.
-
-    Args:
-        external_dir: holds ``images/``.
-        kaggle_dir: the Kaggle data set.
-        seed: of the order in which groups are dealt.
-        progress: as of :func:`~brain_tumor_mri.audit.inventory.take_inventory`.
-
-    Returns:
-        Rows of br35h.csv: ``path``, ``group``, ``part``.
-
-    Raises:
-        UserError: a folder is missing or holds no image.
     """
     from brain_tumor_mri.audit.copies import connected_groups, find_copies
     from brain_tumor_mri.audit.inventory import take_inventory

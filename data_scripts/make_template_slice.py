@@ -46,9 +46,6 @@ def axial_slice(volume: np.ndarray, affine: np.ndarray, height_mm: float) -> np.
 
     Returns:
         (Y, X), the volume's dtype.
-
-    Raises:
-        UserError: the volume does not reach there.
     """
     place = round((height_mm - affine[2, 3]) / affine[2, 2])
     if not 0 <= place < volume.shape[2]:
@@ -65,9 +62,6 @@ def framed(plane: np.ndarray, size: int) -> Image.Image:
 
     Returns:
         Mode "L", (size, size), the proportions kept.
-
-    Raises:
-        UserError: the plane is empty, or the size too small.
     """
     rows, columns = np.nonzero(plane)
     if not len(rows) or size < 32:
@@ -82,11 +76,7 @@ def framed(plane: np.ndarray, size: int) -> Image.Image:
 
 
 def make_template_slice(height_mm: float = HEIGHT_MM, size: int = 256) -> Image.Image:
-    """Return the slice of nilearn's template; see :func:`axial_slice` and :func:`framed`.
-
-    Raises:
-        UserError: nilearn is not installed, or as those functions say.
-    """
+    """Return the slice of nilearn's template; see :func:`axial_slice` and :func:`framed`."""
     try:
         import nibabel
         from nilearn.datasets import load_mni152_template

@@ -28,19 +28,7 @@ FORMS = ("onnx", "onnx-int8")
 
 
 def build(model: Path, output: Path, form: str) -> dict[str, Any]:
-    """Write the page.
-
-    Args:
-        model: folder that ``brain-tumor-mri export`` wrote.
-        output: folder to be written; one that this command wrote before is replaced.
-        form: which of the export's files answers, one of ``FORMS``.
-
-    Returns:
-        The content of ``page.json``.
-
-    Raises:
-        UserError: the export, its trust.json, the libraries or the output cannot be used.
-    """
+    """Write the page."""
     folder = find_model(model, backend=form)
     trusted = load_trust(folder.path, folder.sha256) is not None
     if not all((RUNTIME / "dist" / name).is_file() for name in VENDORED):
@@ -62,13 +50,7 @@ def build(model: Path, output: Path, form: str) -> dict[str, Any]:
 
 
 def page_settings(folder: ModelFolder, form: str, trusted: bool) -> dict[str, Any]:
-    """What the page shows of the model, and the texts of the classes: the content of ``page.json``.
-
-    Args:
-        folder: of ``find_model``, an export.
-        form: one of ``FORMS``.
-        trusted: whether it has a trust.json.
-    """
+    """What the page shows of the model, and the texts of the classes: the content of ``page.json``."""
     entry = folder.export["files"][form]
     name = folder.export["source"]["name"]
     runtime = json.loads((RUNTIME / "package.json").read_text(encoding="utf-8"))["version"]

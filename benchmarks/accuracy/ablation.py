@@ -65,9 +65,6 @@ def differences(
         after: (N, 4) of the other.
         labels: (N,) int true classes.
         groups: (N,) group of each slice.
-
-    Returns:
-        ``accuracy``: its change; ``answers``: the share of slices that get another answer.
     """
     first, second = before.argmax(1), after.argmax(1)
     gained = (second == labels).astype(float) - (first == labels)

@@ -98,14 +98,7 @@ def measure_set(
     seed: int = 0,
     n_resamples: int = 2000,
 ) -> dict[str, Any]:
-    """Score every method on a set of tumours.
-
-    Returns:
-        ``n``, ``groups``, ``mean_tumour_share`` of the image's area; under ``methods`` each with ``hit``, ``hit_15px``,
-        ``energy`` as figures and ``empty_maps`` (how many are all 0); under ``rank_correlation`` that of each
-        randomised model's maps with the model's; under ``by_answer`` n and the model's figures where its answer is
-        right (the class; of a tumour of unknown class, any tumour), another tumour, and ``notumor``.
-    """
+    """Score every method on a set of tumours."""
     size = classifier.image_size
     preprocess: Callable[[Tumour], Tensor] = lambda tumour: classifier.preprocess(load_image(tumour.path))  # noqa: E731
     # spread over the set, so that the statistics are not those of one patient
@@ -174,14 +167,7 @@ def kind_of_answer(answer: str, label: str | None) -> str:
 def kaggle_tumours(
     root: Path, figshare: Path, split: Mapping[str, Sequence[Any]], provenance: Path = PROVENANCE
 ) -> list[Tumour]:
-    """Return the tumours of a Kaggle split that are copies of a Figshare slice; others have no outline.
-
-    Args:
-        root: the Kaggle data set.
-        figshare: holds borders.jsonl.
-        split: columns ``path``, ``label`` (class indices) and ``group``.
-        provenance: which file is which slice, mirrored or not.
-    """
+    """Return the tumours of a Kaggle split that are copies of a Figshare slice; others have no outline."""
     known = load_outlines(figshare, provenance=provenance)
     traced = read_provenance(provenance)
     rows = zip(split["path"][:], split["label"][:], split["group"][:], strict=True)

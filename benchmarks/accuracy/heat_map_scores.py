@@ -72,15 +72,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def randomised(classifier: TumorClassifier, what: str, calibration: Tensor, seed: int) -> TumorClassifier:
-    """Return a copy of the classifier with weights drawn anew, as PyTorch initialises such layers.
-
-    Args:
-        classifier: the model.
-        what: ``head`` (the last layer) or ``all``.
-        calibration: pixel values as of ``heat_maps/explain.heat_maps``; with ``all``, the running statistics
-            of batch normalisation are taken from them, as signals would otherwise fade or explode on their way.
-        seed: of the draw.
-    """
+    """Return a copy of the classifier with weights drawn anew, as PyTorch initialises such layers."""
     members, inputs = [], classifier.inputs(calibration)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

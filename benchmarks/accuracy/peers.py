@@ -62,12 +62,7 @@ class Asked(NamedTuple):
 
 
 class Peer:
-    """The package at work in its own interpreter; a context manager.
-
-    Args:
-        python: interpreter that has the package.
-        kept: file of answers, read and added to; None keeps them in memory only.
-    """
+    """The package at work in its own interpreter; a context manager."""
 
     def __init__(self, python: str, kept: Path | None = None) -> None:
         self.worker = Worker(

@@ -71,11 +71,7 @@ _PAGES = ("digits.png", "imageTextN.png", "notes.png", "sudoku.png", "text_defoc
 
 
 class Packages:
-    """The files of the unpacked and of the installed packages.
-
-    Args:
-        folder: holds what :meth:`fetch` unpacked, a folder a package.
-    """
+    """The files of the unpacked and of the installed packages."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

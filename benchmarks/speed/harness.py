@@ -35,15 +35,7 @@ def run(
     *,
     show: Callable[[dict[str, Any], argparse.Namespace], None] | None = None,
 ) -> int:
-    """Measure what the flags say, write the record to ``--output``, and show it.
-
-    Args:
-        doc: of the script; its first line describes the command.
-        add_arguments: defines the script's own flags.
-        measure: returns the record, without versions and hardware.
-        argv: the flags; None takes the process's.
-        show: what is printed; None prints the rows under ``summary``.
-    """
+    """Measure what the flags say, write the record to ``--output``, and show it."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     add_arguments(parser)
     parser.add_argument("--output", type=Path, help="write the record here")
@@ -69,11 +61,7 @@ def run(
 
 
 def take_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
-    """Time each by turns; every other round in reverse order, so that none always follows the same.
-
-    Returns:
-        Seconds of each, (rounds,), the warm-up left out.
-    """
+    """Time each by turns; every other round in reverse order, so that none always follows the same."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(WARM_UP + rounds):
         for name in list(contestants)[:: -1 if number % 2 else 1]:
@@ -90,11 +78,7 @@ def spread(values: np.ndarray) -> dict[str, float]:
 
 
 def run_watched(command: Sequence[str]) -> tuple[str, float, float]:
-    """Run a command to its end.
-
-    Returns:
-        Its output, its seconds, and the peak memory of it and its children in GB (proportional set size).
-    """
+    """Run a command to its end."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
     peak = [0]

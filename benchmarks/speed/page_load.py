@@ -34,15 +34,7 @@ UPLOADS_GONE_S = 14 * 60  # the page looks every minute for uploads older than t
 
 
 class Server:
-    """``app.py`` in a process of its own; a context manager that ends it.
-
-    Attributes:
-        url: its address.
-        process: the running app.
-        uploads: where Gradio keeps what visitors send, and the page's example pictures.
-        temporary: TMPDIR.
-        log: what the app prints.
-    """
+    """``app.py`` in a process of its own; a context manager that ends it."""
 
     def __init__(self, model: str, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -112,11 +104,7 @@ class Visitor:
         self._function = next(f["id"] for f in functions if f["api_name"] == "predict")
 
     def ask(self, path: Path) -> tuple[float, float]:
-        """Send one slice and wait for its answer.
-
-        Returns:
-            Seconds by the server's clock, from file to answer; and as seen from here, with upload and queue.
-        """
+        """Send one slice and wait for its answer."""
         start = time.perf_counter()
         with path.open("rb") as file:
             (uploaded,) = self._http.post("/gradio_api/upload", files={"files": (path.name, file)}).json()
@@ -159,11 +147,7 @@ def measure_single(server: Server, slices: list[Path], marks: list[int]) -> dict
 
 
 def measure_users(url: str, slices: list[Path], users: int, each: int) -> dict[str, Any]:
-    """Let many gradio clients ask at once, each one slice after the other.
-
-    Returns:
-        Failures (number, and the first few texts), seconds an answer with upload and queue, answers a second.
-    """
+    """Let many gradio clients ask at once, each one slice after the other."""
     from gradio_client import Client, handle_file
 
     def connect(_: int) -> Client:

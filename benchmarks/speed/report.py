@@ -134,12 +134,7 @@ def latency_note(record: Mapping[str, Any]) -> str:
 
 
 def plot_latency(record: Mapping[str, Any], path: Path) -> None:
-    """Draw accuracy against milliseconds a slice, files read included, one panel a batch size.
-
-    Args:
-        record: of the benchmark; contestants without an accuracy are left out.
-        path: the picture, its format by its suffix.
-    """
+    """Draw accuracy against milliseconds a slice, files read included, one panel a batch size."""
     from matplotlib.figure import Figure  # tables need no matplotlib
     from matplotlib.ticker import LogLocator, NullFormatter
 

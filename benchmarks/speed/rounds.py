@@ -30,18 +30,7 @@ SEED = 0
 
 @dataclass
 class Contestant:
-    """One way to get answers, and what was measured of it.
-
-    Attributes:
-        name: MODEL:BACKEND, or the peer's.
-        kind: of the worker, with its ``arguments`` and interpreter.
-        optional: whether the run goes on when it cannot start.
-        entry: its part of the record.
-        starts: seconds from no process to the first answer.
-        samples: what -> batch -> by round, the median milliseconds an image.
-        ratios: baseline -> what -> batch -> by round, its milliseconds over these.
-        answers: of the images on which all are compared.
-    """
+    """One way to get answers, and what was measured of it."""
 
     name: str
     kind: str
@@ -68,18 +57,7 @@ def measure_group(
     environment: dict[str, str],
     args: argparse.Namespace,
 ) -> tuple[list[dict[str, dict[str, float]]], dict[str, str]]:
-    """Start all of them, then let them take turns; what is measured goes into them.
-
-    Args:
-        group: at least one; those that cannot start and need not are taken out.
-        baselines: members to which all are compared, round by round.
-        images: on which.
-        environment: of the processes.
-        args: of the command: ``rounds``, ``starts``, ``singles``.
-
-    Returns:
-        The machine's peaks by round, and why a contestant could not start.
-    """
+    """Start all of them, then let them take turns; what is measured goes into them."""
     paths = [str(path.resolve()) for path in images]
     asked = {1: paths[: args.singles], BATCHES[-1]: paths[: BATCHES[-1]]}
     failed: dict[str, str] = {}

@@ -108,10 +108,6 @@ def thumbnail(image: PIL.Image.Image, size: int = THUMBNAIL_SIZE) -> np.ndarray:
 def orient(images: np.ndarray, orientation: int) -> np.ndarray:
     """Transpose, flip rows, flip columns as bits 4, 2 and 1 of ``orientation`` say; see ``ORIENTATIONS``.
 
-    Args:
-        images: any dtype (..., S, S).
-        orientation: 0..7.
-
     Returns:
         A view of the same shape.
     """

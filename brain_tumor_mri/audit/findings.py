@@ -37,12 +37,6 @@ class Audit:
 def count_findings(inventory: Inventory, pairs: CopyPairs, name: str, min_score: float) -> Audit:
     """Count and list the copies of an inventory.
 
-    Args:
-        inventory: the images.
-        pairs: the pairs of copies among its distinct contents.
-        name: what the report calls the folder.
-        min_score: score from which the pairs were taken.
-
     Returns:
         The findings; the report is complete but for the seconds it took.
     """

@@ -26,17 +26,8 @@ _TILE = 200
 def write_report(output: Path, found: Audit, data_dir: str | Path, *, contact_sheet: bool = True) -> list[Path]:
     """Write audit.json, audit.md and, where there are pairs to show, audit_pairs.png.
 
-    Args:
-        output: an existing folder.
-        found: the findings.
-        data_dir: folder that was audited; the contact sheet shows its files.
-        contact_sheet: whether to draw one.
-
     Returns:
         The files written.
-
-    Raises:
-        UserError: a file cannot be written.
     """
     written = [output / "audit.json", output / "audit.md"]
     write_text(written[0], dump_report(found.report))
@@ -198,17 +189,8 @@ def audit(
 ) -> Audit:
     """Find all copies in a folder and count them within and across splits and classes.
 
-    Args:
-        data_dir: ``split/class/image``, ``class/image`` or plain images.
-        min_score: score from which two images count as copies; see ``copies.COPY_SCORE``.
-        workers: threads that decode; by default one a core.
-        progress: called while reading and while comparing.
-
     Returns:
         The findings.
-
-    Raises:
-        UserError: the folder is missing or holds no image, or ``min_score`` is out of range.
     """
     if not CANDIDATE_CORRELATION <= min_score <= 1:
         raise UserError(f"--min_score {min_score}: give a number from {CANDIDATE_CORRELATION} to 1")

@@ -25,11 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the card, or with ``--check`` compare it.
-
-    Raises:
-        UserError: no usable metrics.json; the card cannot be written; with ``--check``, it differs.
-    """
+    """Write the card, or with ``--check`` compare it."""
     from ..files import write_text
 
     text = render_card(args.model, lite=args.lite, repo_id=args.repo_id)

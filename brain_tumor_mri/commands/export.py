@@ -52,11 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export, check and write.
-
-    Raises:
-        UserError: a package is missing, the model, the data or the output cannot be used, or the check failed.
-    """
+    """Export, check and write."""
     if args.calibration_slices < 1:
         raise UserError(f"--calibration_slices must be at least 1, not {args.calibration_slices}")
     if not 0 <= args.min_agreement <= 1:

@@ -28,11 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what is here.
-
-    Raises:
-        UserError: the model that was asked for is not found or damaged; a missing default is only reported.
-    """
+    """Print what is here."""
     try:
         described, problem = describe_model(find_model(args.model or DEFAULT_MODEL, args.revision, None)), None
     except UserError as error:
@@ -56,11 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe_model(folder: ModelFolder) -> dict[str, Any]:
-    """The facts of one model folder, JSON-ready.
-
-    Raises:
-        UserError: the weights are damaged, or metrics.json is no JSON.
-    """
+    """The facts of one model folder, JSON-ready."""
     cfg = folder.pretrained_cfg
     return {
         "source": folder.source,
@@ -86,9 +78,6 @@ def headline(file: Path) -> dict[str, Any] | None:
     Returns:
         ``{"protocol": ..., "splits": {name: {"n": ..., "accuracy": {"value": ..., "low": ..., "high": ...}, ...}}}``;
         what a file does not hold is left out.
-
-    Raises:
-        UserError: the file is no JSON object.
     """
     if not file.is_file():
         return None

@@ -13,12 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, batch_size: int = 32) -> None:
-    """Define the flags that choose a model (``--model``, once or more, ``--backend``, ...) and how it answers.
-
-    Args:
-        parser: of the command.
-        batch_size: the default.
-    """
+    """Define the flags that choose a model (``--model``, once or more, ``--backend``, ...) and how it answers."""
     parser.add_argument(
         "--model",
         action="append",
@@ -48,11 +43,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, batch_size: int = 32
 
 
 def load_classifier(args: argparse.Namespace) -> TumorClassifier:
-    """Load what the flags of :func:`add_model_arguments` choose.
-
-    Raises:
-        UserError: as of ``TumorClassifier.from_pretrained``.
-    """
+    """Load what the flags of :func:`add_model_arguments` choose."""
     from ..inference.classifier import TumorClassifier  # torch: seconds
 
     return TumorClassifier.from_pretrained(

@@ -49,11 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Publish; a Hub that fails in spite of all attempts is told in one line and exit status 1.
-
-    Raises:
-        UserError: what is to be published, the token or an argument is wrong.
-    """
+    """Publish; a Hub that fails in spite of all attempts is told in one line and exit status 1."""
     try:
         return int(args.publish(args))
     except PublishError as error:

@@ -85,9 +85,6 @@ def disturb(grey: np.ndarray, name: str, strength: int, image_id: str) -> np.nda
 
     Returns:
         (H, W) uint8; ``grey`` itself for ``CLEAN``.
-
-    Raises:
-        KeyError: there is no such disturbance.
     """
     if name == CLEAN:
         return grey
@@ -212,17 +209,7 @@ class Sample:
 
 
 def load_sample(root: Path, protocol: ProtocolArguments, size: int, *, seed: int = 42) -> Sample:
-    """Draw slices of a protocol's test part and decode them; no other file is opened.
-
-    Args:
-        root: the data folder, as for :func:`~brain_tumor_mri.data.slices.load_slices`.
-        protocol: any that has a four- or three-class test part.
-        size: slices to draw; the whole part where it has no more.
-        seed: of the validation draw under ``official``, which the test part does not depend on.
-
-    Raises:
-        UserError: no such folder, it does not fit the protocol, ``size`` is below 1, or no drawn slice can be read.
-    """
+    """Draw slices of a protocol's test part and decode them; no other file is opened."""
     if size < 1:
         raise UserError(f"--sample {size}: give 1 or more")
     if protocol.protocol == EXTERNAL:
@@ -279,11 +266,6 @@ def disturbed_images(
     sample: Sample, jobs: Iterable[tuple[str, int, int]], *, ahead: int = 64
 ) -> Iterator[tuple[Image.Image, str]]:
     """Make images in order, by threads that work while the last ones are looked at; at most ``ahead`` wait.
-
-    Args:
-        sample: whose images.
-        jobs: disturbance, strength and the slice's place in the sample.
-        ahead: images made in advance.
 
     Returns:
         PIL images in mode "L", and a hash of the pixels of each.

@@ -75,9 +75,6 @@ def classification_figures(
         bins, Guo et al. 2017), ``per_class`` (precision, recall, f1, auroc, support), ``confusion_matrix`` (rows true,
         columns predicted). Precision of a class never predicted is 0; what has no meaning (the recall of a class
         without images) is NaN in the arithmetic, left out of means, and None here.
-
-    Raises:
-        ValueError: shapes differ, or nothing is given.
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
     labels = np.asarray(labels, dtype=np.int64)

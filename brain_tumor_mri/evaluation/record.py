@@ -65,18 +65,7 @@ def run_record(
     external: dict[str, Any] | None = None,
     title: str | None = None,
 ) -> dict[str, Any]:
-    """Assemble a metrics.json.
-
-    Args:
-        protocol: the evaluation protocol.
-        model: ``name``, ``architecture``, ``image_size``, ``weights_sha256``, ...
-        data: ``name``, ``fingerprint``, ``counts``, ``skipped``.
-        splits: :func:`~brain_tumor_mri.evaluation.metrics.classification_figures` of each evaluated part.
-        config: every setting that decides the result (:func:`~brain_tumor_mri.training.trainer.run_settings`).
-        training: what happened: epochs, seconds, best epoch.
-        external: :func:`~brain_tumor_mri.evaluation.metrics.external_figures`, where external tumours were measured.
-        title: what stands in tables for the model; by default its architecture and input size.
-    """
+    """Assemble a metrics.json."""
     return {
         "schema": SCHEMA,
         "title": title,

@@ -77,15 +77,7 @@ def evaluate_external(
     with_threshold: bool = True,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Return :func:`~brain_tumor_mri.evaluation.metrics.external_figures`, the threshold chosen on validation slices.
-
-    Args:
-        classifier: the model.
-        tumours: of :func:`~brain_tumor_mri.data.br35h.load_external`; its test part is measured.
-        splits: of :func:`~brain_tumor_mri.data.slices.load_slices`; their ``notumor`` slices are the healthy ones.
-        with_threshold: whether the validation part, which did not train, may choose a threshold.
-        progress: show a bar on stderr.
-    """
+    """Return :func:`~.metrics.external_figures` of the test parts; validation slices choose a threshold."""
 
     def healthy(part: str) -> datasets.Dataset:
         labels = np.asarray(splits[part]["label"][:])
@@ -105,18 +97,10 @@ def evaluate_collections(
 ) -> dict[str, Any]:
     """Measure models on slices of further collections, pooled; a slice that cannot be read is left out and listed.
 
-    Args:
-        asked: each model with the slices that it answers, a part of ``data.collections.load_collections``.
-        folder: of the collections.
-        progress: show a bar on stderr.
-
     Returns:
         :func:`~brain_tumor_mri.evaluation.collections.collection_figures`, with ``data``: ``name`` of the folder,
         ``fingerprint`` (SHA-256 over paths, labels, groups and contents of the slices), ``counts`` by collection and
         label, and ``unreadable`` (``path``, ``reason``).
-
-    Raises:
-        UserError: no slice can be read.
     """
     root, digest = Path(folder), hashlib.sha256()
     parts: list[datasets.Dataset] = []

@@ -72,10 +72,6 @@ def stress_record(
         A metrics.json: :func:`~brain_tumor_mri.evaluation.record.run_record` without splits, with ``stress`` (see
         :func:`stress_figures`), ``unreadable`` (drawn slices that cannot be read: ``path``, ``reason``) and
         ``unanswered`` (the same of images without an answer, with ``disturbance`` and ``strength``).
-
-    Raises:
-        UserError: the data cannot be used, the output cannot be written, or no undisturbed image is answered.
-        KeyboardInterrupt: Ctrl-C; its text says what is kept.
     """
     started = time.monotonic()
     sample = load_sample(Path(data_dir), protocol, sample_size, seed=seed)
@@ -169,10 +165,6 @@ def measure(
 
 def stress_figures(rows: Sequence[dict[str, Any]], sample: Sample) -> dict[str, Any]:
     """Turn answers into figures.
-
-    Args:
-        rows: of :func:`measure`, complete.
-        sample: what they are about.
 
     Returns:
         ``clean`` and, by disturbance, five ``levels`` of figures: ``strength``, ``level``, ``n`` (images answered),

@@ -49,23 +49,8 @@ def export_model(
 ) -> dict[str, Any]:
     """Write an export in a folder beside, compare it with PyTorch, and rename it when it passed.
 
-    Args:
-        folder: the trained model.
-        output: the folder to be.
-        export_format: a key of ``EXPORT_FILES``.
-        check_images: slices on which both are asked.
-        calibration: for int8.
-        min_agreement: for int8 and TensorRT; see ``parity.require_close``.
-        on_status: told each step.
-
     Returns:
         The content of ``export.json``.
-
-    Raises:
-        UserError: a package is missing, the network cannot be expressed, the check failed, no training slice can be
-            read, or the folder is there or cannot be written.
-        UnreadableImageError: a check image cannot be read.
-        ValueError: int8 without calibration slices.
     """
     require_new(output)
     require_writer(export_format)

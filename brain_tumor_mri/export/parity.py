@@ -70,10 +70,6 @@ def compare(
         exported: runs the export.
         images: at least one; the first also shows whether both see the same pixels.
         stage: whose means the export gives as features; None for no features.
-
-    Raises:
-        UserError: the export's preprocessing is another one.
-        UnreadableImageError: an image cannot be read.
     """
     if not torch.equal(*(side.preprocess(load_image(images[0])) for side in (reference, exported))):
         raise UserError("the export does not preprocess images as the model does; this is a bug of the export")
@@ -111,11 +107,7 @@ def _feature_difference(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float
 
 
 def require_same(parity: Parity) -> None:
-    """Refuse a float32 export that does not answer as PyTorch does.
-
-    Raises:
-        UserError: by how much it is off.
-    """
+    """Refuse a float32 export that does not answer as PyTorch does."""
     features_agree = parity.feature_difference is None or parity.feature_difference <= MAX_FEATURE_DIFFERENCE
     same = parity.same_label == 1 and parity.same_decision in (None, 1)
     # "not <=": a NaN agrees with nothing
@@ -125,16 +117,7 @@ def require_same(parity: Parity) -> None:
 
 
 def require_close(parity: Parity, agreement: float, difference: float = 1.0) -> None:
-    """Refuse an int8 or float16 export that answers differently too often, or too differently.
-
-    Args:
-        parity: of ``compare``.
-        agreement: the least share of equal classes, and of equal decisions.
-        difference: the most by which a probability may differ.
-
-    Raises:
-        UserError: how often it differs.
-    """
+    """Refuse an int8 or float16 export that answers differently too often, or too differently."""
     shares = [share for share in (parity.same_label, parity.same_decision) if share is not None]
     if not min(shares) >= agreement:
         raise UserError(

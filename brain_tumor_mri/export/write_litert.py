@@ -43,9 +43,6 @@ def write_litert(network: torch.nn.Module, file: Path, *, stage: str | None, siz
         file: to be written.
         stage: of ``feature_stage``; None for no ``features``.
         size: (height, width) of the input in pixels.
-
-    Raises:
-        UserError: litert-torch is missing, or the network cannot be expressed.
     """
     litert_torch = require_litert_torch()
     whole = _Named(LogitsAndFeatures(network, stage)).eval()
@@ -67,9 +64,6 @@ def write_int8(source: Path, file: Path, slices: Sequence[Tensor]) -> None:
         source: of ``write_litert``.
         file: to be written.
         slices: float32 (3, H, W) each, to calibrate on.
-
-    Raises:
-        UserError: ai-edge-quantizer is missing.
     """
     require_litert_torch()
     from ai_edge_quantizer import quantizer as quantizing

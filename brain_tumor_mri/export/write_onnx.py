@@ -52,9 +52,6 @@ def feature_stage(network: torch.nn.Module, wanted: str | None, size: tuple[int,
 
     Returns:
         Its name; None where the network has no stages, or none with maps (N, C, H, W).
-
-    Raises:
-        UserError: there is no such stage as ``wanted``.
     """
     inner = getattr(network, "timm_model", network)
     if wanted is None:
@@ -84,9 +81,6 @@ def write_onnx(
         stage: of ``feature_stage``; None for no ``features``.
         size: (height, width) of the input in pixels.
         half: weights and layers in float16, for TensorRT; input and outputs stay float32.
-
-    Raises:
-        UserError: onnx or onnxscript is missing, or the network cannot be expressed.
     """
     onnx = require_onnx()
     whole = LogitsAndFeatures(network, stage, half=half)
@@ -119,9 +113,6 @@ def write_int8(source: Path, file: Path, slices: Sequence[Tensor]) -> None:
         source: of ``write_onnx``.
         file: to be written.
         slices: float32 (3, H, W) each, to calibrate on.
-
-    Raises:
-        UserError: onnx or onnxruntime is missing.
     """
     onnx = require_onnx()
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static

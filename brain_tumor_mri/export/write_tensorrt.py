@@ -29,9 +29,6 @@ def write_engine(source: Path, file: Path, size: tuple[int, int]) -> dict[str, s
 
     Returns:
         ``tensorrt`` and ``gpu``, that the engine is bound to, for export.json.
-
-    Raises:
-        UserError: tensorrt or the GPU is missing, or TensorRT cannot express the network.
     """
     tensorrt = require_tensorrt()
     logger = tensorrt.Logger(tensorrt.Logger.ERROR)

@@ -36,17 +36,7 @@ _MODEL_STALE = (
 
 
 def plan_model(folder: str | Path, repo_id: str, *, tag: str | None = None) -> Plan:
-    """Check a model folder and list its files as they are to be on the Hub.
-
-    Args:
-        folder: holds config.json, safetensors and metrics.json, as train.py saved them; perhaps trust.json, plots.
-        repo_id: the Hub id ``owner/name``, for the card.
-        tag: name of the version, for the commit's message.
-
-    Raises:
-        UserError: no such folder; a file is missing or damaged; metrics.json or trust.json are of other weights; other
-            classes than this project's; a card that lacks metadata; no licence to send along.
-    """
+    """Check a model folder and list its files as they are to be on the Hub."""
     model = find_model(Path(folder))
     model.require_project_labels()
     _ = model.tensors  # refuses weights that are cut off
@@ -75,16 +65,7 @@ def plan_model(folder: str | Path, repo_id: str, *, tag: str | None = None) -> P
 
 
 def publish_run(folder: str | Path, repo_id: str, *, token: str | None = None) -> Outcome:
-    """Push a finished training run's folder, as ``train.py --push_to_hub`` ends.
-
-    Args:
-        folder: what train.py saved.
-        repo_id: the Hub id ``owner/name``.
-        token: in place of ``HF_TOKEN``'s or the login's.
-
-    Raises:
-        UserError: it cannot be pushed; the run is complete all the same, and the text says how to push it later.
-    """
+    """Push a finished training run's folder, as ``train.py --push_to_hub`` ends."""
     try:
         return push(plan_model(folder, repo_id), token=token)
     except (UserError, PublishError) as error:

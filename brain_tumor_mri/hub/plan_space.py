@@ -47,11 +47,7 @@ class ModelVersion:
 
     @classmethod
     def parse(cls, text: str) -> ModelVersion:
-        """Read ``owner/name`` or ``owner/name@revision``.
-
-        Raises:
-            UserError: it is neither.
-        """
+        """Read ``owner/name`` or ``owner/name@revision``."""
         found = re.fullmatch(rf"({_HUB_ID})(?:@(\w[\w./-]*))?", text)
         if not found:
             raise UserError(f"--model_id {text}: give a model's Hub id, owner/name or owner/name@revision")
@@ -62,16 +58,7 @@ class ModelVersion:
 
 
 def plan_space(repo_id: str, model: ModelVersion, *, source: Path = SOURCE) -> Plan:
-    """List the files of the Space.
-
-    Args:
-        repo_id: the Space's Hub id ``owner/name``.
-        model: what it answers with.
-        source: the source tree; app.py, examples/ and LICENSE are not part of an installed package.
-
-    Raises:
-        UserError: no Hub id; no source tree; a requirement is not installed.
-    """
+    """List the files of the Space."""
     if not re.fullmatch(_HUB_ID, repo_id):
         raise UserError(f"--repo_id {repo_id}: give the Space's Hub id, owner/name")
     if missing := [name for name in ("app.py", PACKAGE, EXAMPLE, "LICENSE") if not (source / name).exists()]:
@@ -99,11 +86,7 @@ def plan_space(repo_id: str, model: ModelVersion, *, source: Path = SOURCE) -> P
 
 
 def requirements() -> dict[str, str]:
-    """Return what the app runs on, and the versions installed here.
-
-    Raises:
-        UserError: one of them is not installed.
-    """
+    """Return what the app runs on, and the versions installed here."""
     try:
         # what follows the plus sign names a build (2.9.0+cu128) that registries do not have
         return {name: metadata.version(name).partition("+")[0] for name in REQUIREMENTS}

@@ -116,17 +116,6 @@ def push(
 
     The server is ``HF_ENDPOINT``, the Hub where that is not set; the token is ``HF_TOKEN``'s or the login's. Requests
     that fail for a passing reason are repeated with growing pauses.
-
-    Args:
-        plan: the version.
-        revision: the branch; made from ``main`` if it is missing.
-        tag: name for the commit; fine if it is on this very version already.
-        private: whether a repository that is made is private.
-        token: in place of ``HF_TOKEN``'s or the login's.
-
-    Raises:
-        UserError: no token or one without the right; the tag is on another commit; ``private`` for a public repository.
-        PublishError: the Hub could not be reached, or failed, in spite of all attempts.
     """
     from huggingface_hub import HfApi
 
@@ -202,11 +191,7 @@ def _tag_taken(repo_id: str, tag: str | None, commit: str) -> str:
 
 
 def require_token(given: str | None = None) -> str:
-    """Return the token to publish with: the given one, ``HF_TOKEN``'s or the login's.
-
-    Raises:
-        UserError: there is none, or it cannot be one; the text does not quote it.
-    """
+    """Return the token to publish with: the given one, ``HF_TOKEN``'s or the login's."""
     from huggingface_hub import get_token
 
     try:

@@ -53,9 +53,6 @@ def check_space(plan: Plan, model: ModelVersion, *, folder: str | None = None, f
         model: the one that the plan names.
         folder: a model folder to answer with instead; None takes the model from the Hub.
         fresh: install requirements.txt into a fresh environment, which takes minutes; else use this interpreter.
-
-    Raises:
-        UserError: one line that says what failed, with the end of the log.
     """
     from rich.console import Console
 

@@ -61,9 +61,6 @@ def render_card(model: str | Path, *, lite: str | Path | None = None, repo_id: s
 
     Returns:
         The Markdown with its YAML header, as the Hub shows a README.md.
-
-    Raises:
-        UserError: a metrics.json is missing or incomplete, or ``repo_id`` is no Hub id.
     """
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo_id):
         raise UserError(f"--repo_id {repo_id}: give a Hub id, owner/name")

@@ -27,12 +27,7 @@ def percent(figure: dict[str, float] | None, decimals: int = 1) -> str:
 
 
 def points(figure: dict[str, float] | None, scale: float = 100) -> str:
-    """Return ``+1.2 (-0.3 to +2.7)`` of a difference of shares; a dash where there is none.
-
-    Args:
-        figure: ``value``, ``low`` and ``high``.
-        scale: 100 for a figure in -1..1, 1 for one that is in points already.
-    """
+    """Return ``+1.2 (-0.3 to +2.7)`` of a difference of shares; a dash where there is none."""
     if figure is None:
         return "-"
     return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(scale * figure[key] for key in ("value", "low", "high")))
