@@ -12,22 +12,24 @@ import platform
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from ..errors import UserError
-from ..files import write_json, write_text
+from ..files import read_json, write_json, write_text
 from ..machine import cpu_count
 from ..reports.plots import plot_confusion_matrix, plot_training_curves
 from ..reports.tables import markdown_table, percent
 from .arguments import RunArguments, run_settings
-from .trainer import WeightedLossTrainer
+from .trainer import WeightAverage, WeightedLossTrainer
 
 RUN_FILE = "run.json"
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
@@ -158,15 +160,58 @@ def prepare_output_dir(args: RunArguments, parameters: int) -> str | None:
             raise UserError(f"{folder}: holds a run with other settings ({what}); choose another --output_dir")
     elif args.training.process_index == 0:
         record.write_text(json.dumps(settings, indent=2, sort_keys=True))
-    return args.training.resume_from_checkpoint or last_complete_checkpoint(folder)
+    return _checkpoint_to_go_on_from(args)
 
 
-def last_complete_checkpoint(folder: Path) -> str | None:
-    """Return the newest ``checkpoint-N`` that was written to its end (a kill can leave half a one)."""
+def _checkpoint_to_go_on_from(args: RunArguments) -> str | None:
+    """Return what ``--resume_from_checkpoint`` names, or else the newest whole checkpoint of the run."""
+    files = (*CHECKPOINT_FILES, WeightAverage.file_name) if args.model.weight_averaging else CHECKPOINT_FILES
+    named = args.training.resume_from_checkpoint
+    if named and named.lower() == "false":
+        return None
+    if named and named.lower() != "true":
+        if fault := checkpoint_fault(Path(named), files):
+            raise UserError(f"--resume_from_checkpoint {named}: {fault}; give a checkpoint folder, or leave it out")
+        return named
+    return last_complete_checkpoint(Path(args.training.output_dir), files, tell=args.training.process_index == 0)
+
+
+def last_complete_checkpoint(folder: Path, files: Sequence[str] = CHECKPOINT_FILES, tell: bool = False) -> str | None:
+    """Return the newest ``checkpoint-N`` that was written to its end (a kill can leave half a one).
+
+    Args:
+        folder: of the run.
+        files: what a checkpoint has to hold.
+        tell: print a line for each that is passed over.
+    """
     found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
     for path in sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
-        if all((path / name).is_file() for name in CHECKPOINT_FILES):
+        fault = checkpoint_fault(path, files)
+        if fault is None:
             return str(path)
+        if tell:
+            print(f"{path}: {fault}; it is passed over", file=sys.stderr)
+    return None
+
+
+def checkpoint_fault(path: Path, files: Sequence[str]) -> str | None:
+    """Return what is missing or cut in a checkpoint, or None where training can go on from it."""
+    states = sorted({*files, *(file.name for file in path.glob("*.pt*"))})  # of each process's random numbers, too
+    for name in states:
+        try:
+            if name.endswith(".safetensors"):
+                with safe_open(path / name, "pt"):  # compares the header with the file's length
+                    pass
+            elif name.endswith(".json"):
+                read_json(path / name)
+            else:
+                with zipfile.ZipFile(path / name) as archive:
+                    if archive.testzip():
+                        return f"{name} is damaged"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except (OSError, UserError, SafetensorError, zipfile.BadZipFile):
+            return f"{name} is cut off or unreadable"
     return None
 
 

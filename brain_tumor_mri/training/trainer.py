@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, SchedulerType
+from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutput
 
 from ..errors import UserError
 from ..evaluation.metrics import TumorClassificationMetric
@@ -79,6 +79,12 @@ class WeightedLossTrainer(Trainer):
         self.average = WeightAverage(self.model, weight_averaging) if weight_averaging else None
         if self.average is not None:
             self.add_callback(self.average)
+
+    def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, or go on from a checkpoint's folder; the average of the weights is taken up there, too."""
+        if self.average is not None:
+            self.average.checkpoint = resume_from_checkpoint
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         """Create the schedule over ``schedule_epochs`` epochs; one on a plateau follows ``greater_is_better``."""
@@ -177,6 +183,8 @@ class WeightedLossTrainer(Trainer):
         """Save the release layout into the run's own folder; checkpoints keep full precision, as resuming needs."""
         if output_dir is not None and Path(output_dir) != Path(self.args.output_dir):
             super().save_model(output_dir, _internal_call)
+            if self.average is not None and self.args.should_save:
+                self.average.save(output_dir)  # before older checkpoints are removed
         elif self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
             with self.average.in_place() if self.average is not None else contextlib.nullcontext():
@@ -222,7 +230,7 @@ class _EpochStart(TrainerCallback):
 
 
 class WeightAverage(TrainerCallback):
-    """The moving average of a model's weights; it is stored in every checkpoint and taken up from there.
+    """The moving average of a model's weights; it is stored in every checkpoint and taken up from ``checkpoint``.
 
     The decay of step t is at most t / (t + 9), so that the average is not held back by where the training started.
     """
@@ -233,13 +241,13 @@ class WeightAverage(TrainerCallback):
         self.model = model
         self.decay = decay
         self.state: dict[str, torch.Tensor] = {}
+        self.checkpoint: str | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Start from the weights, or from the checkpoint that the training goes on from."""
         self.state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        stored = Path(args.output_dir, f"checkpoint-{state.global_step}", self.file_name)
-        if state.global_step and stored.is_file():
-            for name, value in load_file(stored, device=str(args.device)).items():
+        if self.checkpoint:
+            for name, value in load_file(Path(self.checkpoint, self.file_name), device=str(args.device)).items():
                 self.state[name].copy_(value)
 
     @torch.no_grad()
@@ -252,11 +260,10 @@ class WeightAverage(TrainerCallback):
             else:
                 self.state[name].copy_(value)
 
-    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Store the average beside the weights."""
-        if state.is_world_process_zero:
-            packed = {name: value.contiguous() for name, value in self.state.items()}  # channels_last is not
-            save_file(packed, Path(args.output_dir, f"checkpoint-{state.global_step}", self.file_name))
+    def save(self, folder: str) -> None:
+        """Store the average beside a checkpoint's weights."""
+        packed = {name: value.contiguous() for name, value in self.state.items()}  # channels_last is not
+        save_file(packed, Path(folder, self.file_name))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

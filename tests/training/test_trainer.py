@@ -1,9 +1,11 @@
 """The weighted loss is right however a batch is split; arguments, resuming and the output folder are checked first."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from brain_tumor_mri.training import trainer as training
 from brain_tumor_mri.training.arguments import parse_arguments, parse_size_schedule
 from brain_tumor_mri.training.backbone import build_model
 from brain_tumor_mri.training.losses import Teacher, weighted_cross_entropy_sum, with_any_tumor_weight
-from brain_tumor_mri.training.run import CHECKPOINT_FILES, epoch_rows, last_complete_checkpoint, prepare_output_dir
+from brain_tumor_mri.training.run import epoch_rows, prepare_output_dir
 from brain_tumor_mri.training.trainer import WeightedLossTrainer
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -149,12 +151,18 @@ def test_depthwise_convolutions_run_in_float32_under_autocast_and_give_bfloat16(
         assert dense(x).dtype == torch.bfloat16
 
 
-def small_trainer(tmp_path: Path, **options) -> WeightedLossTrainer:
+def small_trainer(tmp_path: Path, weight_averaging: float = 0.0, **options) -> WeightedLossTrainer:
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[], **options)
     torch.manual_seed(0)
     model = build_model("timm/test_efficientnet_ln", from_scratch=True, image_size=64)
     slices = probe.RandomSlices(4)
-    return WeightedLossTrainer(model=model, args=args, eval_dataset=slices, class_weights=probe.CLASS_WEIGHTS)
+    return WeightedLossTrainer(
+        model=model,
+        args=args,
+        eval_dataset=slices,
+        class_weights=probe.CLASS_WEIGHTS,
+        weight_averaging=weight_averaging,
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"bf16": True}, {"label_smoothing_factor": 0.1}])
@@ -363,13 +371,95 @@ def test_an_unknown_setting_in_a_file_is_named(tmp_path):
         parse_arguments([str(tmp_path / "c.yaml")])
 
 
-def test_the_newest_whole_checkpoint_is_found_and_a_half_written_one_is_not(tmp_path):
-    for step, files in ((8, CHECKPOINT_FILES), (16, CHECKPOINT_FILES), (24, ["model.safetensors"])):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        for name in files:
-            (tmp_path / f"checkpoint-{step}" / name).touch()
-    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-16")
-    assert last_complete_checkpoint(tmp_path / "nothing") is None
+@pytest.fixture(scope="module")
+def averaged_run(tmp_path_factory) -> Path:
+    """Four steps with the average of the weights, a checkpoint every two."""
+    folder = tmp_path_factory.mktemp("averaged")
+    averaged_trainer(folder).train()
+    return folder
+
+
+def averaged_trainer(folder: Path) -> WeightedLossTrainer:
+    options = {"max_steps": 4, "save_steps": 2, "learning_rate": 0.01, "per_device_train_batch_size": 4}
+    trainer = small_trainer(folder, weight_averaging=0.9, disable_tqdm=True, logging_strategy="no", **options)
+    trainer.train_dataset = probe.RandomSlices(16)
+    return trainer
+
+
+def test_the_average_of_the_weights_is_the_recurrence_that_its_docstring_gives():
+    model = torch.nn.BatchNorm1d(1)
+    average = training.WeightAverage(model, 0.5)
+    average.on_train_begin(None, None, None)
+    expected = 1.0
+    for step, value in enumerate([2.0, 3.0, 7.0], 1):
+        with torch.no_grad():
+            model.weight.fill_(value)
+        model.num_batches_tracked.fill_(step)
+        average.on_step_end(None, SimpleNamespace(global_step=step), None)
+        decay = min(0.5, step / (step + 9))
+        expected = decay * expected + (1 - decay) * value
+    assert average.state["weight"].item() == pytest.approx(expected)
+    assert average.state["num_batches_tracked"] == 3
+    with average.in_place():
+        assert model.weight.item() == pytest.approx(expected)
+    assert model.weight.item() == 7
+
+
+def test_a_resumed_run_goes_on_with_the_average_of_the_checkpoint_that_it_is_given(averaged_run, tmp_path):
+    whole = load_file(averaged_run / "checkpoint-4" / "average.safetensors")
+    own = load_file(averaged_run / "checkpoint-4" / "model.safetensors")
+    assert any(not torch.equal(whole[name], own[name]) for name in own)
+    moved = shutil.copytree(averaged_run / "checkpoint-2", tmp_path / "elsewhere")
+    trainer = averaged_trainer(tmp_path / "resumed")
+    trainer.train(resume_from_checkpoint=str(moved))
+    resumed = load_file(tmp_path / "resumed" / "checkpoint-4" / "average.safetensors")
+    for name, tensor in whole.items():
+        assert torch.allclose(resumed[name], tensor, atol=1e-6), name
+
+
+def shorten(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((name, damage) for name in ("model.safetensors", "optimizer.pt") for damage in (shorten, empty, Path.unlink)),
+        ("average.safetensors", Path.unlink),
+        ("rng_state.pth", shorten),
+        ("trainer_state.json", empty),
+    ],
+)
+def test_the_older_checkpoint_is_tried_where_the_newest_is_cut(averaged_run, tmp_path, capsys, name, damage):
+    folder = shutil.copytree(averaged_run, tmp_path / "run")
+    args = parse_arguments(["--output_dir", str(folder), "--weight_averaging", "0.9"])
+    assert prepare_output_dir(args, parameters=1000) == str(folder / "checkpoint-4")
+    damage(folder / "checkpoint-4" / name)
+    assert prepare_output_dir(args, parameters=1000) == str(folder / "checkpoint-2")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"checkpoint-4: {name}" in line
+    args.training.resume_from_checkpoint = str(folder / "checkpoint-4")
+    with pytest.raises(UserError, match=f"checkpoint-4: {name}"):
+        prepare_output_dir(args, parameters=1000)
+
+
+def test_a_checkpoint_is_chosen_by_name_by_true_or_not_at_all(averaged_run, tmp_path):
+    folder = shutil.copytree(averaged_run, tmp_path / "run")
+    (folder / "checkpoint-4" / "trainer_state.json").write_text("")
+
+    def chosen(setting: str) -> str | None:
+        flags = ["--output_dir", str(folder), "--resume_from_checkpoint", setting]
+        return prepare_output_dir(parse_arguments(flags), parameters=1000)
+
+    assert chosen("true") == str(folder / "checkpoint-2")
+    assert chosen("false") is None
+    assert chosen(str(averaged_run / "checkpoint-4")) == str(averaged_run / "checkpoint-4")
+    with pytest.raises(UserError, match=r"nowhere: model\.safetensors is missing"):
+        chosen(str(tmp_path / "nowhere"))
 
 
 def test_an_output_folder_that_cannot_be_used_is_found_before_training(tmp_path, monkeypatch):
