@@ -9,6 +9,7 @@ import logging
 import os
 import stat
 import warnings
+import zlib
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -19,11 +20,9 @@ import PIL.Image
 from PIL import Image
 
 from ..errors import UserError, safe_line
+from .formats import MAX_PIXELS, TIFF_STARTS, ImageFault, deep_pixels, plain_tiff, prepared, size_fault
 
 ImageSource: TypeAlias = str | Path | bytes | PIL.Image.Image | np.ndarray
-
-MAX_PIXELS = 100_000_000
-"""Largest image that is decoded, in pixels (width x height); the header is asked before any pixel is."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 _ACCEPTED_FORMATS = "JPEG, PNG, BMP, TIFF, WebP or DICOM"
@@ -34,10 +33,16 @@ _ORIENTATION_TAG = 0x0112
 _PHOTOMETRIC_TAG = 262
 _BIT_DEPTHS = (8, 10, 12, 16)
 
+_NIFTI = "a NIfTI volume; export its slices as PNG first"
 # First bytes of files that people try by mistake; (offset, magic, what to say).
 _FOREIGN = (
-    (344, b"n+1\0", "a NIfTI volume; export its slices as PNG first"),
+    *((344, magic, _NIFTI) for magic in (b"n+1\0", b"ni1\0")),
+    *((4, magic, _NIFTI) for magic in (b"n+2\0", b"ni2\0")),
     (0, b"\x1f\x8b", "a gzip archive, not an image"),
+    *((4, b"ftyp" + brand, "a HEIC photo; save it as JPEG or PNG") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
+    (4, b"ftypavi", "an AVIF image; save it as JPEG or PNG"),
+    (4, b"jP  \r\n", "a JPEG 2000 image; save it as PNG"),
+    (0, b"NRRD", "an NRRD volume; export its slices as PNG first"),
     (0, b"PK\x03\x04", "a zip archive, not an image"),
     (0, b"%PDF", "a PDF document, not an image"),
     (0, b"GIF8", f"a GIF image; accepted are {_ACCEPTED_FORMATS}"),
@@ -97,8 +102,8 @@ def load_image(source: ImageSource, name: str | None = None) -> PIL.Image.Image:
         The decoded image in mode "RGB", without metadata and with no file left open.
 
     Raises:
-        UnreadableImageError: the file is missing, empty, truncated, damaged, larger than ``MAX_PIXELS``, not one of
-            JPEG, PNG, BMP, TIFF, WebP and DICOM of a single slice, or the array is of another kind.
+        UnreadableImageError: the file is missing, empty, truncated, damaged, larger than ``formats.MAX_PIXELS``, not
+            one of JPEG, PNG, BMP, TIFF, WebP and DICOM of a single slice, or the array is of another kind.
     """
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
@@ -205,23 +210,40 @@ def _decode(file: BinaryIO, label: str) -> Image.Image:
     """Decode an open file; the allow-list keeps Pillow's rarely tested decoders away from untrusted bytes."""
     if file.read(_DICOM_MAGIC[0] + len(_DICOM_MAGIC[1]))[_DICOM_MAGIC[0] :] == _DICOM_MAGIC[1]:
         return _decode_dicom(file, label)
-    file.seek(0)
     try:
+        file = prepared(file)
         image = Image.open(file, formats=_FORMATS)
     except PIL.UnidentifiedImageError as error:
-        file.seek(0)
-        if (head := file.read(9))[:2] in _BARE_GROUPS:
-            from .dicom import looks_bare
-
-            if looks_bare(head):
-                return _decode_dicom(file, label)
-        raise UnreadableImageError(label, _describe_foreign(file)) from error
+        return _decode_otherwise(file, label, error)
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(label, f"the image is too large; the limit is {MAX_PIXELS:,} pixels") from error
+    except ImageFault as fault:
+        raise UnreadableImageError(label, str(fault)) from fault
     except Exception as error:  # on damaged headers decoders raise nearly anything: struct.error, KeyError, ...
         raise UnreadableImageError(label, _damage(error)) from error
     with image:
-        return _to_rgb(image, label)
+        return _to_rgb(image, label, file)
+
+
+def _decode_otherwise(file: BinaryIO, label: str, error: Exception) -> Image.Image:
+    """What Pillow does not know: DICOM without its preamble, a TIFF of rare numbers, or no image."""
+    file.seek(0)
+    head = file.read(9)
+    if head[:2] in _BARE_GROUPS:
+        from .dicom import looks_bare
+
+        if looks_bare(head):
+            return _decode_dicom(file, label)
+    if head[:4] not in TIFF_STARTS:
+        raise UnreadableImageError(label, _describe_foreign(file)) from error
+    try:
+        values, orientation, white_zero = plain_tiff(file)
+        rgb = _rgb_of(values, white_zero)
+    except (ImageFault, ValueError) as fault:
+        raise UnreadableImageError(label, str(fault)) from fault
+    except Exception as damage:  # as above
+        raise UnreadableImageError(label, _damage(damage)) from damage
+    return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
 
 
 def _decode_dicom(file: BinaryIO, label: str) -> Image.Image:
@@ -234,30 +256,25 @@ def _decode_dicom(file: BinaryIO, label: str) -> Image.Image:
         raise UnreadableImageError(label, str(error)) from None
 
 
-def _to_rgb(image: Image.Image, label: str) -> Image.Image:
-    """Decode, turn upright and convert; ``image`` may be lazy and is not changed otherwise."""
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise UnreadableImageError(label, f"the image has no pixels ({width} x {height})")
-    if width * height > MAX_PIXELS:
-        raise UnreadableImageError(label, f"{width} x {height} pixels is too large; the limit is {MAX_PIXELS:,} pixels")
+def _to_rgb(image: Image.Image, label: str, file: BinaryIO | None = None) -> Image.Image:
+    """Decode, turn upright and convert; ``image`` may be lazy, of ``file``, and is not changed otherwise."""
+    if fault := size_fault(*image.size):
+        raise UnreadableImageError(label, fault)
     try:
-        image.load()
-        rgb = _convert(image)
+        deep = deep_pixels(file, image) if file else None
+        if deep is None:
+            image.load()
+            rgb = _convert(image)
+        else:
+            rgb = _rgb_of(deep, hidden=image.info.get("transparency"))
         # Turned after conversion, as Pillow cannot turn every mode; metadata would only mislead from here on.
         orientation = _orientation(image)
         rgb.info = {}
         return rgb if orientation is None else rgb.transpose(orientation)
-    except UnreadableImageError:
-        raise
-    except _UnsupportedPixelsError as error:
-        raise UnreadableImageError(label, str(error)) from error
+    except ImageFault as fault:
+        raise UnreadableImageError(label, str(fault)) from fault
     except Exception as error:  # as above: damaged data surfaces as any kind of error
         raise UnreadableImageError(label, _damage(error)) from error
-
-
-class _UnsupportedPixelsError(Exception):
-    """The file is intact but its pixels are of a kind that has no 8-bit RGB twin."""
 
 
 def _convert(image: Image.Image) -> Image.Image:
@@ -266,21 +283,44 @@ def _convert(image: Image.Image) -> Image.Image:
     if mode == "RGB" and "transparency" not in image.info:
         return image.convert("RGB")
     if mode == "F" or mode.startswith("I"):
-        values = np.asarray(image)
-        if mode.startswith("I;16") and _is_white_zero(image):
-            values = np.uint16(65535) - values
-        try:
-            return Image.fromarray(to_8bit(values)).convert("RGB")
-        except ValueError as error:
-            raise _UnsupportedPixelsError(str(error)) from error
+        return _rgb_of(np.asarray(image)[..., None], _is_white_zero(image), image.info.get("transparency"))
     if mode in ("LAB", "HSV"):
-        raise _UnsupportedPixelsError(f"pixels in the {mode} colour space are not supported; save the image as RGB")
+        raise ImageFault(f"pixels in the {mode} colour space are not supported; save the image as RGB")
     if image.has_transparency_data:
-        if mode == "La":
-            image = image.convert("LA")
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
+        return _on_black(image.convert("LA") if mode == "La" else image)
     return image.convert("RGB")
+
+
+def _rgb_of(values: np.ndarray, white_zero: bool = False, hidden: object = None) -> Image.Image:
+    """Pixel values of any depth, (H, W, C) with C = 1 to 4, an even C with alpha, to mode "RGB".
+
+    Args:
+        values: as for :func:`to_8bit`. Alpha has a depth of its own: of colours of 12 bits it may have 16.
+        white_zero: whether 0 is white; the brightest is then what the depth of the values can hold.
+        hidden: the colour that stands for no pixel, as in ``Image.info["transparency"]``; it becomes black.
+
+    Raises:
+        ImageFault: as ValueError of :func:`to_8bit`.
+    """
+    channels = values.shape[2]
+    colours, alpha = (values[..., :-1], values[..., -1]) if channels in (2, 4) else (values, None)
+    try:
+        if white_zero:
+            colours = _top(colours) - colours
+        eight = to_8bit(colours)
+        if hidden is not None and values.dtype.kind in "iu":
+            eight = np.where((values == np.asarray(hidden)).all(axis=2, keepdims=True), np.uint8(0), eight)
+        rgb = Image.fromarray(np.ascontiguousarray(eight[..., 0] if eight.shape[2] == 1 else eight)).convert("RGB")
+        if alpha is not None:
+            rgb.putalpha(Image.fromarray(np.ascontiguousarray(to_8bit(alpha))))
+    except ValueError as error:
+        raise ImageFault(str(error)) from error
+    return _on_black(rgb) if alpha is not None else rgb
+
+
+def _on_black(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
 
 
 def _is_white_zero(image: Image.Image) -> bool:
@@ -316,17 +356,12 @@ def _from_array(array: np.ndarray, label: str) -> Image.Image:
     if not (shape_ok and dtype_ok):
         raise UnreadableImageError(label, f"{kind}; {_ACCEPTED_ARRAYS}")
     height, width = array.shape[:2]
-    if height < 1 or width < 1:
-        raise UnreadableImageError(label, f"the image has no pixels ({width} x {height})")
-    if height * width > MAX_PIXELS:
-        raise UnreadableImageError(label, f"{width} x {height} pixels is too large; the limit is {MAX_PIXELS:,} pixels")
+    if fault := size_fault(width, height):
+        raise UnreadableImageError(label, fault)
     try:
-        pixels = to_8bit(array)
-    except ValueError as error:
-        raise UnreadableImageError(label, str(error)) from error
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(pixels)), label)
+        return _rgb_of(array.reshape(height, width, -1))
+    except ImageFault as fault:
+        raise UnreadableImageError(label, str(fault)) from fault
 
 
 def _eight_bit_table(values: np.ndarray) -> np.ndarray:
@@ -337,8 +372,19 @@ def _eight_bit_table(values: np.ndarray) -> np.ndarray:
         for widening in (257, 256):
             if not np.any(values % np.uint16(widening)):
                 return np.minimum(levels // widening, 255).astype(np.uint8)
-    top = next(2**bits - 1 for bits in _BIT_DEPTHS if high < 2**bits)
+    top = _depth(high)
     return np.minimum((levels * 255 + top // 2) // top, 255).astype(np.uint8)
+
+
+def _depth(high: float) -> int:
+    """The largest value of the depth that holds this one; ``high`` itself where none does."""
+    return next((2**bits - 1 for bits in _BIT_DEPTHS if high < 2**bits), int(high))
+
+
+def _top(values: np.ndarray) -> np.generic:
+    """What stands for black where 0 is white, of the values' own type."""
+    high = values.max()
+    return values.dtype.type(1 if values.dtype.kind == "f" and high <= 1.001 else _depth(float(high)))
 
 
 def _damage(error: Exception) -> str:
@@ -355,6 +401,10 @@ def _describe_foreign(file: BinaryIO) -> str:
     """A reason for a file that is none of the accepted formats, naming what it is where its first bytes tell."""
     file.seek(0)
     head = file.read(_SNIFF_BYTES)
+    if head.startswith(b"\x1f\x8b"):
+        with suppress(zlib.error):
+            inside = zlib.decompressobj(wbits=31).decompress(head, _SNIFF_BYTES)
+            head = inside if any(inside[at : at + len(magic)] == magic for at, magic, _ in _FOREIGN) else head
     for offset, magic, what in _FOREIGN:
         if head[offset : offset + len(magic)] == magic:
             return f"this is {what}"
