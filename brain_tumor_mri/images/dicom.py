@@ -8,24 +8,26 @@ a file reaches an error, a warning or a log: its header names a patient, and pyd
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 from pydicom import Dataset, dcmread
+from pydicom.encaps import get_frame
 from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, get_decoder
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-MAX_BYTES = 256 * 2**20
-"""Largest file that is read; a single slice has about 0.5 MB."""
-MAX_PIXELS = 25_000_000
-"""Most rows x columns that are decoded: no MR slice has as many, and run-length coding makes large ones of little."""
+from .formats import ImageFault, check_scans, size_fault
 
+MAX_BYTES = 128 * 2**20
+"""Largest file that is read, which takes twice as much memory; a single slice has about 0.5 MB."""
 MAX_RLE = 2048 * 2048
 """Most samples that are decoded from run-length coding, which makes gigabytes of megabytes."""
 
@@ -35,6 +37,23 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _PALETTE = "PALETTE COLOR"
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", _PALETTE)
+
+# PS3.3 C.7.3.1.1.1: the modalities whose names errors may give, as no other text of a header goes out
+_MODALITIES = {
+    "CT": "CT", "PT": "PET", "NM": "nuclear medicine", "US": "ultrasound", "CR": "X-ray", "DX": "X-ray", "RG": "X-ray",
+    "MG": "mammography", "XA": "angiography", "RF": "fluoroscopy", "XC": "photograph", "ES": "endoscopy",
+    "SM": "microscopy", "OP": "eye", "OPT": "eye", "SEG": "segmentation", "RTDOSE": "dose", "RTIMAGE": "X-ray",
+    "OT": "captured",
+}  # fmt: skip
+# PS3.16, annex L, and what scanners write instead of its terms
+_HEAD = re.compile(r"HEAD|BRAIN|SKULL|CEREB|CRAN|NEURO|PITUIT|SELLA|ORBIT|FACE(?!T)|WHOLE")
+_ELSEWHERE = (
+    "ABDOMEN", "ANKLE", "AORTA", "ARM", "BACK", "BLADDER", "BREAST", "BRONCHUS", "BUTTOCK", "CALF", "CARDIAC",
+    "CERVICAL", "CHEST", "COCCYX", "COLON", "ELBOW", "EXTREMITY", "FEMUR", "FINGER", "FOOT", "FOREARM", "GALLBLADDER",
+    "HAND", "HEART", "HIP", "HUMERUS", "KIDNEY", "KNEE", "LEG", "LIVER", "LUMBAR", "LUNG", "NECK", "PANCREAS", "PELVIS",
+    "PROSTATE", "RECTUM", "SACRUM", "SHOULDER", "SPINE", "SPLEEN", "STERNUM", "THIGH", "THORAX", "THUMB", "TIBIA",
+    "TOE", "UTERUS", "WRIST",
+)  # fmt: skip
 
 # pydicom's warnings quote values of the header. The filter is set once: changing it around each file is not safe with
 # threads. Its log is silent only where this module reads; other users of pydicom keep theirs.
@@ -56,12 +75,13 @@ def read_slice(file: BinaryIO) -> np.ndarray:
         uint8 (H, W), or (H, W, 3) for colour; 0 is black.
 
     Raises:
-        DicomError: no image, several frames, too large, an encoding that cannot be decoded here, or damage.
+        DicomError: no image, several frames, of another modality or part of the body, too large, an encoding that
+            cannot be decoded here, or damage.
     """
-    file.seek(0)
-    content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
+    if file.seek(0, 2) > MAX_BYTES:
         raise DicomError(f"a DICOM file of over {MAX_BYTES // 2**20} MB, which is no single slice; export one slice")
+    file.seek(0)
+    content = file.read()
     # pydicom inflates such a file whole and without a limit; the UID stands in clear in the head of one
     if _DEFLATED in content:
         raise DicomError("a deflated DICOM file, which is not read; export the slice without compression")
@@ -73,19 +93,12 @@ def read_slice(file: BinaryIO) -> np.ndarray:
             if pixels.ndim not in (2, 3) or pixels.shape[:2] != (dataset.Rows, dataset.Columns):
                 raise DicomError("a DICOM file whose pixels do not fit its rows and columns; export it again")
             return _grey(pixels, dataset, kind) if kind in _GREY else _colour(pixels, dataset)
-        except DicomError:
+        except (DicomError, ImageFault):
             raise
         except MemoryError:
             raise DicomError("decoding this DICOM file needs more memory than there is") from None
         except Exception as error:  # damaged headers raise nearly anything; its text could quote the header
             raise DicomError(f"the DICOM file is damaged or of an unsupported kind ({type(error).__name__})") from None
-
-
-def looks_bare(head: bytes) -> bool:
-    """Whether a file begins as DICOM without preamble does: an element of group 0002 or 0008, explicit or implicit."""
-    group, element, length = head[:2], int.from_bytes(head[2:4], "little"), int.from_bytes(head[4:8], "little")
-    explicit = head[4:6].isalpha() and head[4:6].isupper()
-    return len(head) > 8 and group in (b"\x02\0", b"\x08\0") and element < 0x100 and (explicit or length <= 64)
 
 
 def _checked_kind(dataset: Dataset) -> str:
@@ -95,18 +108,35 @@ def _checked_kind(dataset: Dataset) -> str:
         if "Image Storage" in named.name or not dataset:
             raise DicomError("the DICOM file is cut off before its pixels; copy or export it again")
         raise DicomError("a DICOM file without an image (a report, plan or index); choose the slice's own file")
+    _check_subject(dataset)
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise DicomError(f"a DICOM file of {frames} frames; export the one slice that is meant")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    if rows < 1 or columns < 1:
-        raise DicomError(f"the image has no pixels ({columns} x {rows})")
-    if rows * columns > MAX_PIXELS:
-        raise DicomError(f"{columns} x {rows} pixels is too large; the limit is {MAX_PIXELS:,} pixels")
+    if fault := size_fault(columns, rows):
+        raise DicomError(fault)
     kind = str(dataset.get("PhotometricInterpretation") or "")
     if kind not in _GREY + _COLOUR or int(dataset.SamplesPerPixel) != (1 if kind in (*_GREY, _PALETTE) else 3):
         raise DicomError("a DICOM file whose photometric interpretation is not supported; export it as PNG")
     return kind
+
+
+def _check_subject(dataset: Dataset) -> None:
+    """Refuse what the header says is no MR image, or none of the head; where it says nothing, the pixels decide."""
+    modality = str(dataset.get("Modality") or "MR").strip().upper()
+    if modality != "MR":
+        name = _MODALITIES.get(modality)
+        what = f"a DICOM image of modality {modality} ({name})" if name else "a DICOM image of a modality other than MR"
+        raise DicomError(f"{what}, and the model reads MR alone; if it is an MR slice all the same, export it as PNG")
+    anatomy = _attribute(dataset, "FrameAnatomySequence", "AnatomicRegionSequence") or [{}]
+    part = f"{dataset.get('BodyPartExamined') or ''} {anatomy[0].get('CodeMeaning') or ''}".upper()
+    # written together as in CHESTABDOMEN and LSPINE; short ones are words alone, as HIP is no hippocampus
+    elsewhere = next((n for n in _ELSEWHERE if re.search(n if len(n) > 4 else rf"(?<![A-Z]){n}S?(?![A-Z])", part)), "")
+    if elsewhere and not _HEAD.search(part):
+        raise DicomError(
+            f"a DICOM image of another part of the body ({elsewhere.lower()}), and the model reads the brain alone; "
+            "if it is the brain all the same, export it as PNG"
+        )
 
 
 def _pixels(dataset: Dataset) -> np.ndarray:
@@ -129,12 +159,22 @@ def _pixels(dataset: Dataset) -> np.ndarray:
         raise DicomError("a run-length coded DICOM file larger than a slice; export the slice without compression")
     # the UID's registered name: an unregistered one could say anything
     name = syntax.name if syntax.name != str(syntax) else "a private syntax"
+    _check_codestream(dataset)
     try:
         if get_decoder(syntax).is_available:
             return dataset.pixel_array
     except (NotImplementedError, RuntimeError):  # no image's syntax, such as video; or no decoder can cope
         pass
     raise DicomError(f"a DICOM file compressed as {name}, which cannot be decoded here; export it as PNG")
+
+
+def _check_codestream(dataset: Dataset) -> None:
+    """Refuse JPEG and JPEG 2000 that are larger than rows and columns say, before a decoder makes room for them."""
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    check_scans(frame)
+    with suppress(UnidentifiedImageError), Image.open(BytesIO(frame), formats=("JPEG", "JPEG2000")) as image:
+        if image.size != (dataset.Columns, dataset.Rows):
+            raise DicomError("a DICOM file whose pixels do not fit its rows and columns; export it again")
 
 
 def _expected_bytes(dataset: Dataset) -> int:
@@ -259,7 +299,7 @@ def _colour(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
     bits = int(dataset.BitsStored)
     if dataset.PhotometricInterpretation == _PALETTE:
         pixels = apply_color_lut(pixels, dataset)
-        bits = 8 * pixels.dtype.itemsize
+        bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])  # of 8, one a byte or one a word
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise DicomError("a DICOM file with other than three colours; export it as PNG")
     shares = np.clip(pixels.astype(np.float32) / (2**bits - 1), 0, 1)

@@ -1,4 +1,4 @@
-"""Which files a person means: ``find_images(["folder", "scan_*.png"])`` lists images and opens none."""
+"""Which files a person means: ``find_images(["folder", "scan_*.png"])`` lists images; it opens those without suffix."""
 
 import glob
 import os
@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ..errors import UserError, safe_line
 
-IMAGE_SUFFIXES: frozenset[str] = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-"""What a picture's name ends with; data sets hold these alone, as ``imagefolder`` loads nothing else."""
-DICOM_SUFFIXES: frozenset[str] = frozenset({".dcm", ".dicom"})
-"""What a folder or pattern yields besides. Many DICOM files have no suffix at all; those are to be named one by one."""
+IMAGE_SUFFIXES: frozenset[str] = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+"""What a picture's name ends with; data sets hold these alone."""
+DICOM_SUFFIXES: frozenset[str] = frozenset({".dcm", ".dicom", ".ima"})
+"""What a folder or pattern yields besides; and files without suffix, as scanners write them, that begin as DICOM."""
 _FOUND_SUFFIXES = IMAGE_SUFFIXES | DICOM_SUFFIXES
 
 
@@ -20,9 +20,9 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
 
     Args:
         paths: files, kept whatever their suffix and even if missing, so that a person sees what became of each;
-            folders, searched to any depth for ``IMAGE_SUFFIXES`` and ``DICOM_SUFFIXES`` (upper or lower case),
-            skipping hidden files and folders; and patterns such as ``scans/**/*.png``, whose matches are treated like
-            the content of a folder.
+            folders, searched to any depth for ``IMAGE_SUFFIXES`` and ``DICOM_SUFFIXES`` (upper or lower case) and for
+            DICOM files without suffix (``IM0001``, ``1.2.840.113``), skipping hidden files and folders; and patterns
+            such as ``scans/**/*.png``, whose matches are treated like the content of a folder.
 
     Returns:
         Paths in the order given, those of a folder or pattern in natural order (``s2.png`` before ``s10.png``), each
@@ -72,7 +72,7 @@ def _images_in_folder(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = sorted((f for f in folders if not f.startswith(".")), key=_natural_key)
-        images += [Path(where, f) for f in files if _is_visible_image(f)]
+        images += [path for f in files if _is_visible_image(path := Path(where, f))]
     return sorted(images, key=lambda p: [_natural_key(part) for part in p.parts])
 
 
@@ -83,13 +83,30 @@ def _images_matching(pattern: str) -> list[Path]:
         path = Path(match)
         if _is_dir(path):
             images += _images_in_folder(path)
-        elif _is_visible_image(path.name):
+        elif _is_visible_image(path):
             images.append(path)
     return images
 
 
-def _is_visible_image(file_name: str) -> bool:
-    return not file_name.startswith(".") and os.path.splitext(file_name)[1].lower() in _FOUND_SUFFIXES
+def _is_visible_image(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False
+    suffix = path.suffix.lower()
+    # a unique identifier is a name, too, and its last number no suffix
+    return suffix in _FOUND_SUFFIXES or ((not suffix or suffix[1:].isdigit()) and _begins_as_dicom(path))
+
+
+def _begins_as_dicom(path: Path) -> bool:
+    from .formats import looks_bare  # Pillow and NumPy, which a command's --help does not need
+
+    if path.name.upper() == "DICOMDIR" or not path.is_file():  # an index of slices; a pipe could wait for ever
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(132)
+    except OSError:
+        return False
+    return head[128:] == b"DICM" or looks_bare(head[:9])
 
 
 def _natural_key(text: str) -> list[tuple[int, int, str]]:
@@ -102,4 +119,4 @@ def _natural_key(text: str) -> list[tuple[int, int, str]]:
 
 
 def _suffix_list() -> str:
-    return ", ".join(sorted(_FOUND_SUFFIXES))
+    return f"{', '.join(sorted(_FOUND_SUFFIXES))}, or DICOM without suffix"

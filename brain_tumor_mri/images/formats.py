@@ -48,6 +48,13 @@ def size_fault(width: int, height: int) -> str | None:
     return None
 
 
+def looks_bare(head: bytes) -> bool:
+    """Whether a file begins as DICOM without preamble does: an element of group 0002 or 0008, explicit or implicit."""
+    group, element, length = head[:2], int.from_bytes(head[2:4], "little"), int.from_bytes(head[4:8], "little")
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    return len(head) > 8 and group in (b"\x02\0", b"\x08\0") and element < 0x100 and (explicit or length <= 64)
+
+
 def prepared(file: BinaryIO) -> BinaryIO:
     """Refuse what costs far more than its size lets expect, and return what Pillow is to open.
 

@@ -20,7 +20,7 @@ import PIL.Image
 from PIL import Image
 
 from ..errors import UserError, safe_line
-from .formats import MAX_PIXELS, TIFF_STARTS, ImageFault, deep_pixels, plain_tiff, prepared, size_fault
+from .formats import MAX_PIXELS, TIFF_STARTS, ImageFault, deep_pixels, looks_bare, plain_tiff, prepared, size_fault
 
 ImageSource: TypeAlias = str | Path | bytes | PIL.Image.Image | np.ndarray
 
@@ -50,9 +50,6 @@ _FOREIGN = (
 _SNIFF_BYTES = 512
 _DICOM_MAGIC = (128, b"DICM")
 """Offset and bytes by which a DICOM file (PS3.10, 7.1) is known; its suffix may be any."""
-
-_BARE_GROUPS = (b"\x02\0", b"\x08\0")
-"""How a DICOM file without that preamble begins."""
 
 # What Pillow has to say about odd metadata is of no use to the person who runs a command. A filter for Pillow's own
 # modules, set once, is used because warnings.catch_warnings() around each load is not safe with several threads.
@@ -229,11 +226,8 @@ def _decode_otherwise(file: BinaryIO, label: str, error: Exception) -> Image.Ima
     """What Pillow does not know: DICOM without its preamble, a TIFF of rare numbers, or no image."""
     file.seek(0)
     head = file.read(9)
-    if head[:2] in _BARE_GROUPS:
-        from .dicom import looks_bare
-
-        if looks_bare(head):
-            return _decode_dicom(file, label)
+    if looks_bare(head):
+        return _decode_dicom(file, label)
     if head[:4] not in TIFF_STARTS:
         raise UnreadableImageError(label, _describe_foreign(file)) from error
     try:
@@ -252,7 +246,7 @@ def _decode_dicom(file: BinaryIO, label: str) -> Image.Image:
 
     try:
         return Image.fromarray(read_slice(file)).convert("RGB")
-    except DicomError as error:
+    except (DicomError, ImageFault) as error:
         raise UnreadableImageError(label, str(error)) from None
 
 

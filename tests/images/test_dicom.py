@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, MRImageStorage, RLELossless
 
-from brain_tumor_mri.images.dicom import windowed
+from brain_tumor_mri.images.dicom import MAX_BYTES, windowed
 from brain_tumor_mri.images.read import UnreadableImageError, load_image
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:::pydicom\..*")
@@ -46,9 +47,19 @@ def dicom(pixels: np.ndarray = VALUES, **tags: object) -> bytes:
     for tag, value in given.items():
         if value is not None:
             setattr(data, tag, value)
-    data["PixelData"].VR = "OW" if bits > 8 else "OB" if "PixelData" in data else None
+    if "PixelData" in data:
+        data["PixelData"].VR = "OW" if bits > 8 else "OB"
     buffer = io.BytesIO()
     data.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def as_mr(name: str) -> bytes:
+    """A file of pydicom's tests whose header says that it is MR."""
+    data = pydicom.dcmread(get_testdata_file(name))
+    data.Modality = "MR"
+    buffer = io.BytesIO()
+    data.save_as(buffer)
     return buffer.getvalue()
 
 
@@ -150,7 +161,7 @@ def test_colour_comes_as_it_is():
     ],
 )
 def test_files_of_pydicoms_own_tests_are_read(name: str, size: tuple[int, int], coloured: bool):
-    image = load_image(get_testdata_file(name))
+    image = load_image(as_mr(name))
     pixels = np.asarray(image).astype(int)
     assert image.size == size and pixels.max() > 200
     assert (np.ptp(pixels, axis=2).max() > 20) == coloured
@@ -165,8 +176,8 @@ def test_every_encoding_of_one_slice_gives_the_same_pixels():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("examples_ybr_color.dcm", "30 frames"),
-        ("rtdose.dcm", "15 frames"),
+        ("examples_ybr_color.dcm", "modality US (ultrasound)"),
+        ("rtdose.dcm", "modality RTDOSE (dose)"),
         ("reportsi.dcm", "without an image"),
         ("rtplan.dcm", "without an image"),
         ("waveform_ecg.dcm", "without an image"),
@@ -177,6 +188,11 @@ def test_every_encoding_of_one_slice_gives_the_same_pixels():
 )
 def test_what_is_no_single_slice_is_refused_in_words(name: str, said: str):
     assert said in reason(str(get_testdata_file(name)))
+
+
+def test_a_file_of_many_frames_is_no_slice():
+    assert "30 frames" in reason(as_mr("examples_ybr_color.dcm"))
+    assert "15 frames" in reason(as_mr("rtdose.dcm"))
 
 
 def test_a_deflate_bomb_is_not_inflated():
@@ -305,3 +321,126 @@ def test_a_file_without_preamble_or_transfer_syntax_is_read():
 
 def test_a_file_that_ends_in_its_header_is_cut_off_and_no_report():
     assert "cut off" in reason(dicom()[:420])
+
+
+FAULTS = Path(__file__).parents[3] / "shared" / "faults" / "dicom"
+
+
+@pytest.mark.skipif(not FAULTS.is_dir(), reason=f"the files of public bug reports are not in {FAULTS}")
+@pytest.mark.parametrize(
+    ("names", "apart"),
+    [
+        # the same slice, window and rescale, wherever they stand and however the file is packed
+        (("window", "enhanced1_shared", "enhanced1_perframe", "hb15", "no_ts", "nopreamble", "bare_implicit"), 0),
+        (("window", "rescale_both_empty", "rescale_intercept_empty", "voi_emptyitem"), 0),
+        (("enh_both", "enh_rescale"), 0),
+        (("window", "enh_both", "rescale_slope_empty"), 2),  # one has half the levels, one an intercept of 5
+        (("classic_hot", "enhanced1_hot"), 0),
+        (("pad", "pad_us"), 0),
+        (("pad", "float_pad", "mono1_pad0"), 1),
+        (("voi12", "voi8b", "voi8w"), 1),
+    ],
+)
+def test_files_of_public_bug_reports_that_hold_one_slice_give_one_picture(names: tuple[str, ...], apart: int):
+    first, *others = (grey(FAULTS / f"{name}.dcm").astype(int) for name in names)
+    for name, other in zip(names[1:], others, strict=True):
+        assert np.abs(first - other).max() <= apart, name
+
+
+def test_tables_of_12_and_16_bits_agree_with_pydicom():
+    pixels = np.array([[0, 10], [2000, 4095]], np.uint16)
+    for bits in (12, 16):
+        table = item(LUTDescriptor=[4096, 0, bits])
+        entries = np.arange(4096)[::-1] * (2**bits - 1) // 4095
+        table["LUTData"] = pydicom.DataElement(0x00283006, "OW", entries.astype("<u2").tobytes())
+        content = dicom(pixels, VOILUTSequence=[table], BitsStored=12, HighBit=11)
+        expected = pydicom.pixels.apply_voi_lut(pixels, pydicom.dcmread(io.BytesIO(content)))
+        np.testing.assert_allclose(grey(content), expected / (2**bits - 1) * 255, atol=0.51)
+
+
+def test_padding_of_floats_is_left_out_of_the_scale():
+    values = np.array([[-9999, 0.25], [0.5, 1.25]], np.float32)
+    tags = {"PixelData": None, "BitsStored": None, "HighBit": None, "PixelRepresentation": None}
+    content = dicom(values, **tags, FloatPixelData=values.tobytes(), FloatPixelPaddingValue=-9999.0)
+    np.testing.assert_array_equal(grey(content), [[0, 0], [64, 255]])
+
+
+@pytest.mark.parametrize("packed", [np.uint8, np.uint16])
+def test_a_palette_of_8_bits_gives_the_greys_that_it_holds(packed: type):
+    pixels = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    colours = {}
+    for name in ("Red", "Green", "Blue"):
+        colours[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
+        colours[f"{name}PaletteColorLookupTableData"] = np.arange(255, -1, -1, dtype=packed).tobytes()
+    shown = grey(dicom(pixels, PhotometricInterpretation="PALETTE COLOR", **colours))
+    np.testing.assert_array_equal(shown, 255 - pixels)
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({"Modality": "CT"}, "modality CT (CT)"),
+        ({"Modality": "PT"}, "modality PT (PET)"),
+        ({"Modality": "OT"}, "modality OT (captured)"),
+        ({"Modality": NAME}, "a modality other than MR"),
+        ({"Modality": "CT", "BodyPartExamined": "ABDOMEN"}, "modality CT"),
+        ({"Modality": "MR", "BodyPartExamined": "ABDOMEN"}, "another part of the body (abdomen)"),
+        ({"Modality": "MR", "BodyPartExamined": "LSPINE"}, "(spine)"),
+        ({"BodyPartExamined": "lumbar spine"}, "(lumbar)"),
+        ({"BodyPartExamined": "KNEE_LEFT"}, "(knee)"),
+        ({"BodyPartExamined": "CHESTABDOMEN"}, "(abdomen)"),
+        ({"AnatomicRegionSequence": [Dataset()]}, ""),
+    ],
+)
+def test_another_modality_or_part_of_the_body_is_refused_by_name(tags: dict[str, object], said: str):
+    if "AnatomicRegionSequence" in tags:
+        region = item(CodeMeaning="Breast")
+        groups = item(FrameAnatomySequence=[item(AnatomicRegionSequence=[region])])
+        for held in ({"AnatomicRegionSequence": [region]}, {"SharedFunctionalGroupsSequence": [groups]}):
+            assert "(breast)" in reason(dicom(**held))
+    else:
+        told = reason(dicom(**tags))
+        assert said in told and "Secret" not in told and "export it as PNG" in told
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["", "HEAD", "BRAIN", "Head and Neck", "HEADNECK", "SKULL", "Hippocampus", "KOPF", "PITUITARY", "CRANIOSPINAL"],
+)
+def test_a_head_and_what_the_header_does_not_say_are_read(part: str):
+    np.testing.assert_array_equal(grey(dicom(Modality="MR", BodyPartExamined=part)), grey(dicom()))
+
+
+def encapsulated(frame: bytes, syntax: str, **tags: object) -> bytes:
+    data = pydicom.dcmread(io.BytesIO(dicom(np.zeros((40, 56), np.uint8), **tags)))
+    data.file_meta.TransferSyntaxUID = syntax
+    data.PixelData = pydicom.encaps.encapsulate([frame])
+    data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+    buffer = io.BytesIO()
+    data.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("kind", "syntax"), [("JPEG", JPEGBaseline8Bit), ("JPEG2000", JPEG2000Lossless)])
+def test_a_packed_picture_larger_than_its_rows_and_columns_is_not_decoded(kind: str, syntax: str):
+    for size, fits in (((56, 40), True), ((5600, 4000), False)):
+        buffer = io.BytesIO()
+        Image.new("L", size, 90).save(buffer, kind)
+        content = encapsulated(buffer.getvalue(), syntax)
+        if fits:
+            assert load_image(content).size == size
+        else:
+            assert "do not fit its rows and columns" in reason(content)
+
+
+def test_run_length_coding_larger_than_a_slice_is_refused_before_it_is_decoded():
+    frame = b"\x01" + bytes(63) + b"\x81\x07" * 100_000
+    assert "larger than a slice" in reason(encapsulated(frame, RLELossless))
+
+
+def test_a_file_too_large_for_a_slice_is_not_read_into_memory(tmp_path: Path):
+    path = tmp_path / "large.dcm"
+    with path.open("wb") as file:
+        file.write(dicom())
+        file.truncate(MAX_BYTES + 1)
+    assert "128 MB" in reason(str(path)).replace("slice.dcm", "")

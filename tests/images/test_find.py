@@ -1,5 +1,6 @@
 """Which files a folder, a pattern or a name means."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,30 @@ def test_a_dicom_slice_in_a_folder_is_found_and_read(tmp_path):
     (tmp_path / "IM1.dcm").write_bytes(Path(get_testdata_file("MR_small.dcm")).read_bytes())
     (found,) = find_images([tmp_path])
     assert load_image(found).size == (64, 64)
+
+
+def test_slices_without_suffix_and_under_rare_ones_are_found_by_what_they_hold(tmp_path):
+    from pydicom.data import get_testdata_file
+
+    slice_ = Path(get_testdata_file("MR_small.dcm")).read_bytes()
+    wanted = ["1.2.840.113.7", "A/S/IM0001", "A/S/IM0002", "ct.IMA", "scan.jfif", "scan.jpe", "z0001"]
+    for name in wanted:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(slice_[132:] if name == "z0001" else slice_)
+    for name, content in (
+        ("DICOMDIR", slice_), (".IM0003", slice_), ("README", b"text"), ("empty", b""), ("notes.txt", slice_),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe")
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in find_images([tmp_path])) == sorted(wanted)
+    assert names(find_images([tmp_path / "A" / "S" / "IM*"])) == [
+        str(tmp_path / "A/S/IM0001"),
+        str(tmp_path / "A/S/IM0002"),
+    ]
+    assert load_image(tmp_path / "A/S/IM0001").size == load_image(tmp_path / "z0001").size == (64, 64)
+
+
+def test_what_a_folder_without_images_lacks_is_said(tmp_path):
+    (tmp_path / "README").write_text("text")
+    with pytest.raises(UserError, match=r"\.dcm.* or DICOM without suffix"):
+        find_images([tmp_path])
