@@ -18,7 +18,7 @@ export const MAX_COLOUR = 8; // mean difference of red, green and blue from thei
  */
 export function checkTrust(trust, record, form) {
   const { calibration, in_distribution: check } = trust;
-  if (trust.schema !== 2 || !(calibration?.single?.temperature > 0) || !check?.mean) {
+  if (trust.schema !== 3 || !(calibration?.single?.temperature > 0) || !check?.mean) {
     throw new Error("trust.json is damaged");
   }
   if (trust.weights_sha256 !== record.source.weights_sha256) throw new Error("trust.json belongs to other weights");
@@ -72,15 +72,16 @@ export function unlikeness(features, check) {
 }
 
 /**
- * How sure it is that a picture is no brain MRI slice: logistic regression on the same features.
+ * How sure it is that a picture is no brain MRI slice: the surest of logistic regressions on the same features.
  * @param {ArrayLike<number>} features
  * @param {object|null} check `brain_mri` of trust.json; null where it has none.
  * @returns {number} in [0, 1].
  */
 export function foreignness(features, check) {
   if (!check) return 0;
-  if (features.length !== check.weights.length) throw new Error("trust.json belongs to another network");
-  return 1 / (1 + Math.exp(-check.weights.reduce((sum, weight, i) => sum + weight * features[i], check.bias)));
+  if (features.length !== check.weights[0].length) throw new Error("trust.json belongs to another network");
+  const values = check.weights.map((row, k) => row.reduce((sum, weight, i) => sum + weight * features[i], check.biases[k]));
+  return 1 / (1 + Math.exp(-Math.max(...values)));
 }
 
 /**

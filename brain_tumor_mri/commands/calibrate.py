@@ -14,32 +14,39 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import datasets
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from ..data.br35h import load_external
+from ..data.collections import load_collections, load_label
 from ..data.protocols import ProtocolArguments, draw_seed
+from ..data.slices import load_slices
 from ..errors import UserError
+from ..evaluation.disturbances import DISTURBANCES, disturb
+from ..evaluation.trust import familiar_figures, foreign_figures, left_out_figures, network_outputs, trust_figures
+from ..files import write_json
 from ..images.find import find_images
+from ..images.read import UnreadableImageError, load_image
+from ..inference.classifier import TumorClassifier
 from ..inference.model_folder import DEFAULT_MODEL, find_model
+from ..inference.run_pytorch import stage_of
 from ..labels import ANY_TUMOR, RESEARCH_NOTICE
+from ..machine import versions
 from ..reports.plots import plot_reliability
 from ..reports.tables import percent
+from ..trust.calibration import Outputs, fit_trust
 from ..trust.decision import DECISIONS, DEFAULT_COVERAGE
-
-if TYPE_CHECKING:
-    import datasets
-
-    from ..inference.classifier import TumorClassifier
-    from ..trust.calibration import Outputs
+from ..trust.trust_file import FILE_NAME, load_trust
 
 KNOWN_SLICES = 300
 """Training slices of a collection, drawn at random, that the checks are fitted to."""
 DISTURBED_SLICES = 40
 """Slices, drawn at random, that get each of the disturbances of `stress`, at its strengths 1 to 3."""
-KAGGLE, BR35H, HEAD_CT = "kaggle", "br35h", "ct"
+KAGGLE, BR35H, CT = "kaggle", "br35h", "ct"
 """Kinds: the main collection, Br35H's tumours, and the label of head CT in a table of collections."""
 
 
@@ -71,14 +78,6 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the folder is no trained model's, there is no trust.json to measure, or the data cannot be used.
     """
-    from ..evaluation.trust import familiar_figures, foreign_figures, left_out_figures, trust_figures
-    from ..files import write_json
-    from ..inference.classifier import TumorClassifier
-    from ..inference.run_pytorch import stage_of
-    from ..machine import versions
-    from ..trust.calibration import fit_trust
-    from ..trust.trust_file import FILE_NAME, load_trust
-
     folder = find_model(Path(args.model))
     trust = load_trust(folder.path, folder.sha256) if args.report else None
     if args.report and trust is None:
@@ -99,19 +98,30 @@ def run(args: argparse.Namespace) -> int:
         validation = _joined([gather(p["validation"], k, "validation") for k, p in parts.items() if "validation" in p])
         disturbed, foreign = None, None
         if pictures["foreign"]:
-            other = [
-                gather(p, None, "head CT", KNOWN_SLICES) for name, p in head_ct.items() if name != "test" and len(p)
+            scans = [p for name, p in head_ct.items() if name != "test" and len(p)]
+            seen = [gather(scan, None, "head CT", KNOWN_SLICES) for scan in scans]
+            seen.append(gather.files(pictures["foreign"], Path(args.foreign), "foreign pictures"))
+            ct = [
+                (source, kind)
+                for scan in scans
+                for source, kind in zip(_sources(scan), scan["collection"][:], strict=True)
             ]
-            foreign = _joined([gather.files(pictures["foreign"], Path(args.foreign), "foreign pictures"), *other])
-            disturbed = gather.disturbed(parts)
-        trust = fit_trust(
+            others = [
+                (Path(args.foreign) / name, kind) for name, kind in zip(seen[-1].names, seen[-1].kinds, strict=True)
+            ]
+            seen += [gather.disturbed(each, "foreign pictures") for each in (ct, others) if each]
+            foreign = _joined(seen)
+            training = [(source, k) for k, p in parts.items() if "train" in p for source in _sources(p["train"])]
+            disturbed = gather.disturbed(training, "slices")
+        trust, scores = fit_trust(
             folder.sha256(), stage, validation=validation, known=known, disturbed=disturbed, foreign=foreign
         )
         given = {"known": known, "validation": validation, "disturbed": disturbed, "foreign": foreign}
         fitted_on = {name: _counts(part.kinds) for name, part in given.items() if part}
         if foreign:
             plain = replace(validation, logits=validation.views(mirror=False))
-            left_out = left_out_figures(_joined([known, plain, disturbed]), foreign)
+            brain = _joined([known, plain, disturbed])
+            left_out = left_out_figures({"brain": (brain, scores[0]), "foreign": (foreign, scores[1])})
 
     tested = {kind: gather(part["test"], kind, "test") for kind, part in parts.items() if "test" in part}
     brain = list(tested.values())
@@ -193,10 +203,6 @@ def _load_parts(
     args: argparse.Namespace, protocol: ProtocolArguments, seed: int
 ) -> tuple[dict[str, dict[str, datasets.Dataset]], dict[str, datasets.Dataset]]:
     """Return each collection's parts, and the parts of the head CT in the table of collections."""
-    from ..data.br35h import load_external
-    from ..data.collections import load_collections, load_label
-    from ..data.slices import load_slices
-
     data = load_slices(args.data_dir, protocol, seed=seed, skip_unreadable=True, progress=not args.json)
     parts: dict[str, dict[str, datasets.Dataset]] = {KAGGLE: dict(data.splits)}
     if args.external_dir:
@@ -207,7 +213,7 @@ def _load_parts(
         names = np.array(slices["collection"][:])
         for name in np.unique(names).tolist():
             parts.setdefault(name, {})[part] = slices.select(np.flatnonzero(names == name))
-    return parts, load_label(args.collections_dir, HEAD_CT)
+    return parts, load_label(args.collections_dir, CT)
 
 
 class _Gatherer:
@@ -224,12 +230,10 @@ class _Gatherer:
             split = split.select(np.sort(self.random.permutation(len(split))[:most]))
         kinds = [kind] * len(split) if kind else split["collection"][:]
         columns = split["label"][:], split["group"][:], kinds
-        return self._run(_sources(split), *columns, f"{kind or HEAD_CT}: {title}", mirror=most is None)
+        return self._run(_sources(split), *columns, f"{kind or CT}: {title}", mirror=most is None)
 
     def files(self, files: Sequence[Path], base: Path, title: str) -> Outputs:
         """Run over pictures, whose kind is their folder's name; unreadable ones are left out and listed."""
-        from ..images.read import UnreadableImageError, load_image
-
         images = []
         for file in files:
             try:
@@ -243,29 +247,22 @@ class _Gatherer:
         kinds = [image.parent.name for image in images]
         return self._run(images, [ANY_TUMOR] * len(images), names, kinds, title, names=names, mirror=False)
 
-    def disturbed(self, parts: dict[str, dict[str, datasets.Dataset]]) -> Outputs:
-        """Run over slices with artefacts: of every disturbance, slices of training parts at strengths 1 to 3."""
-        from ..evaluation.disturbances import DISTURBANCES, disturb
-        from ..images.read import load_image
-
-        sources = [(kind, p["train"], i) for kind, p in parts.items() if "train" in p for i in range(len(p["train"]))]
+    def disturbed(self, sources: Sequence[tuple[Any, str]], title: str) -> Outputs:
+        """Run over pictures with artefacts: of every disturbance, some of the (source, kind) at strengths 1 to 3."""
         chosen = [
-            (name, *sources[i])
+            (name, 1 + place % 3, *sources[i])
             for name in DISTURBANCES
-            for i in self.random.permutation(len(sources))[:DISTURBED_SLICES].tolist()
+            for place, i in enumerate(self.random.permutation(len(sources))[:DISTURBED_SLICES].tolist())
         ]
-
-        def pictures() -> Iterable[np.ndarray]:
-            for place, (name, _, split, row) in enumerate(chosen):
-                source = next(iter(_sources(split.select([row]))))
-                yield disturb(np.asarray(load_image(source).convert("L")), name, 1 + place % 3, split["path"][row])
-
-        kinds = [kind for _, kind, _, _ in chosen]
+        pictures = (
+            disturb(np.asarray(load_image(source).convert("L")), name, strength, str(place))
+            for place, (name, strength, source, _) in enumerate(chosen)
+        )
+        kinds = [kind for *_, kind in chosen]
         groups = [str(place) for place in range(len(chosen))]
-        return self._run(pictures(), [ANY_TUMOR] * len(chosen), groups, kinds, "disturbed slices", mirror=False)
+        return self._run(pictures, [ANY_TUMOR] * len(chosen), groups, kinds, f"disturbed {title}", mirror=False)
 
     def _run(self, sources: Any, labels: Any, groups: Any, kinds: Any, title: str, **options: Any) -> Outputs:
-        from ..evaluation.trust import network_outputs
 
         bar = {"total": len(labels), "disable": not self.progress, "transient": True}
         shown = track(sources, title.capitalize(), console=Console(stderr=True), **bar)
@@ -273,14 +270,12 @@ class _Gatherer:
 
 
 def _sources(split: datasets.Dataset) -> Iterable[Any]:
-    import datasets
 
     images = split.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
     return (row["image"]["bytes"] or row["image"]["path"] for row in images)
 
 
 def _joined(parts: Sequence[Outputs]) -> Outputs:
-    from ..trust.calibration import Outputs
 
     present = [part for part in parts if part is not None]
     columns = {}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..labels import LABEL2ID, LABELS, NO_TUMOR
-from ..trust.brain_mri import fit_brain_mri
 from ..trust.calibration import Outputs
 from ..trust.decision import COVERAGES, DECISIONS, DEFAULT_COVERAGE, FOREIGN_LIMIT, decide, picture_fault
 from ..trust.trust_file import Calibration, Trust
@@ -237,31 +236,23 @@ def familiar_figures(trust: Trust, familiar: Outputs) -> dict[str, Any]:
     }
 
 
-def left_out_figures(brain: Outputs, foreign: Outputs) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure the check for brain MRI on each collection, and each kind of other picture, that its fit did not see.
+def left_out_figures(parts: Mapping[str, tuple[Outputs, np.ndarray]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Summarise what the check for brain MRI says of each kind when its fit did not see that kind.
 
     Args:
-        brain: what the check is fitted on as brain MRI.
-        foreign: what it is fitted on as something else.
+        parts: name (``brain``, ``foreign``) -> N pictures, and what ``fit_trust`` gave for them, (N,) in 0..1.
 
     Returns:
-        ``brain`` and ``foreign``: kind -> ``{"n", "refused"}``; a picture's fault counts as a refusal. Empty for a
-        side of one kind.
+        Name -> kind -> ``{"n", "refused"}``; a picture's fault counts as a refusal.
     """
-    sides = {"brain": brain, "foreign": foreign}
     result: dict[str, dict[str, dict[str, float]]] = {}
-    for side, outputs in sides.items():
-        result[side] = {}
-        kinds = sorted(set(outputs.kinds))
-        for kind in kinds if len(kinds) > 1 else ():
-            rest = {name: np.array([k != kind or name != side for k in part.kinds]) for name, part in sides.items()}
-            check = fit_brain_mri(
-                *(x for n, part in sides.items() for x in (part.features[rest[n]], np.array(part.kinds)[rest[n]]))
-            )
-            own = ~rest[side]
-            faulty = np.array([fault is not None for fault in outputs.faults])[own]
-            refused = faulty | (check.foreign(outputs.features[own]) > FOREIGN_LIMIT)
-            result[side][kind] = {"n": int(own.sum()), "refused": float(refused.mean())}
+    for name, (outputs, scores) in parts.items():
+        kinds = np.array(outputs.kinds)
+        refused = (scores > FOREIGN_LIMIT) | [fault is not None for fault in outputs.faults]
+        result[name] = {
+            kind: {"n": int((kinds == kind).sum()), "refused": float(refused[kinds == kind].mean())}
+            for kind in np.unique(kinds).tolist()
+        }
     return result
 
 

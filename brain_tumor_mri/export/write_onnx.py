@@ -43,15 +43,15 @@ _BATCH = 8  # slices; ResNet50's activations of 8, all of which a calibration lo
 
 
 def feature_stage(network: torch.nn.Module, wanted: str | None, size: tuple[int, int]) -> str | None:
-    """Name the stage whose spatial means an export gives as ``features``.
+    """Name the stages whose spatial means an export gives as ``features``.
 
     Args:
         network: a transformers model.
-        wanted: the stage that trust.json names; None takes the one that a calibration would choose.
+        wanted: those that trust.json names, joined by ``+``; None takes those that a calibration would choose.
         size: (height, width) of the input in pixels.
 
     Returns:
-        Its name; None where the network has no stages, or none with maps (N, C, H, W).
+        Their names; None where the network has no stages, or none with maps (N, C, H, W).
     """
     inner = getattr(network, "timm_model", network)
     if wanted is None:
@@ -179,15 +179,21 @@ class LogitsAndFeatures(torch.nn.Module):
         pixel_values = pixel_values.to(self.dtype)
         if self.stage is None:
             return (self.network(pixel_values=pixel_values).logits.float(),)
-        means: list[Tensor] = []
-        module = getattr(self.network, "timm_model", self.network).get_submodule(self.stage)
+        means: list[Tensor] = []  # in the order of the stages, which is that of the pass
+        inner = getattr(self.network, "timm_model", self.network)
         # not StageFeatures, which detaches its means from the graph that is exported here
-        handle = module.register_forward_hook(lambda module, inputs, output: means.append(output.float().mean((2, 3))))
+        handles = [
+            inner.get_submodule(name).register_forward_hook(
+                lambda module, inputs, output: means.append(output.float().mean((2, 3)))
+            )
+            for name in self.stage.split("+")
+        ]
         try:
             logits = self.network(pixel_values=pixel_values).logits.float()
         finally:
-            handle.remove()
-        return logits, means[-1]
+            for handle in handles:
+                handle.remove()
+        return logits, torch.cat(means, 1)
 
 
 class _Batches:

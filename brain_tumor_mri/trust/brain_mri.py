@@ -5,53 +5,77 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 
 from .trust_file import BrainMriCheck
 
-KEPT = 0.98
-"""Share of brain MRI, each slice judged by a fit without its kind, that the check lets through."""
-STRENGTH = 0.01
+KEPT = 0.985
+"""Share of brain MRI, each slice judged by a fit without its collection, that each regression lets through."""
+STRENGTH = 0.001
 """Inverse of the L2 penalty on weights of standardised features; weak fits carry over to kinds never seen."""
 
 
 def fit_brain_mri(
-    brain: np.ndarray, brain_kinds: Sequence[str], foreign: np.ndarray, foreign_kinds: Sequence[str]
-) -> BrainMriCheck:
-    """Fit a logistic regression in which every kind of a side weighs alike, and both sides do.
+    brain: np.ndarray,
+    brain_kinds: Sequence[str],
+    foreign: np.ndarray,
+    foreign_kinds: Sequence[str],
+    foreign_groups: Sequence[str],
+) -> tuple[BrainMriCheck, np.ndarray, np.ndarray]:
+    """Fit a logistic regression for each group of other pictures; every kind of a side weighs alike, and both sides do.
 
     Args:
         brain: (N, D) features of brain MRI slices.
         brain_kinds: (N,) collection of each.
         foreign: (M, D) features of other pictures.
         foreign_kinds: (M,) what each is.
+        foreign_groups: (M,) group of each; one regression for head CT, which is nearest to MRI, and one for all else
+            refused more of kinds left out than one for both.
 
     Returns:
-        The check, its limit placed so that ``KEPT`` of the brain MRI passes, each slice judged by a fit that saw none
-        of its collection (where there are two or more), collections weighing alike.
+        The check, the limit of each regression placed so that ``KEPT`` of the brain MRI passes it, each slice judged by
+        a fit that saw none of its collection (where there are two or more), collections weighing alike. And what it
+        says when the slice's own kind is left out of the fit: ``foreign`` in 0..1 of the brain MRI (N,) and, by the
+        regression of its own group, of the other pictures (M,).
     """
-    kinds = np.asarray(brain_kinds)
-    weights, bias = _logistic(brain, kinds, foreign, foreign_kinds)
-    scores = brain @ weights + bias
-    collections = np.unique(kinds)
-    for own in (kinds == kind for kind in collections if len(collections) > 1):
-        own_weights, own_bias = _logistic(brain[~own], kinds[~own], foreign, foreign_kinds)
-        scores[own] = brain[own] @ own_weights + own_bias
-    limit = weighted_quantile(scores, alike(kinds), KEPT)
-    return BrainMriCheck.from_dict(BrainMriCheck(weights, bias - limit).to_dict())
+    kinds, other_kinds, groups = np.asarray(brain_kinds), np.asarray(foreign_kinds), np.asarray(foreign_groups)
+    slopes, biases = [], []
+    brain_scores, foreign_scores = np.full(len(brain), -np.inf), np.zeros(len(foreign))
+    for group in np.unique(groups):
+        ours = groups == group
+        against, against_kinds = foreign[ours], other_kinds[ours]
+        weights, bias = _logistic(brain, kinds, against, against_kinds)
+        without = np.empty(len(brain))
+        for own in _each(kinds):
+            fit = (weights, bias) if own.all() else _logistic(brain[~own], kinds[~own], against, against_kinds)
+            without[own] = brain[own] @ fit[0] + fit[1]
+        limit = weighted_quantile(without, alike(kinds), KEPT)
+        brain_scores = np.maximum(brain_scores, without - limit)
+        own_scores = np.empty(len(against))
+        for own in _each(against_kinds):
+            fit = (weights, bias) if own.all() else _logistic(brain, kinds, against[~own], against_kinds[~own])
+            own_scores[own] = against[own] @ fit[0] + fit[1] - limit
+        foreign_scores[ours] = own_scores
+        slopes.append(weights)
+        biases.append(bias - limit)
+    # rounded as the file keeps it
+    check = BrainMriCheck.from_dict(BrainMriCheck(np.array(slopes), np.array(biases)).to_dict())
+    return check, *(1 / (1 + np.exp(-np.clip(scores, -500, 500))) for scores in (brain_scores, foreign_scores))
+
+
+def _each(kinds: np.ndarray) -> list[np.ndarray]:
+    return [kinds == kind for kind in np.unique(kinds)]
 
 
 def _logistic(
     brain: np.ndarray, brain_kinds: Sequence[str], foreign: np.ndarray, foreign_kinds: Sequence[str]
 ) -> tuple[np.ndarray, float]:
     """Weights (D,) and bias on the features as they are; positive is foreign."""
-    from sklearn.linear_model import LogisticRegression
-
     features = np.concatenate([brain, foreign]).astype(np.float64)
     mean, deviation = features.mean(0), features.std(0) + 1e-9
     weights = np.concatenate([alike(brain_kinds), alike(foreign_kinds)]) * len(features) / 2
     labels = np.repeat([0, 1], [len(brain), len(foreign)])
-    regression = LogisticRegression(C=STRENGTH, solver="newton-cholesky")
-    fitted = regression.fit((features - mean) / deviation, labels, weights)
+    fitted = LogisticRegression(C=STRENGTH, tol=1e-3).fit((features - mean) / deviation, labels, weights)
     slopes = fitted.coef_[0] / deviation
     return slopes, float(fitted.intercept_[0] - slopes @ mean)
 

@@ -18,6 +18,9 @@ from .decision import COVERAGES
 from .in_distribution import fit_in_distribution
 from .trust_file import Calibration, Trust
 
+HEAD_CT = "head-ct"
+"""How the kinds of head CT begin."""
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -57,7 +60,7 @@ def fit_trust(
     known: Outputs,
     disturbed: Outputs | None = None,
     foreign: Outputs | None = None,
-) -> Trust:
+) -> tuple[Trust, tuple[np.ndarray, np.ndarray] | None]:
     """Fit calibration, prediction sets and both checks.
 
     Args:
@@ -66,7 +69,12 @@ def fit_trust(
         validation: of slices that trained nothing, of every collection; those of unknown type calibrate nothing.
         known: of training slices of every collection.
         disturbed: of slices with artefacts, which are brain MRI all the same.
-        foreign: of pictures that are no brain MRI; None leaves that check out.
+        foreign: of pictures that are no brain MRI; None leaves that check out. Kinds whose name begins with
+            ``head-ct`` are one group, all others another.
+
+    Returns:
+        The trust, and of ``fit_brain_mri`` what is said of known, validation and disturbed slices, (N,), and of foreign
+        pictures, (M,), by fits without their kinds; None without foreign pictures.
 
     Raises:
         UserError: a class has no validation slice.
@@ -80,12 +88,13 @@ def fit_trust(
         )
     single, mirrored = (fit_calibration(validation.views(mirror)[typed], labels) for mirror in (False, True))
     familiar = fit_in_distribution(known.features, known.kinds, validation.features, validation.kinds, stage)
-    brain_mri = None
+    brain_mri, left_out = None, None
     if foreign:
         brain = [part for part in (known, validation, disturbed) if part]
         features, kinds = np.concatenate([part.features for part in brain]), [k for part in brain for k in part.kinds]
-        brain_mri = fit_brain_mri(features, kinds, foreign.features, foreign.kinds)
-    return Trust(weights_sha256, single, mirrored, familiar, brain_mri, {})
+        groups = [HEAD_CT if kind.lower().startswith(HEAD_CT) else "other" for kind in foreign.kinds]
+        brain_mri, *left_out = fit_brain_mri(features, kinds, foreign.features, foreign.kinds, groups)
+    return Trust(weights_sha256, single, mirrored, familiar, brain_mri, {}), left_out
 
 
 def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:

@@ -21,7 +21,7 @@ from ..labels import LABELS
 from .decision import COVERAGES
 
 FILE_NAME = "trust.json"
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class InDistribution:
     threshold.
 
     Attributes:
-        stage: name of the network's module whose output is averaged over its pixels, such as ``layer3``.
+        stage: names of the network's modules whose outputs are averaged over their pixels, such as ``layer3+layer4``.
         mean: (D,) of the training slices' features.
         components: (Q, D), orthonormal rows.
         variances: (Q,) along the components.
@@ -136,24 +136,26 @@ class InDistribution:
 
 @dataclass(frozen=True)
 class BrainMriCheck:
-    """Whether a picture is a brain MRI slice at all: logistic regression on the features that ``InDistribution`` reads.
+    """Whether a picture is a brain MRI slice at all: logistic regressions on the features of ``InDistribution``.
+
+    Each tells brain MRI from another group of pictures, such as head CT; one that calls a picture foreign is enough.
 
     Attributes:
-        weights: (D,).
-        bias: places the limit, ``decision.FOREIGN_LIMIT``.
+        weights: (K, D), a row a group.
+        biases: (K,); they place the limit, ``decision.FOREIGN_LIMIT``.
     """
 
     weights: np.ndarray
-    bias: float
+    biases: np.ndarray
 
     def foreign(self, features: np.ndarray) -> np.ndarray:
         """Return how foreign the pictures of features (N, D) are, (N,) in 0..1: above 0.5 no brain MRI."""
-        values = features.astype(np.float64) @ self.weights + self.bias
-        return 1 / (1 + np.exp(-np.clip(values, -500, 500)))
+        values = features.astype(np.float64) @ self.weights.T + self.biases
+        return 1 / (1 + np.exp(-np.clip(values.max(1), -500, 500)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as in trust.json, with six digits a number."""
-        return {"weights": _rounded(self.weights), "bias": self.bias}
+        return {"weights": [_rounded(row) for row in self.weights], "biases": self.biases.tolist()}
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> BrainMriCheck:
@@ -162,7 +164,8 @@ class BrainMriCheck:
         Raises:
             KeyError, TypeError, ValueError: something is missing or of the wrong kind.
         """
-        return cls(_floats(entry["weights"], (-1,)), float(_floats([entry["bias"]], (1,))[0]))
+        biases = _floats(entry["biases"], (-1,))
+        return cls(_floats(entry["weights"], (len(biases), -1)), biases)
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,7 @@ class Trust:
         known = {"schema", "weights_sha256", "calibration", "in_distribution", "brain_mri"}
         in_distribution = InDistribution.from_dict(content["in_distribution"])
         brain_mri = BrainMriCheck.from_dict(content["brain_mri"]) if content["brain_mri"] else None
-        if brain_mri and brain_mri.weights.shape != in_distribution.mean.shape:
+        if brain_mri and brain_mri.weights.shape[1:] != in_distribution.mean.shape:
             raise ValueError("its two checks read different features")
         return cls(
             str(content["weights_sha256"]),

@@ -17,17 +17,20 @@ def test_a_stage_that_the_network_lacks_is_told(tiny_model_dir: Path) -> None:
         load_network(find_model(tiny_model_dir), "cpu", "nowhere")
 
 
-def test_features_are_the_means_of_the_stage_and_each_thread_gets_its_own(tiny_model_dir: Path) -> None:
-    network = load_network(find_model(tiny_model_dir), "cpu", "layer2")
+def test_features_are_the_means_of_the_stages_and_each_thread_gets_its_own(tiny_model_dir: Path) -> None:
+    network = load_network(find_model(tiny_model_dir), "cpu", "layer2+layer3")
     batches = [torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
     kept = []
-    handle = network.module.timm_model.layer2.register_forward_hook(lambda *args: kept.append(args[2].mean((2, 3))))
+    stages = network.module.timm_model.layer2, network.module.timm_model.layer3
+    handles = [s.register_forward_hook(lambda *args: kept.append(args[2].mean((2, 3)))) for s in stages]
     with torch.inference_mode():
         alone = [network(batch)[1] for batch in batches]
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         with ThreadPoolExecutor(4) as pool:
             together = list(pool.map(lambda batch: network(batch)[1], batches * 3))
-    np.testing.assert_allclose(alone, torch.stack(kept).numpy(), rtol=1e-6)
+    each = [torch.cat(pair, 1).numpy() for pair in zip(kept[::2], kept[1::2], strict=True)]
+    np.testing.assert_allclose(alone, each, rtol=1e-6)
     np.testing.assert_allclose(together, alone * 3, rtol=1e-4, atol=1e-6)
 
 

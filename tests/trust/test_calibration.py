@@ -57,7 +57,7 @@ def test_the_temperature_that_made_the_logits_overconfident_is_found():
 
 def test_temperature_scaling_lowers_the_calibration_error_and_changes_no_answer():
     fit_logits, fit_labels = simulated(1000, overconfidence=3.0, seed=1)
-    trust = calibration.fit_trust(
+    trust, _ = calibration.fit_trust(
         "0",
         "layer3",
         validation=outputs_of(fit_logits, fit_labels),
@@ -126,19 +126,30 @@ def brain_and_others() -> tuple[np.ndarray, list[str], np.ndarray, list[str]]:
 
 def test_other_pictures_are_refused_and_brain_mri_passes_whatever_its_collection():
     brain, kinds, other, other_kinds = brain_and_others()
-    check = brain_mri.fit_brain_mri(brain, kinds, other, other_kinds)
+    check, *_ = brain_mri.fit_brain_mri(brain, kinds, other, other_kinds, ["other"] * 60)
     assert (check.foreign(brain) <= 0.5).mean() >= 0.96 and (check.foreign(other) > 0.5).mean() > 0.95
-    alone = brain_mri.fit_brain_mri(brain, ["one"] * 200, other, other_kinds).foreign(brain)
-    assert (alone <= 0.5).mean() == pytest.approx(brain_mri.KEPT, abs=0.01)
+    alone, scores, _ = brain_mri.fit_brain_mri(brain, ["one"] * 200, other, other_kinds, ["other"] * 60)
+    assert (alone.foreign(brain) <= 0.5).mean() == pytest.approx(brain_mri.KEPT, abs=0.01)
+    assert np.allclose(scores, alone.foreign(brain), atol=1e-4)  # a single collection cannot be left out
+
+
+def test_each_group_of_other_pictures_has_a_regression_of_its_own():
+    brain, kinds, other, other_kinds = brain_and_others()
+    other[30:] = -other[30:]  # on the other side of the brain MRI: no single plane parts both from it
+    groups = ["head-ct"] * 30 + ["other"] * 30
+    check, *_ = brain_mri.fit_brain_mri(brain, kinds, other, other_kinds, groups)
+    assert check.weights.shape == (2, 5) and (check.foreign(other) > 0.5).mean() > 0.95
 
 
 def test_kinds_left_out_of_the_fit_are_measured_each_by_a_fit_without_it():
     brain, kinds, other, other_kinds = brain_and_others()
     other[30:] = -other[30:]  # faces lie where no other picture does: a fit without them takes them for brain MRI
-    figures = left_out_figures(pictures(brain, kinds), pictures(other, other_kinds))
+    scores = brain_mri.fit_brain_mri(brain, kinds, other, other_kinds, ["other"] * 60)[1:]
+    parts = {"brain": (pictures(brain, kinds), scores[0]), "foreign": (pictures(other, other_kinds), scores[1])}
+    figures = left_out_figures(parts)
     assert figures["foreign"]["face"] == {"n": 30, "refused": 0.0} and set(figures["brain"]) == {"one", "two"}
     blank = pictures(other, other_kinds, ["it is blank"] * 60)
-    assert left_out_figures(pictures(brain, kinds), blank)["foreign"]["face"]["refused"] == 1.0
+    assert left_out_figures({"foreign": (blank, scores[1])})["foreign"]["face"]["refused"] == 1.0
 
 
 def test_external_tumours_are_covered_and_right_when_any_tumour_is():
@@ -147,7 +158,7 @@ def test_external_tumours_are_covered_and_right_when_any_tumour_is():
     logits[:2, 0, glioma] = 9
     logits[2:, 0, none] = 9
     fit_logits, fit_labels = simulated(400)
-    trust = calibration.fit_trust(
+    trust, _ = calibration.fit_trust(
         "0",
         "layer3",
         validation=outputs_of(fit_logits, fit_labels),
@@ -164,7 +175,8 @@ def fitted_checks() -> tuple[calibration.Trust, Outputs]:
     logits, labels = simulated(200)
     validation = outputs_of(logits, labels, brain)
     known, foreign = pictures(brain, kinds), pictures(other, other_kinds)
-    return calibration.fit_trust("0", "layer3", validation=validation, known=known, foreign=foreign), validation
+    trust, _ = calibration.fit_trust("0", "layer3", validation=validation, known=known, foreign=foreign)
+    return trust, validation
 
 
 FAR = np.array([9.0, 0, 0, 0, 0])
@@ -228,7 +240,7 @@ def test_the_command_writes_a_file_that_the_classifier_uses(trained: Path, phant
     told = json.loads(capsys.readouterr().out)
     assert told["measured"]["test"]["single"]["n"] == 16 and set(told["measured"]["test"]["single"]["decisions"])
     assert told["measured"]["foreign"]["n"] == 3 and told["unreadable"][0].startswith("noise/broken.png: ")
-    assert told["fitted_on"]["foreign"] == {"noise": 3} and set(told["measured"]["left_out"]) == {"brain", "foreign"}
+    assert told["fitted_on"]["foreign"] == {"noise": 36} and set(told["measured"]["left_out"]) == {"brain", "foreign"}
     assert (trained / "reliability.png").stat().st_size > 5000
     classifier = TumorClassifier.from_pretrained(trained, device="cpu")
     assert classifier.trust.single.temperature == told["temperature"]

@@ -26,7 +26,7 @@ def trust_for(
 ) -> Trust:
     calibration = Calibration(temperature, {90: np.full(4, left / 2), 95: np.full(4, left)})
     check = InDistribution("layer3", np.zeros(FEATURES), np.eye(2, FEATURES), np.ones(2), 1.0, threshold)
-    brain_mri = BrainMriCheck(np.zeros(FEATURES), bias)
+    brain_mri = BrainMriCheck(np.zeros((2, FEATURES)), np.array([bias, -9.0]))
     return Trust(find_model(folder).sha256(), calibration, replace(calibration, temperature=3.0), check, brain_mri, {})
 
 
@@ -99,6 +99,12 @@ def test_a_flagged_or_refused_picture_keeps_its_probabilities(
     answer = TumorClassifier.from_pretrained(folder, device="cpu").predict(slices[0])
     assert answer.decision == decision and reason in answer.reason
     assert sum(answer.probabilities.values()) == pytest.approx(1) and answer.label in LABELS
+
+
+def test_one_regression_that_calls_a_picture_foreign_is_enough():
+    check = BrainMriCheck(np.array([[1.0, 0], [0, 1.0]]), np.array([-2.0, -3.0]))
+    foreign = check.foreign(np.array([[0.0, 0], [3, 0], [0, 4], [1, 2]])) > 0.5
+    assert foreign.tolist() == [False, True, True, False]
 
 
 def test_without_pictures_that_are_no_brain_mri_nothing_is_foreign(folder: Path, slices: list[Path]):

@@ -168,7 +168,7 @@ def test_the_rules_of_trust_json_give_pythons_sets_scores_and_faults():
     calibration = trust.Calibration(1.7, thresholds)
     rows = np.linalg.qr(rng.normal(size=(12, 3)))[0].T
     check = trust.InDistribution("layer3", rng.normal(size=12), rows, np.array([9.0, 4.0, 2.0]), 0.5, 70.0)
-    brain_mri = trust.BrainMriCheck(rng.normal(0, 0.5, 12), -1.5)
+    brain_mri = trust.BrainMriCheck(rng.normal(0, 0.5, (2, 12)), np.array([-1.5, -2.0]))
     whole = trust.Trust("", calibration, calibration, check, brain_mri, {})
     again = trust.Trust.from_dict(whole.to_dict())  # the file has six digits
     check = again.in_distribution
