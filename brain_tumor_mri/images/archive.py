@@ -143,8 +143,8 @@ def is_archive(path: str | Path) -> bool:
 
 
 def shown_name(name: str) -> str:
-    """A member's name as text on one line: no control characters, no undecodable bytes, at most 200 characters."""
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    """A name as text on one line: no control characters, no undecodable bytes, 1 to 200 characters."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name) or "(no name)"
     return text if len(text) <= 200 else f"...{text[-197:]}"
 
 
@@ -170,7 +170,7 @@ def _may_be_image(info: zipfile.ZipInfo) -> bool:
     parts = info.filename.replace("\\", "/").split("/")
     hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
     foreign = parts[0] in _SKIPPED_FOLDERS or parts[-1].lower() in _SKIPPED_FILES
-    return not (info.is_dir() or hidden or foreign)
+    return not ((parts[-1] == "" and info.filename) or hidden or foreign)  # is_dir() fails where there is no name
 
 
 def _overlap(infos: list[zipfile.ZipInfo]) -> bool:

@@ -137,16 +137,10 @@ def deep_pixels(file: BinaryIO, image: Image.Image) -> np.ndarray | None:
 
     Returns:
         uint16 (H, W, 2) for grey and alpha, (H, W, 3) or (H, W, 4); None for any other picture.
-
-    Raises:
-        ImageFault: of compressed planes, Pillow gives the upper bits alone.
     """
     layouts = {_layout(tile) for tile in getattr(image, "tile", [])}
     if image.mode not in ("RGB", "RGBA") or not layouts or not all(re.search(";16[BLN]$", name) for name in layouts):
         return None
-    tags = getattr(image, "tag_v2", {})
-    if tags.get(284) == 2 and tags.get(259, 1) != 1:
-        raise ImageFault("a TIFF file of compressed planes of 16 bits; save it as PNG")
     if layouts == {"LA;16B"}:
         both = _decoded_as(file, lambda layout: "RGBA").astype(np.uint16)  # the four bytes of a pixel, as they are
         return both[..., ::2] << 8 | both[..., 1::2]
@@ -177,8 +171,15 @@ def _decoded_as(file: BinaryIO, layout_of: Callable[[str], str]) -> np.ndarray:
         return np.asarray(image)
 
 
+def has_deep_planes(image: Image.Image) -> bool:
+    """Whether this is a TIFF of over 8 bits a value, plane after plane, of which Pillow takes every other byte."""
+    tags = getattr(image, "tag_v2", {})
+    planes = tags.get(284) == 2 and (tags.get(277, 1) > 1 or tags.get(259, 1) == 1)
+    return planes and max(tags.get(258, (1,))) > 8
+
+
 def plain_tiff(file: BinaryIO) -> tuple[np.ndarray, int, bool]:
-    """Read an uncompressed TIFF whose kind of pixels Pillow lacks: half and double floats, grey of 16 bits with alpha.
+    """Read an uncompressed TIFF that Pillow cannot: half and double floats, grey of 16 bits with alpha, deep planes.
 
     Returns:
         The pixels (H, W) or (H, W, C) as stored; the orientation, 1..8; whether 0 is white.

@@ -20,7 +20,17 @@ import PIL.Image
 from PIL import Image
 
 from ..errors import UserError, safe_line
-from .formats import MAX_PIXELS, TIFF_STARTS, ImageFault, deep_pixels, looks_bare, plain_tiff, prepared, size_fault
+from .formats import (
+    MAX_PIXELS,
+    TIFF_STARTS,
+    ImageFault,
+    deep_pixels,
+    has_deep_planes,
+    looks_bare,
+    plain_tiff,
+    prepared,
+    size_fault,
+)
 
 ImageSource: TypeAlias = str | Path | bytes | PIL.Image.Image | np.ndarray
 
@@ -219,7 +229,7 @@ def _decode(file: BinaryIO, label: str) -> Image.Image:
     except Exception as error:  # on damaged headers decoders raise nearly anything: struct.error, KeyError, ...
         raise UnreadableImageError(label, _damage(error)) from error
     with image:
-        return _to_rgb(image, label, file)
+        return _plain_tiff(file, label) if has_deep_planes(image) else _to_rgb(image, label, file)
 
 
 def _decode_otherwise(file: BinaryIO, label: str, error: Exception) -> Image.Image:
@@ -230,12 +240,16 @@ def _decode_otherwise(file: BinaryIO, label: str, error: Exception) -> Image.Ima
         return _decode_dicom(file, label)
     if head[:4] not in TIFF_STARTS:
         raise UnreadableImageError(label, _describe_foreign(file)) from error
+    return _plain_tiff(file, label)
+
+
+def _plain_tiff(file: BinaryIO, label: str) -> Image.Image:
     try:
         values, orientation, white_zero = plain_tiff(file)
         rgb = _rgb_of(values, white_zero)
     except (ImageFault, ValueError) as fault:
         raise UnreadableImageError(label, str(fault)) from fault
-    except Exception as damage:  # as above
+    except Exception as damage:  # as of Pillow's decoders
         raise UnreadableImageError(label, _damage(damage)) from damage
     return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
 

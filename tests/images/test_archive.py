@@ -38,6 +38,12 @@ def test_folders_hidden_files_and_what_systems_add_are_left_out(tmp_path: Path):
     assert contents(path) == {"x/a.png": b"one"}
 
 
+def test_a_member_without_a_name_is_one_like_others(tmp_path: Path):
+    path = packed(tmp_path / "a.zip", {"a.png": b"one", "QQQ": b"two"})
+    path.write_bytes(path.read_bytes().replace(b"QQQ", b"\0QQ"))  # what follows a zero byte is no part of a name
+    assert contents(path) == {"a.png": b"one", "(no name)": b"two"}
+
+
 def test_a_name_that_climbs_out_of_the_folder_writes_nothing(tmp_path: Path):
     inner = tmp_path / "deep" / "down"
     inner.mkdir(parents=True)
