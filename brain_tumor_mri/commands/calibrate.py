@@ -57,13 +57,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--external_dir", help="the Br35H tumours (images/), where they trained or are to be measured")
     parser.add_argument("--collections_dir", help="further collections, where they trained or are to be measured")
     parser.add_argument(
-        "--foreign", metavar="DIR", help="pictures that are no brain MRI, a folder a kind: fit the check that refuses"
+        "--foreign",
+        metavar="DIR",
+        nargs="+",
+        help="pictures that are no brain MRI, a folder a kind (head-ct... for head CT): fit the check that refuses",
     )
     parser.add_argument(
-        "--foreign_test", metavar="DIR", help="the same of other kinds, that measure only: how many are refused"
+        "--foreign_test",
+        metavar="DIR",
+        nargs="+",
+        help="the same of other kinds, that measure only: how many are refused",
     )
     parser.add_argument(
-        "--familiar", metavar="DIR", help="brain MRI slices, a folder a collection: how many are refused in error"
+        "--familiar",
+        metavar="DIR",
+        nargs="+",
+        help="brain MRI slices, a folder a collection: how many are refused in error",
     )
     parser.add_argument(
         "--report", metavar="FILE", type=Path, help="fit nothing: measure the trust.json that is there, figures to FILE"
@@ -85,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     protocol, seed, trained_on = training_settings(folder.path, folder.sha256())
     if missing := [name for name in trained_on if not getattr(args, name)]:
         raise UserError(f"{args.model} was trained with --{missing[0]}; give it here too")
-    pictures = {name: find_images([flag]) if (flag := getattr(args, name)) else [] for name in _PICTURES}
+    pictures = {name: find_images(getattr(args, name) or []) for name in _PICTURES}
     parts, head_ct = _load_parts(args, protocol, seed)
 
     classifier = TumorClassifier.from_pretrained(args.model, device=args.device, use_trust=False)
@@ -100,15 +109,10 @@ def run(args: argparse.Namespace) -> int:
         if pictures["foreign"]:
             scans = [p for name, p in head_ct.items() if name != "test" and len(p)]
             seen = [gather(scan, None, "head CT", KNOWN_SLICES) for scan in scans]
-            seen.append(gather.files(pictures["foreign"], Path(args.foreign), "foreign pictures"))
-            ct = [
-                (source, kind)
-                for scan in scans
-                for source, kind in zip(_sources(scan), scan["collection"][:], strict=True)
-            ]
-            others = [
-                (Path(args.foreign) / name, kind) for name, kind in zip(seen[-1].names, seen[-1].kinds, strict=True)
-            ]
+            pictures_seen, files = gather.files(pictures["foreign"], "foreign pictures")
+            seen.append(pictures_seen)
+            ct = [pair for scan in scans for pair in zip(_sources(scan), scan["collection"][:], strict=True)]
+            others = list(zip(files, pictures_seen.kinds, strict=True))
             seen += [gather.disturbed(each, "foreign pictures") for each in (ct, others) if each]
             foreign = _joined(seen)
             training = [(source, k) for k, p in parts.items() if "train" in p for source in _sources(p["train"])]
@@ -134,11 +138,11 @@ def run(args: argparse.Namespace) -> int:
         measured["collections"] = {kind: trust_figures(trust, outputs) for kind, outputs in sorted(tested.items())}
     strangers = [gather(head_ct["test"], None, "head CT", KNOWN_SLICES)] if head_ct and len(head_ct["test"]) else []
     if pictures["foreign_test"]:
-        strangers.append(gather.files(pictures["foreign_test"], Path(args.foreign_test), "other foreign pictures"))
+        strangers.append(gather.files(pictures["foreign_test"], "other foreign pictures")[0])
     if strangers and trust.brain_mri:
         measured["foreign"] = foreign_figures(trust, _joined(strangers), brain)
     if pictures["familiar"]:
-        outputs = gather.files(pictures["familiar"], Path(args.familiar), "slices of other collections")
+        outputs, _ = gather.files(pictures["familiar"], "slices of other collections")
         measured["familiar"] = familiar_figures(trust, outputs)
     if left_out:
         measured["left_out"] = left_out
@@ -232,20 +236,21 @@ class _Gatherer:
         columns = split["label"][:], split["group"][:], kinds
         return self._run(_sources(split), *columns, f"{kind or CT}: {title}", mirror=most is None)
 
-    def files(self, files: Sequence[Path], base: Path, title: str) -> Outputs:
-        """Run over pictures, whose kind is their folder's name; unreadable ones are left out and listed."""
+    def files(self, files: Sequence[Path], title: str) -> tuple[Outputs, list[Path]]:
+        """Run over the pictures that can be read, and list the others; a picture's kind is its folder's name."""
+        names = {file: f"{file.parent.name}/{file.name}" for file in files}
         images = []
         for file in files:
             try:
                 load_image(file)
                 images.append(file)
             except UnreadableImageError as error:
-                self.unreadable.append(f"{file.relative_to(base)}: {error.reason}")
+                self.unreadable.append(f"{names[file]}: {error.reason}")
         if not images:
-            raise UserError(f"{base}: no picture there can be read; give another folder")
-        names = [str(image.relative_to(base)) for image in images]
+            raise UserError(f"{files[0].parent.parent}: no picture there can be read; give another folder")
+        given = {"names": [names[image] for image in images], "mirror": False}
         kinds = [image.parent.name for image in images]
-        return self._run(images, [ANY_TUMOR] * len(images), names, kinds, title, names=names, mirror=False)
+        return self._run(images, [ANY_TUMOR] * len(images), given["names"], kinds, title, **given), images
 
     def disturbed(self, sources: Sequence[tuple[Any, str]], title: str) -> Outputs:
         """Run over pictures with artefacts: of every disturbance, some of the (source, kind) at strengths 1 to 3."""

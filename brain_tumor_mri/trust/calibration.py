@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..labels import LABELS
-from .brain_mri import fit_brain_mri
+from .brain_mri import alike, fit_brain_mri
 from .decision import COVERAGES
 from .in_distribution import fit_in_distribution
 from .trust_file import Calibration, Trust
@@ -86,7 +86,8 @@ def fit_trust(
         raise UserError(
             f"the validation part has no {LABELS[int(counts.argmin())]} slice; calibration needs every class"
         )
-    single, mirrored = (fit_calibration(validation.views(mirror)[typed], labels) for mirror in (False, True))
+    weights = alike(np.array(validation.kinds)[typed])
+    single, mirrored = (fit_calibration(validation.views(mirror)[typed], labels, weights) for mirror in (False, True))
     familiar = fit_in_distribution(known.features, known.kinds, validation.features, validation.kinds, stage)
     brain_mri, left_out = None, None
     if foreign:
@@ -97,39 +98,46 @@ def fit_trust(
     return Trust(weights_sha256, single, mirrored, familiar, brain_mri, {}), left_out
 
 
-def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
+def fit_calibration(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Calibration:
     """Fit the temperature by maximum likelihood, then the conformal thresholds of the calibrated probabilities.
 
     Args:
         logits: (N, V, 4), V views a slice.
         labels: (N,) class indices; every class occurs.
+        weights: (N,) of the slices, above 0; None weighs them alike.
     """
     from scipy.optimize import minimize_scalar
 
     rows = np.arange(len(labels))
+    weights = np.ones(len(labels)) if weights is None else weights
 
     def loss(log_temperature: float) -> float:
         probabilities = Calibration(math.exp(log_temperature), {}).probabilities(logits)
-        return float(-np.log(np.maximum(probabilities[rows, labels], 1e-12)).mean())
+        return float(-np.average(np.log(np.maximum(probabilities[rows, labels], 1e-12)), weights=weights))
 
     best = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
     temperature = math.exp(best.x)
-    probabilities = Calibration(temperature, {}).probabilities(logits)
+    scores = 1 - Calibration(temperature, {}).probabilities(logits)[rows, labels]
     thresholds = {
         coverage: np.array(
-            [conformal_threshold(1 - probabilities[labels == c, c], coverage / 100) for c in range(len(LABELS))]
+            [conformal_threshold(scores[labels == c], coverage / 100, weights[labels == c]) for c in range(len(LABELS))]
         )
         for coverage in COVERAGES
     }
     return Calibration(temperature, thresholds)
 
 
-def conformal_threshold(scores: np.ndarray, coverage: float) -> float:
-    """Return the ceil((n + 1) coverage)-th smallest of n scores; 1, which leaves every class in, when n is too small.
+def conformal_threshold(scores: np.ndarray, coverage: float, weights: np.ndarray | None = None) -> float:
+    """Return the lowest of n scores with ``coverage`` of the weight at or below it; 1 (every class) if n is too small.
 
-    A new slice exchangeable with the n has a score at most this with a probability of at least ``coverage``
-    (Papadopoulos et al. 2002). Slices of one patient are alike, so that here it holds on average over patients only.
+    The new slice has the mean weight, so that with equal weights it is the ceil((n + 1) coverage)-th smallest: a slice
+    exchangeable with the n has a score at most this with a probability of at least ``coverage`` (Papadopoulos et al.
+    2002; weighted: Tibshirani et al. 2019). Slices of one patient are alike, so that here it holds on average over
+    patients only.
     """
+    weights = np.ones(len(scores)) if weights is None else weights
+    order = np.argsort(scores)
+    reached = np.cumsum(weights[order]) / (weights.sum() + weights.mean())
     # 1e-9: 0.9 * 20 is 18.000000000000004 and must not count as above 18
-    place = math.ceil((len(scores) + 1) * coverage - 1e-9)
-    return float(np.sort(scores)[place - 1]) if place <= len(scores) else 1.0
+    enough = reached >= coverage - 1e-9
+    return float(scores[order][np.argmax(enough)]) if enough.any() else 1.0
