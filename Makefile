@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA_DIR ?= data/brain-tumor-mri-dataset
 EXPORT ?= exported
 
-.PHONY: app test test-all train lint phantoms web clean
+.PHONY: app test test-all train lint phantoms web federated clean
 
 $(VENV)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,15 @@ train: $(VENV)/.ready
 phantoms: $(VENV)/.ready
 	$(BIN)/python data_scripts/make_phantoms.py --output_dir data/phantoms
 
+# Flower asks for other versions of several packages, and for Python 3.11 or later
+.venv-federated/.ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-federated
+	.venv-federated/bin/pip install --quiet -e '.[federated]' pytest
+	touch $@
+
+federated: .venv-federated/.ready
+	@echo '.venv-federated/bin/brain-tumor-mri federate --config configs/federated.yaml'
+
 web/node_modules/.ready: web/package.json
 	npm install --prefix web --ignore-scripts --no-package-lock --silent
 	touch $@
@@ -45,4 +54,4 @@ web: $(VENV)/.ready web/node_modules/.ready
 	$(BIN)/python web/build.py --model $(EXPORT) --output web/dist
 
 clean:
-	rm -rf $(VENV) web/node_modules web/dist
+	rm -rf $(VENV) .venv-federated web/node_modules web/dist
