@@ -18,6 +18,7 @@ COMMANDS = {
     "stress": "measure what disturbed images (motion, noise, JPEG, ...) cost a model",
     "explain": "show where the model looked, as heat maps",
     "calibrate": "fit calibration, prediction sets and the check for foreign pictures to a model",
+    "federate": "train one model with hospitals that keep their images, simulated on this machine",
     "export": "write a model as ONNX, LiteRT or TensorRT, checked against PyTorch",
     "audit": "look for leaks between a data set's parts",
     "card": "write the model card from the recorded figures, or check that it agrees with them",
