@@ -22,12 +22,19 @@ from rich.console import Console
 from rich.progress import track
 
 from ..data.br35h import load_external
-from ..data.collections import load_collections, load_label
+from ..data.collections import TRAINING_LABELS, load_collections, load_label, read_collections
 from ..data.protocols import ProtocolArguments, draw_seed
 from ..data.slices import load_slices
 from ..errors import UserError
 from ..evaluation.disturbances import DISTURBANCES, disturb
-from ..evaluation.trust import familiar_figures, foreign_figures, left_out_figures, network_outputs, trust_figures
+from ..evaluation.trust import (
+    familiar_figures,
+    foreign_figures,
+    left_out_figures,
+    network_outputs,
+    trust_figures,
+    unseen_figures,
+)
 from ..files import write_json
 from ..images.find import find_images
 from ..images.read import UnreadableImageError, load_image
@@ -75,6 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="brain MRI slices, a folder a collection: how many are refused in error",
     )
     parser.add_argument(
+        "--unseen",
+        metavar="MODEL",
+        help="models that had a family of --collections_dir left out, {collection} standing for the family: their "
+        "answers to it widen the prediction sets to what a scanner never seen needs",
+    )
+    parser.add_argument(
         "--report", metavar="FILE", type=Path, help="fit nothing: measure the trust.json that is there, figures to FILE"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best one here)")
@@ -101,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     network = getattr(classifier.model, "timm_model", classifier.model)
     stage = trust.in_distribution.stage if trust else stage_of(network)
     gather = _Gatherer(classifier, stage, seed, progress=not args.json)
-    left_out, fitted_on = None, trust.record.get("fitted_on") if trust else None
+    left_out, measured_unseen, fitted_on = None, None, trust.record.get("fitted_on") if trust else None
     if trust is None:
         known = _joined([gather(p["train"], k, "training", KNOWN_SLICES) for k, p in parts.items() if "train" in p])
         validation = _joined([gather(p["validation"], k, "validation") for k, p in parts.items() if "validation" in p])
@@ -117,10 +130,10 @@ def run(args: argparse.Namespace) -> int:
             foreign = _joined(seen)
             training = [(source, k) for k, p in parts.items() if "train" in p for source in _sources(p["train"])]
             disturbed = gather.disturbed(training, "slices")
-        trust, scores = fit_trust(
-            folder.sha256(), stage, validation=validation, known=known, disturbed=disturbed, foreign=foreign
-        )
-        given = {"known": known, "validation": validation, "disturbed": disturbed, "foreign": foreign}
+        unseen = _answers_of_others(args, seed) if args.unseen else None
+        given = {"known": known, "validation": validation, "unseen": unseen, "disturbed": disturbed, "foreign": foreign}
+        trust, scores = fit_trust(folder.sha256(), stage, **given)
+        measured_unseen = unseen_figures(validation, unseen) if unseen else None
         fitted_on = {name: _counts(part.kinds) for name, part in given.items() if part}
         if foreign:
             plain = replace(validation, logits=validation.views(mirror=False))
@@ -144,8 +157,8 @@ def run(args: argparse.Namespace) -> int:
     if pictures["familiar"]:
         outputs, _ = gather.files(pictures["familiar"], "slices of other collections")
         measured["familiar"] = familiar_figures(trust, outputs)
-    if left_out:
-        measured["left_out"] = left_out
+    measured |= {"left_out": left_out} if left_out else {}
+    measured |= {"unseen": measured_unseen} if measured_unseen else {}
     record = {
         "protocol": protocol.title,
         "fitted_on": fitted_on,
@@ -220,6 +233,22 @@ def _load_parts(
     return parts, load_label(args.collections_dir, CT)
 
 
+def _answers_of_others(args: argparse.Namespace, seed: int) -> Outputs:
+    """Return what the models of ``--unseen`` say of the families that they never saw."""
+    if not args.collections_dir or "{collection}" not in args.unseen:
+        raise UserError("--unseen: give --collections_dir too, and a name with {collection} in it: runs/{collection}")
+    families = {row.family for row in read_collections(args.collections_dir) if row.label in TRAINING_LABELS}
+    answers = []
+    for family in sorted(families):
+        name = args.unseen.replace("{collection}", family)
+        classifier = TumorClassifier.from_pretrained(name, device=args.device, use_trust=False)
+        network = getattr(classifier.model, "timm_model", classifier.model)
+        gather = _Gatherer(classifier, stage_of(network), seed, progress=not args.json)
+        slices = load_collections(args.collections_dir, family)["test"]
+        answers.append(gather(slices, None, f"{family}, never seen"))
+    return _joined(answers)
+
+
 class _Gatherer:
     """Runs the network over parts and folders, with a bar for people; ``unreadable`` lists files left out."""
 
@@ -234,7 +263,7 @@ class _Gatherer:
             split = split.select(np.sort(self.random.permutation(len(split))[:most]))
         kinds = [kind] * len(split) if kind else split["collection"][:]
         columns = split["label"][:], split["group"][:], kinds
-        return self._run(_sources(split), *columns, f"{kind or CT}: {title}", mirror=most is None)
+        return self._run(_sources(split), *columns, f"{kind}: {title}" if kind else title, mirror=most is None)
 
     def files(self, files: Sequence[Path], title: str) -> tuple[Outputs, list[Path]]:
         """Run over the pictures that can be read, and list the others; a picture's kind is its folder's name."""

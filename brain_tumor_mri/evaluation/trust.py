@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..labels import LABEL2ID, LABELS, NO_TUMOR
-from ..trust.calibration import Outputs
+from ..trust.calibration import Outputs, fit_calibration
 from ..trust.decision import COVERAGES, DECISIONS, DEFAULT_COVERAGE, FOREIGN_LIMIT, decide, picture_fault
 from ..trust.trust_file import Calibration, Trust
 from .metrics import CALIBRATION_BINS, classification_figures, mean_figure
@@ -234,6 +234,38 @@ def familiar_figures(trust: Trust, familiar: Outputs) -> dict[str, Any]:
             for i in np.flatnonzero(refused)
         ],
     }
+
+
+def unseen_figures(validation: Outputs, unseen: Outputs) -> dict[str, dict[str, Any]]:
+    """Measure the prediction sets on collections that neither trained the model that answers nor fitted the sets.
+
+    Args:
+        validation: of ``fit_trust``.
+        unseen: of ``fit_trust``; one collection after the other is left out of the fit, and measured.
+
+    Returns:
+        Collection -> ``n``, ``covered`` (share of slices whose ``DEFAULT_COVERAGE`` % set holds the true class),
+        ``size`` (classes in a set), ``single`` (share of sets of one class) and ``right`` (of these; None where there
+        is none), with intervals over groups. Slices of unknown type are left out.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    unseen = unseen.select(unseen.labels >= 0)
+    for kind in sorted(set(unseen.kinds)):
+        own = np.array(unseen.kinds) == kind
+        others = validation.select(np.array(validation.kinds) != kind)
+        calibration = fit_calibration(others, unseen.select(~own), mirror=False)
+        outputs = unseen.select(own)
+        probabilities = calibration.probabilities(outputs.views(mirror=False))
+        sets = calibration.prediction_sets(probabilities, DEFAULT_COVERAGE)
+        single = sets.sum(1) == 1
+        right = probabilities.argmax(1) == outputs.labels
+        result[kind] = {
+            "n": len(outputs),
+            **{name: _coverage(sets, outputs)[name] for name in ("covered", "size")},
+            "single": mean_figure(single, outputs.groups),
+            "right": mean_figure(right, outputs.groups, among=single),
+        }
+    return result
 
 
 def left_out_figures(parts: Mapping[str, tuple[Outputs, np.ndarray]]) -> dict[str, dict[str, dict[str, float]]]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 
 from ..errors import UserError
 from ..labels import LABELS
@@ -47,6 +49,16 @@ class Outputs:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def select(self, chosen: np.ndarray) -> Outputs:
+        """Those of the pictures that are ``chosen``, (N,) bool."""
+
+        def part(values: Any) -> Any:
+            if isinstance(values, np.ndarray):
+                return values[chosen]
+            return [value for value, wanted in zip(values, chosen, strict=bool(values)) if wanted]
+
+        return Outputs(**{column.name: part(getattr(self, column.name)) for column in fields(self)})
+
     def views(self, mirror: bool) -> np.ndarray:
         """Logits of the views that an answer averages: (N, 1, 4), or (N, 2, 4) with ``mirror``."""
         return self.logits if mirror else self.logits[:, :1]
@@ -58,6 +70,7 @@ def fit_trust(
     *,
     validation: Outputs,
     known: Outputs,
+    unseen: Outputs | None = None,
     disturbed: Outputs | None = None,
     foreign: Outputs | None = None,
 ) -> tuple[Trust, tuple[np.ndarray, np.ndarray] | None]:
@@ -68,6 +81,8 @@ def fit_trust(
         stage: of ``run_pytorch.stage_of``.
         validation: of slices that trained nothing, of every collection; those of unknown type calibrate nothing.
         known: of training slices of every collection.
+        unseen: what models of the same recipe gave for families of collections that were left out of their training.
+            They widen the prediction sets to what a scanner never seen needs.
         disturbed: of slices with artefacts, which are brain MRI all the same.
         foreign: of pictures that are no brain MRI; None leaves that check out. Kinds whose name begins with
             ``head-ct`` are one group, all others another.
@@ -79,15 +94,12 @@ def fit_trust(
     Raises:
         UserError: a class has no validation slice.
     """
-    typed = validation.labels >= 0
-    labels = validation.labels[typed]
-    counts = np.bincount(labels, minlength=len(LABELS))
+    counts = np.bincount(validation.labels[validation.labels >= 0], minlength=len(LABELS))
     if not counts.all():
         raise UserError(
             f"the validation part has no {LABELS[int(counts.argmin())]} slice; calibration needs every class"
         )
-    weights = alike(np.array(validation.kinds)[typed])
-    single, mirrored = (fit_calibration(validation.views(mirror)[typed], labels, weights) for mirror in (False, True))
+    single, mirrored = (fit_calibration(validation, unseen, mirror=mirror) for mirror in (False, True))
     familiar = fit_in_distribution(known.features, known.kinds, validation.features, validation.kinds, stage)
     brain_mri, left_out = None, None
     if foreign:
@@ -98,36 +110,55 @@ def fit_trust(
     return Trust(weights_sha256, single, mirrored, familiar, brain_mri, {}), left_out
 
 
-def fit_calibration(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Calibration:
-    """Fit the temperature by maximum likelihood, then the conformal thresholds of the calibrated probabilities.
+def fit_calibration(validation: Outputs, unseen: Outputs | None, *, mirror: bool) -> Calibration:
+    """Fit the calibration of the plain, or the mirrored answer; collections weigh alike.
+
+    The temperature is that of ``validation``; ``unseen`` counts in the thresholds only. See ``fit_trust``.
+    """
+    ours = validation.select(validation.labels >= 0)
+    logits, labels, kinds = ours.views(mirror), ours.labels, list(ours.kinds)
+    temperature = fit_temperature(logits, labels, alike(kinds))
+    if unseen:
+        theirs = unseen.select(unseen.labels >= 0)
+        logits, labels = np.concatenate([logits, theirs.views(mirror)]), np.concatenate([labels, theirs.labels])
+        kinds += [f"{kind}, unseen" for kind in theirs.kinds]
+    return Calibration(temperature, fit_thresholds(logits, labels, alike(kinds), temperature))
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+    """Return the temperature of the greatest likelihood.
 
     Args:
         logits: (N, V, 4), V views a slice.
-        labels: (N,) class indices; every class occurs.
-        weights: (N,) of the slices, above 0; None weighs them alike.
+        labels: (N,) class indices.
+        weights: (N,) of the slices, above 0.
     """
-    from scipy.optimize import minimize_scalar
-
-    rows = np.arange(len(labels))
-    weights = np.ones(len(labels)) if weights is None else weights
 
     def loss(log_temperature: float) -> float:
-        probabilities = Calibration(math.exp(log_temperature), {}).probabilities(logits)
-        return float(-np.average(np.log(np.maximum(probabilities[rows, labels], 1e-12)), weights=weights))
+        scores = _scores(logits, labels, math.exp(log_temperature))
+        return float(-np.average(np.log(np.maximum(1 - scores, 1e-12)), weights=weights))
 
-    best = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
-    temperature = math.exp(best.x)
-    scores = 1 - Calibration(temperature, {}).probabilities(logits)[rows, labels]
-    thresholds = {
-        coverage: np.array(
-            [conformal_threshold(scores[labels == c], coverage / 100, weights[labels == c]) for c in range(len(LABELS))]
-        )
+    return math.exp(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded").x)
+
+
+def fit_thresholds(
+    logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, temperature: float
+) -> dict[int, np.ndarray]:
+    """Return for each of ``COVERAGES`` the conformal thresholds (4,) of ``Calibration``; arguments as above."""
+    scores = _scores(logits, labels, temperature)
+    of_class = [labels == c for c in range(len(LABELS))]
+    return {
+        coverage: np.array([conformal_threshold(scores[own], coverage / 100, weights[own]) for own in of_class])
         for coverage in COVERAGES
     }
-    return Calibration(temperature, thresholds)
 
 
-def conformal_threshold(scores: np.ndarray, coverage: float, weights: np.ndarray | None = None) -> float:
+def _scores(logits: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
+    """1 - p of the true class, (N,)."""
+    return 1 - Calibration(temperature, {}).probabilities(logits)[np.arange(len(labels)), labels]
+
+
+def conformal_threshold(scores: np.ndarray, coverage: float, weights: np.ndarray) -> float:
     """Return the lowest of n scores with ``coverage`` of the weight at or below it; 1 (every class) if n is too small.
 
     The new slice has the mean weight, so that with equal weights it is the ceil((n + 1) coverage)-th smallest: a slice
@@ -135,7 +166,6 @@ def conformal_threshold(scores: np.ndarray, coverage: float, weights: np.ndarray
     2002; weighted: Tibshirani et al. 2019). Slices of one patient are alike, so that here it holds on average over
     patients only.
     """
-    weights = np.ones(len(scores)) if weights is None else weights
     order = np.argsort(scores)
     reached = np.cumsum(weights[order]) / (weights.sum() + weights.mean())
     # 1e-9: 0.9 * 20 is 18.000000000000004 and must not count as above 18

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from brain_tumor_mri.evaluation.trust import (
     left_out_figures,
     reliability,
     trust_figures,
+    unseen_figures,
 )
 from brain_tumor_mri.labels import ANY_TUMOR, LABEL2ID, LABELS, NO_TUMOR
 from brain_tumor_mri.trust import brain_mri, calibration, in_distribution
@@ -52,7 +54,7 @@ KNOWN = pictures(NOISE, ["a"] * len(NOISE))
 
 def test_the_temperature_that_made_the_logits_overconfident_is_found():
     logits, labels = simulated(6000, overconfidence=3.0)
-    assert calibration.fit_calibration(logits, labels).temperature == pytest.approx(3.0, rel=0.05)
+    assert calibration.fit_temperature(logits, labels, np.ones(6000)) == pytest.approx(3.0, rel=0.05)
 
 
 def test_temperature_scaling_lowers_the_calibration_error_and_changes_no_answer():
@@ -73,10 +75,11 @@ def test_temperature_scaling_lowers_the_calibration_error_and_changes_no_answer(
 
 def test_the_conformal_threshold_is_the_score_at_the_place_that_the_theorem_names():
     scores = np.array([0.5, 0.1, 0.4, 0.2, 0.3, 0.9, 0.7, 0.6, 0.8])  # n = 9: place ceil(10 * 0.9) = 9, the largest
-    assert calibration.conformal_threshold(scores, 0.90) == 0.9
-    assert calibration.conformal_threshold(scores, 0.80) == 0.8
-    assert calibration.conformal_threshold(scores, 0.95) == 1.0  # place 10: too few slices to leave any class out
-    assert calibration.conformal_threshold(np.arange(19) / 100, 0.9) == 0.17  # 0.9 * 20 is 18 in spite of rounding
+    assert calibration.conformal_threshold(scores, 0.90, np.ones(9)) == 0.9
+    assert calibration.conformal_threshold(scores, 0.80, np.ones(9)) == 0.8
+    assert calibration.conformal_threshold(scores, 0.95, np.ones(9)) == 1.0  # place 10: too few to leave any class out
+    # 0.9 * 20 is 18 in spite of rounding
+    assert calibration.conformal_threshold(np.arange(19) / 100, 0.9, np.ones(19)) == 0.17
     # a slice that weighs as much as nine: the others alone do not reach 80 %
     assert (
         calibration.conformal_threshold(np.array([0.9, *np.arange(1, 10) / 100]), 0.8, np.array([9] + [1] * 9)) == 0.9
@@ -86,12 +89,40 @@ def test_the_conformal_threshold_is_the_score_at_the_place_that_the_theorem_name
 def test_sets_cover_each_class_as_often_as_they_promise():
     fit_logits, fit_labels = simulated(4000, seed=4)
     logits, labels = simulated(20_000, seed=5)
-    fitted = calibration.fit_calibration(fit_logits, fit_labels)
+    given = fit_logits, fit_labels, np.ones(4000)
+    temperature = calibration.fit_temperature(*given)
+    fitted = calibration.Calibration(temperature, calibration.fit_thresholds(*given, temperature))
     probabilities = fitted.probabilities(logits)
     for coverage in (90, 95):
         left = fitted.prediction_sets(probabilities, coverage)
         for c in range(4):
             assert left[labels == c, c].mean() == pytest.approx(coverage / 100, abs=0.02)
+
+
+def test_collections_that_a_model_never_saw_widen_its_sets_and_leave_its_temperature():
+    logits, labels = simulated(1000, seed=4)
+    validation = outputs_of(logits, labels)
+    far, far_labels = simulated(1000, seed=5)
+    far[np.arange(1000), :, far_labels] -= 4  # on the other scanner the true class gets less
+    narrow, _ = calibration.fit_trust("0", "s", validation=validation, known=KNOWN)
+    wide, _ = calibration.fit_trust("0", "s", validation=validation, known=KNOWN, unseen=outputs_of(far, far_labels))
+    assert wide.single.temperature == narrow.single.temperature
+    covered = {}
+    for name, trust in (("narrow", narrow), ("wide", wide)):
+        sets = trust.single.prediction_sets(trust.single.probabilities(far), 95)
+        covered[name] = sets[np.arange(1000), far_labels].mean()
+    assert covered["narrow"] < 0.8 and covered["wide"] > 0.88
+
+
+def test_sets_are_measured_on_each_collection_by_a_fit_that_saw_none_of_it():
+    validation = outputs_of(*simulated(400, seed=4))
+    logits, labels = simulated(800, seed=5)
+    logits[np.arange(400), :, labels[:400]] -= 6  # the first collection is far from all that fits the sets
+    unseen = replace(outputs_of(logits, labels), kinds=["far"] * 400 + ["near"] * 400)
+    figures = unseen_figures(validation, unseen)
+    assert set(figures) == {"far", "near"} and figures["far"]["n"] == 400
+    assert figures["far"]["covered"]["value"] < 0.7 < 0.93 < figures["near"]["covered"]["value"]
+    assert figures["near"]["size"]["value"] > 1.5  # the far one widened its sets
 
 
 AXES = np.random.default_rng(6).normal(size=(3, 60))
@@ -302,6 +333,6 @@ def test_a_model_that_cannot_be_calibrated_is_told_in_one_line(
 
 
 def test_labels_keep_their_order_in_the_file():
-    fitted = calibration.fit_calibration(*simulated(400))
+    fitted = calibration.fit_calibration(outputs_of(*simulated(400)), None, mirror=False)
     assert list(fitted.to_dict()["thresholds"]["95"]) == list(LABELS)
     assert Calibration.from_dict(fitted.to_dict()).thresholds[95].tolist() == fitted.thresholds[95].tolist()
