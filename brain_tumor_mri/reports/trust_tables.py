@@ -20,7 +20,7 @@ FOREIGN, FAMILIAR = "foreign", "familiar"
 def trust_tables(record: Mapping[str, Any]) -> str:
     """Return every table and note of one ``trust.json``, as Markdown."""
     parts = [calibration_table([record]), coverage_table(record), decision_table([record]), trust_note(record)]
-    return "\n".join([*parts, *filter(None, (check_tables(record), left_out_table(record)))])
+    return "\n".join([*parts, *filter(None, (unseen_table(record), check_tables(record), left_out_table(record)))])
 
 
 def calibration_table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -128,6 +128,24 @@ def check_tables(report: Mapping[str, Any]) -> str:
     if FAMILIAR in measured:
         text.append(_refusal_table("brain MRI of other collections", "to be let through", measured[FAMILIAR]))
     return "\n".join(text)
+
+
+def unseen_table(record: Mapping[str, Any]) -> str:
+    """Return what the sets are worth on collections that no training and no fit saw; empty where not recorded."""
+    figures = record["measured"].get("unseen", {})
+    rows = [
+        [kind, str(row["n"]), percent(row["covered"]), f"{row['size']['value']:.2f}"]
+        + [percent(row["single"]), percent(row["right"])]
+        for kind, row in figures.items()
+    ]
+    if not rows:
+        return ""
+    mean = sum(row["covered"]["value"] for row in figures.values()) / len(figures)
+    rows.insert(0, ["mean of collections", "", percent({"value": mean}), "", "", ""])
+    header = ["collection that neither trained the model nor fitted the sets", "slices"]
+    return markdown_table(
+        [*header, f"{DEFAULT_COVERAGE} % sets: true class in", "mean size", "one class left", "right of these"], rows
+    )
 
 
 def left_out_table(record: Mapping[str, Any]) -> str:
