@@ -185,7 +185,7 @@ def parse_client_settings(settings: Mapping[str, Any], folder: str) -> tuple[Fed
         "output_dir": folder, "save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no",
         "report_to": "none", "disable_tqdm": True, "class_weights": "none",
     }  # fmt: skip
-    return parse_settings({**settings, **quiet})
+    return parse_settings({"num_train_epochs": 1, **settings, **quiet})
 
 
 def _flags(settings: Mapping[str, Any]) -> list[str]:

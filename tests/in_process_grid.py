@@ -1,4 +1,4 @@
-"""A Flower ``Grid`` whose nodes are calls in this process: the client app's own functions, and all that they are sent."""
+"""A Flower ``Grid`` whose nodes are calls of the client app in this process; it keeps all that is sent."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
