@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import UndefinedError
 
+from ..data.collections import split_rows as collection_rows
 from ..data.protocols import FIGSHARE_5FOLD, NOTES, OFFICIAL, PARTS, SPLITS_FILE, split_rows
 from ..errors import UserError
 from ..files import read_json
@@ -29,6 +31,7 @@ PLACEHOLDER = "USER/brain-tumor-mri"
 KAGGLE = "Brain Tumor MRI Dataset (Kaggle, masoudnickparvar)"
 FIGSHARE = "brain tumor dataset (figshare, Cheng et al.)"
 BR35H = "Br35H :: Brain Tumor Detection 2020 (Kaggle, Hamada)"
+HEAD_CT = "head-ct"
 TWIN = "twin by the same recipe, not these weights"
 _FIGURES = (
     ("accuracy", "accuracy", "Accuracy", None),
@@ -173,6 +176,7 @@ def _texts(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         "counts": _counts_table(record["data"]["counts"]),
         "external_train": external_train,
         "external_count": sum(row.part == "train" for row in external_rows().values()),
+        "collections": _collection_counts() if config.get("collections_dir") else "",
         "external_used": external_train or any(r.get("external") for r in (record, *twins)),
         "settings": _settings_table(config),
         "hours": f"{training['seconds'] / 3600:.1f}" if training.get("seconds") else None,
@@ -185,6 +189,13 @@ def _texts(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         "explanations": _explain_texts(folder),
         "reliability_plot": "reliability.png" if (folder / "reliability.png").is_file() else None,
     }
+
+
+def _collection_counts() -> str:
+    """The training slices of each collection of brain MRI in the versioned split, as text."""
+    folders = (file.split("/")[0] for file, (_, part) in collection_rows().items() if part == "train")
+    counts = Counter(name for name in folders if not name.startswith(HEAD_CT))
+    return ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
 
 
 def _data_name(record: dict[str, Any]) -> str:

@@ -134,9 +134,9 @@ def unseen_table(record: Mapping[str, Any]) -> str:
     """Return what the sets are worth on collections that no training and no fit saw; empty where not recorded."""
     figures = record["measured"].get("unseen", {})
     rows = [
-        [kind, str(row["n"]), percent(row["covered"]), f"{row['size']['value']:.2f}"]
-        + [percent(row["single"]), percent(row["right"])]
+        [kind, str(row["n"]), percent(row["covered"]), f"{row['size']['value']:.2f}", *map(percent, rest)]
         for kind, row in figures.items()
+        for rest in [(row["single"], row["right"])]
     ]
     if not rows:
         return ""

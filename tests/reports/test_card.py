@@ -150,6 +150,13 @@ def test_a_new_record_shows_external_figures_leak_training_on_br35h_and_twins(ne
     assert "has not been measured" not in text
 
 
+def test_the_card_names_the_further_collections_that_trained(new_record, folder_of):
+    assert "further collections" not in card.render_card(folder_of(new_record))
+    new_record["config"] |= {"collections_dir": "collections", "collection": "brats"}
+    text = card.render_card(folder_of(new_record))
+    assert "tcga-lgg (459)" in text and "of which brats was left out" in text and "head-ct (" not in text
+
+
 def test_a_record_without_external_figures_says_so_and_leaves_br35hs_citation_out(record, folder_of):
     text = card.render_card(folder_of(record))
     assert "has not been measured for these weights" in text

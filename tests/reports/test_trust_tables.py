@@ -29,7 +29,7 @@ def record() -> dict:
     validation, test, external = part(np.arange(300) % 4), part(np.arange(200) % 4), part(np.full(60, ANY_TUMOR))
     foreign = part(np.zeros(9, int))
     known = part(np.arange(200) % 4)
-    trust = calibration.fit_trust("f" * 64, "layer3", validation=validation, known=known, foreign=foreign)
+    trust, _ = calibration.fit_trust("f" * 64, "layer3", validation=validation, known=known, foreign=foreign)
     measured = {
         name: {"single": trust_figures(trust, outputs)} for name, outputs in (("test", test), ("external", external))
     }
@@ -47,6 +47,15 @@ def test_the_tables_show_the_recorded_figures(record: dict):
     assert f"{record['calibration']['single']['temperature']:.2f}" in text
     for title in TITLES.values():
         assert f"| - {title} |" in text
+
+
+def test_collections_that_no_fit_saw_have_a_table_where_they_were_measured(record: dict):
+    assert "nor fitted the sets" not in trust_tables(record)
+    figure = {"value": 0.8, "low": 0.7, "high": 0.9}
+    rows = {"size": {"value": 1.5}, "single": figure, "right": None, "n": 40}
+    record["measured"]["unseen"] = {"a": rows | {"covered": figure}, "b": rows | {"covered": {"value": 0.6}}}
+    text = trust_tables(record)
+    assert "| mean of collections |  | 70.0 % |" in text and "| a | 40 | 80.0 % (70.0-90.0) | 1.50 | 80.0 %" in text
 
 
 def test_the_note_says_whether_coverage_holds_for_the_other_collection(record: dict):
