@@ -33,11 +33,11 @@ class Ours:
 
     def read(self, paths: list[str]) -> Any:
         """The model's input (N, 3, H, W) of these files."""
-        import torch
+        import numpy as np
 
         from brain_tumor_mri.images.read import load_image
 
-        return torch.stack([self.classifier.preprocess(load_image(path)) for path in paths])
+        return np.stack([self.classifier.preprocess(load_image(path)) for path in paths])
 
     def run(self, pixels: Any) -> None:
         """From pixels to calibrated answers, as the classifier does it."""

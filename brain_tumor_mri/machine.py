@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import sys
 from contextlib import suppress
 from functools import cache
@@ -37,6 +38,13 @@ def hardware() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch else []
     return {"processor": processor, "cores": cpu_count(), "gpus": gpus}
+
+
+@cache
+def has_gpu() -> bool:
+    """Say whether there may be a GPU for PyTorch, without importing it: an NVIDIA driver, or Apple's chip."""
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    return apple or Path("/proc/driver/nvidia/version").is_file() or shutil.which("nvidia-smi") is not None
 
 
 @cache

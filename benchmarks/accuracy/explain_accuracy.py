@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -100,10 +98,10 @@ def measure_set(
 ) -> dict[str, Any]:
     """Score every method on a set of tumours."""
     size = classifier.image_size
-    preprocess: Callable[[Tumour], Tensor] = lambda tumour: classifier.preprocess(load_image(tumour.path))  # noqa: E731
+    preprocess: Callable[[Tumour], np.ndarray] = lambda tumour: classifier.preprocess(load_image(tumour.path))  # noqa: E731
     # spread over the set, so that the statistics are not those of one patient
     some = np.unique(np.linspace(0, len(tumours) - 1, min(2 * BATCH, len(tumours))).astype(int))
-    calibration = torch.stack([preprocess(tumours[i]) for i in some])
+    calibration = np.stack([preprocess(tumours[i]) for i in some])
     others = {name: randomised(classifier, what, calibration, seed) for what, name in RANDOMISED.items()}
     rng = np.random.default_rng(seed)
     gaussian = centred_gaussian(size)
@@ -114,7 +112,7 @@ def measure_set(
     starts = track(range(0, len(tumours), BATCH), "Explaining", console=Console(stderr=True), transient=True)
     for start in starts:
         batch = tumours[start : start + BATCH]
-        pixels = torch.stack([preprocess(tumour) for tumour in batch])
+        pixels = np.stack([preprocess(tumour) for tumour in batch])
         ours, answered = heat_maps(classifier, pixels, method=method)
         classes = answered.probabilities.argmax(1).tolist()
         theirs = {name: heat_maps(other, pixels, classes, method=method)[0] for name, other in others.items()}

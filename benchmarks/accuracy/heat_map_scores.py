@@ -71,7 +71,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(stats.spearmanr(one, other).statistic) if np.ptp(one) and np.ptp(other) else float("nan")
 
 
-def randomised(classifier: TumorClassifier, what: str, calibration: Tensor, seed: int) -> TumorClassifier:
+def randomised(classifier: TumorClassifier, what: str, calibration: np.ndarray, seed: int) -> TumorClassifier:
     """Return a copy of the classifier with weights drawn anew, as PyTorch initialises such layers."""
     members, inputs = [], classifier.inputs(calibration)
     with torch.random.fork_rng(devices=[]):
@@ -84,8 +84,8 @@ def randomised(classifier: TumorClassifier, what: str, calibration: Tensor, seed
                 if hasattr(layer, "reset_parameters"):
                     layer.reset_parameters()
             if what == "all":
-                _settle_statistics(network, inputs[i])
-            drawn = TorchNetwork(model, classifier.device, None)
+                _settle_statistics(network, torch.from_numpy(inputs[i]))
+            drawn = TorchNetwork(model, torch.device(member.torch_network.device), None)
             members.append(Member(drawn, member.processor, mirror=member.mirror))
     return TumorClassifier(members, batch_size=classifier.batch_size)
 

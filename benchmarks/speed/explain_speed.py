@@ -30,21 +30,22 @@ RATIOS = {"map_to_forward": (MAP, FORWARD), "explain_to_predict": (EXPLAIN, PRED
 
 def measure_model(model: str, *, rounds: int, method: str, device: str | None) -> dict[str, Any]:
     """Return the figures of one model."""
-    classifier = TumorClassifier.from_pretrained(model, device=device)
+    classifier = TumorClassifier.from_pretrained(model, device=device, backend="torch")
     image = make_phantom("glioma", np.random.default_rng(0), size=512).convert("RGB")
-    pixels = classifier.preprocess(image)[None].to(classifier.device, memory_format=torch.channels_last)
+    pixels = classifier.preprocess(image)[None]
+    tensor = torch.from_numpy(pixels).to(classifier.device, memory_format=torch.channels_last)
 
     def settled(work: Callable[[], object]) -> Callable[[], None]:
         def run() -> None:
             work()
-            if classifier.device.type == "cuda":
+            if classifier.device.startswith("cuda"):
                 torch.cuda.synchronize()
 
         return run
 
     @torch.inference_mode()
     def forward() -> None:
-        classifier.model(pixel_values=pixels)
+        classifier.model(pixel_values=tensor)
 
     seconds = take_turns(
         {
@@ -63,7 +64,7 @@ def measure_model(model: str, *, rounds: int, method: str, device: str | None) -
         "parameters": sum(p.numel() for p in network.parameters()),
         "image_size": list(classifier.image_size),
         "trust": classifier.trust is not None,
-        "device": str(classifier.device),
+        "device": classifier.device,
         "milliseconds": {name: spread(1000 * values) for name, values in seconds.items()},
         **ratios,
     }

@@ -55,8 +55,8 @@ def network_outputs(
         for batch in _batches(images, 16):
             pictures = [load_image(image) for image in batch]
             faults += [picture_fault(picture) for picture in pictures]
-            pixels = torch.stack([classifier.preprocess(picture) for picture in pictures])
-            pixels = pixels.to(classifier.device, memory_format=torch.channels_last)
+            pixels = torch.from_numpy(np.stack([classifier.preprocess(picture) for picture in pictures]))
+            pixels = pixels.to(next(classifier.model.parameters()).device, memory_format=torch.channels_last)
             with torch.inference_mode():
                 plain = classifier.model(pixel_values=pixels).logits
                 features.append(tap.take())

@@ -20,12 +20,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..errors import UserError, first_line
 from ..files import write_json
 from ..inference.classifier import TumorClassifier
-from ..inference.model_folder import EXPORT_FILE, EXPORT_FILES, EXPORT_SCHEMA, TENSORRT, ModelFolder, runtime_of
+from ..inference.model_folder import EXPORT_FILE, EXPORT_FILES, EXPORT_SCHEMA, TENSORRT, TORCH, ModelFolder, runtime_of
 from ..inference.run_tensorrt import require_tensorrt
 from ..machine import versions
 from . import INT8, MIN_AGREEMENT, require_new, write_litert, write_onnx, write_tensorrt
@@ -57,7 +55,7 @@ def export_model(
     if export_format in INT8 and calibration is None:
         raise ValueError("int8 needs calibration slices")
     on_status(f"loading {folder.source}")
-    reference = TumorClassifier.from_pretrained(folder.path, device="cpu")
+    reference = TumorClassifier.from_pretrained(folder.path, device="cpu", backend=TORCH)
     with _beside(output) as part:
         for name in _CARRIED:
             if (folder.path / name).is_file():
@@ -122,7 +120,7 @@ def _write_file(
         entry |= {"stored_as": "F16", "batches": list(write_tensorrt.BATCHES), "bound_to": bound_to}
     elif export_format in INT8:
         on_status(f"calibrating on {calibration.count} training slices")
-        slices: list[Tensor] = calibration.pixels(reference)
+        slices = calibration.pixels(reference)
         write.write_int8(full, file, slices)
         drawn = {"slices": len(slices), "data": calibration.data, "protocol": calibration.protocol, "seed": SEED}
         entry |= {"stored_as": "I8", "calibration": write.INT8_SETTINGS | drawn}

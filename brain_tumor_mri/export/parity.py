@@ -71,7 +71,7 @@ def compare(
         images: at least one; the first also shows whether both see the same pixels.
         stage: whose means the export gives as features; None for no features.
     """
-    if not torch.equal(*(side.preprocess(load_image(images[0])) for side in (reference, exported))):
+    if not np.array_equal(*(side.preprocess(load_image(images[0])) for side in (reference, exported))):
         raise UserError("the export does not preprocess images as the model does; this is a bug of the export")
     hook = StageFeatures(getattr(reference.model, "timm_model", reference.model), stage) if stage else None
     pairs: list[tuple[Prediction, Prediction]] = []
@@ -84,7 +84,7 @@ def compare(
             pairs += zip(*answers, strict=True)
             if hook:
                 with torch.inference_mode():
-                    reference.model(pixel_values=pixels.to(reference.device))
+                    reference.model(pixel_values=torch.from_numpy(pixels).to(reference.device))
                     features.append((hook.take(), exported.network(pixels)[1]))
     finally:
         if hook:

@@ -20,8 +20,6 @@ from ..images.read import UnreadableImageError, load_image
 from ..inference.model_folder import ModelFolder
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..inference.classifier import TumorClassifier
 
 SEED = 42
@@ -44,9 +42,9 @@ class CalibrationSlices:
     data: str
     protocol: str
 
-    def pixels(self, classifier: TumorClassifier) -> list[Tensor]:
+    def pixels(self, classifier: TumorClassifier) -> list[np.ndarray]:
         """Read and preprocess them: at most ``count``, each float32 (3, H, W); UserError where none can be read."""
-        slices: list[Tensor] = []
+        slices: list[np.ndarray] = []
         for file in self.files:
             if len(slices) == self.count:
                 break

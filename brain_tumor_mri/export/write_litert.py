@@ -54,7 +54,7 @@ def write_litert(network: torch.nn.Module, file: Path, *, stage: str | None, siz
         raise UserError(f"this network cannot be written as LiteRT ({first_line(error)})") from error
 
 
-def write_int8(source: Path, file: Path, slices: Sequence[Tensor]) -> None:
+def write_int8(source: Path, file: Path, slices: Sequence[np.ndarray]) -> None:
     """Write the int8 twin of a float32 LiteRT file.
 
     Input and outputs stay float32, and so do the last layer (eight bits over the range of the logits would be a coarse
@@ -89,7 +89,7 @@ def write_int8(source: Path, file: Path, slices: Sequence[Tensor]) -> None:
             mode=CalibrationMode.CALIBRATION_PRESERVE_ALL_TENSORS,
             qsv_update_func=min_max_update,
         )
-        batches = [{INPUT: np.ascontiguousarray(pixels[None].numpy())} for pixels in slices]
+        batches = [{INPUT: np.ascontiguousarray(pixels[None])} for pixels in slices]
         calibrator.calibrate({_SIGNATURE: batches}, quantizer._recipe_manager)
         quantizer.quantize(calibrator.get_model_qsvs()).export_model(str(file), overwrite=True)
 

@@ -103,7 +103,7 @@ def write_onnx(
         raise UserError(f"this network cannot be written as ONNX ({first_line(error)})") from error
 
 
-def write_int8(source: Path, file: Path, slices: Sequence[Tensor]) -> None:
+def write_int8(source: Path, file: Path, slices: Sequence[np.ndarray]) -> None:
     """Write the int8 twin of a float32 ONNX file.
 
     The last layer's output stays float32: eight bits over the range of the logits would be a coarse probability. So do
@@ -199,8 +199,8 @@ class LogitsAndFeatures(torch.nn.Module):
 class _Batches:
     """Calibration slices, in batches, as onnxruntime asks for them."""
 
-    def __init__(self, slices: Sequence[Tensor]) -> None:
-        self.batches = [torch.stack(list(slices[i : i + _BATCH])).numpy() for i in range(0, len(slices), _BATCH)]
+    def __init__(self, slices: Sequence[np.ndarray]) -> None:
+        self.batches = [np.stack(slices[i : i + _BATCH]) for i in range(0, len(slices), _BATCH)]
         self.set_range(0, len(self.batches))
 
     def set_range(self, start_index: int, end_index: int) -> None:

@@ -53,7 +53,7 @@ class View:
     mirrored: bool
 
 
-def forward(classifier: TumorClassifier, pixel_values: Tensor, method: str) -> tuple[list[list[View]], Answers]:
+def forward(classifier: TumorClassifier, pixel_values: np.ndarray, method: str) -> tuple[list[list[View]], Answers]:
     """Run a batch forward.
 
     Args:
@@ -72,7 +72,7 @@ def forward(classifier: TumorClassifier, pixel_values: Tensor, method: str) -> t
     with torch.inference_mode(False), torch.enable_grad():
         views = [_views(member, x, method) for member, x in zip(classifier.members, inputs, strict=True)]
         of_members = [
-            member.answers_from(torch.stack([view.logits for view in ours], dim=1), ours[0].features)
+            member.answers_from(torch.stack([v.logits for v in ours], 1).detach().cpu().numpy(), ours[0].features)
             for member, ours in zip(classifier.members, views, strict=True)
         ]
         return views, Answers.combined(of_members)
@@ -94,14 +94,15 @@ def mean_maps(views: Sequence[Sequence[View]], classes: Sequence[int], size: tup
         return _up_to_one(torch.stack(of_members).mean(0)).numpy()
 
 
-def _views(member: Member, pixel_values: Tensor, method: str) -> list[View]:
+def _views(member: Member, pixel_values: np.ndarray, method: str) -> list[View]:
     """Run one member over a batch, and over its mirror image where it averages both."""
     network = _twin(getattr(member.model, "timm_model", member.model))
-    pixel_values = pixel_values.to(member.network.device, memory_format=torch.channels_last)
+    pixels = torch.from_numpy(np.ascontiguousarray(pixel_values))
+    pixels = pixels.to(member.torch_network.device, memory_format=torch.channels_last)
     return [
         View(
-            *_run(network, pixel_values.flip(-1) if mirrored else pixel_values, method),
-            features=member.network.take_features(),
+            *_run(network, pixels.flip(-1) if mirrored else pixels, method),
+            features=member.torch_network.take_features(),
             mirrored=mirrored,
         )
         for mirrored in ((False, True) if member.mirror else (False,))

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from ..images.read import ImageSource, is_single, name_of
 from ..inference.classifier import OnError, TumorClassifier, pixels_of
@@ -123,7 +122,7 @@ def explain(
 
 def heat_maps(
     classifier: TumorClassifier,
-    pixel_values: Tensor,
+    pixel_values: np.ndarray,
     targets: Sequence[int] | None = None,
     *,
     method: str = DEFAULT_METHOD,
@@ -135,8 +134,8 @@ def heat_maps(
 
     Args:
         classifier: the model.
-        pixel_values: what ``classifier.preprocess`` returns, stacked: float (N, 3, H, W), or (N, members, 3, H, W) for
-            an ensemble; N at least 1, on any device.
+        pixel_values: what ``classifier.preprocess`` returns, stacked: float32 (N, 3, H, W), or (N, members, 3, H, W)
+            for an ensemble; N at least 1.
         targets: (N) class indices; None takes the class answered.
         method: one of ``METHODS``.
 
@@ -214,10 +213,10 @@ def _explain_readings(
     ]
 
 
-def _as_seen(classifier: TumorClassifier, pixel_values: Tensor) -> list[Image.Image]:
+def _as_seen(classifier: TumorClassifier, pixel_values: np.ndarray) -> list[Image.Image]:
     """Undo the normalisation, which the processor shows on black and on white; of an ensemble, its largest input's."""
     by_member = zip(classifier.members, classifier.inputs(pixel_values), strict=True)
     member, pixel_values = max(by_member, key=lambda pair: pair[1].shape[-1])
     black, white = (member.preprocess(Image.new("RGB", (8, 8), level))[:, :1, :1] for level in ("black", "white"))
-    pixels = (255 * (pixel_values - black) / (white - black)).clamp(0, 255).round().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(slice_) for slice_ in pixels.astype(np.uint8)]
+    pixels = np.clip(255 * (pixel_values - black) / (white - black), 0, 255).round().astype(np.uint8)
+    return [Image.fromarray(slice_) for slice_ in pixels.transpose(0, 2, 3, 1)]

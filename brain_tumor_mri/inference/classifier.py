@@ -15,10 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+import numpy as np
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional
 
 from ..errors import UserError
 from ..images.read import ImageSource, UnreadableImageError, is_single, load_image, name_of
@@ -26,14 +24,15 @@ from ..labels import LABELS
 from ..machine import cpu_count
 from ..trust.decision import COVERAGES, DEFAULT_COVERAGE, decide, picture_fault
 from ..trust.trust_file import Trust
-from .load import check_device, choose_device
+from .load import check_device
 from .member import Member
 from .model_folder import DEFAULT_MODEL, ModelFolder
 from .network import Network
 from .prediction import Answers, Prediction, Reading
-from .run_pytorch import TorchNetwork
 
 if TYPE_CHECKING:
+    import torch
+
     from ..heat_maps.explain import Explanation
 
 OnError = Literal["raise", "record"]
@@ -49,7 +48,7 @@ class TumorClassifier:
         members: the networks that answer, each with its own preprocessing and ``trust.json``; one, or more.
         labels: class names in output order.
         image_size: (height, width) in pixels of the input; of an ensemble the largest.
-        device: where the model's input goes.
+        device: what the network runs on, such as ``cpu`` or ``cuda:0``.
         batch_size: images per forward pass unless a call says otherwise.
         mirror: whether each answer is the mean of the slice's and of its mirror image's, at twice the cost.
         coverage: percent, of the prediction sets that decide; one of ``decision.COVERAGES``.
@@ -84,7 +83,9 @@ class TumorClassifier:
         """
         if coverage not in COVERAGES:
             raise ValueError(f"coverage must be one of {', '.join(map(str, COVERAGES))}, not {coverage!r}")
-        if isinstance(model, torch.nn.Module):
+        if hasattr(model, "state_dict"):  # a PyTorch module; without torch installed there is none
+            from .run_pytorch import TorchNetwork, choose_device
+
             stage = trust.in_distribution.stage if trust else None
             model = TorchNetwork(model, choose_device(device), stage)
         if not isinstance(model, Sequence):
@@ -131,6 +132,7 @@ class TumorClassifier:
                 damaged or belongs to other weights; no such device; what runs the backend is not installed.
             ValueError: ``batch_size``, ``coverage`` or ``backend`` is not allowed.
         """
+        device = None if device is None else str(device)
         check_device(device, backend)  # a wrong flag is told before a download
         names = [model] if isinstance(model, str | os.PathLike) else model
         members = [
@@ -146,7 +148,7 @@ class TumorClassifier:
 
     @property
     def model(self) -> torch.nn.Module:
-        """The transformers model, in eval mode, fp32, on ``device``; UserError of an export and of an ensemble."""
+        """The transformers model, in eval mode, fp32; UserError of an ensemble, and where there is an export only."""
         return self._only_member("model").model
 
     @property
@@ -170,46 +172,45 @@ class TumorClassifier:
             raise UserError(f"an ensemble has a {wanted} for each member: ask .members[0] to .members[{last}]")
         return self.members[0]
 
-    def preprocess(self, image: Image.Image) -> Tensor:
+    def preprocess(self, image: Image.Image) -> np.ndarray:
         """Turn an RGB image into the model's input with the model's own processor.
 
         Args:
             image: an upright RGB image, as ``images.read.load_image`` returns it.
 
         Returns:
-            float32 (3, H, W), normalised, on the CPU. Of an ensemble (members, 3, H, W), at its ``image_size``: what is
+            float32 (3, H, W), normalised. Of an ensemble (members, 3, H, W), at its ``image_size``: what is
             below and right of a smaller input is 0, and ``inputs`` drops it.
         """
         if len(self.members) == 1:
             return self.members[0].preprocess(image)
         height, width = self.image_size
         own = (member.preprocess(image) for member in self.members)
-        return torch.stack([functional.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in own])
+        return np.stack([np.pad(x, ((0, 0), (0, height - x.shape[-2]), (0, width - x.shape[-1]))) for x in own])
 
-    def inputs(self, pixel_values: Tensor) -> list[Tensor]:
+    def inputs(self, pixel_values: np.ndarray) -> list[np.ndarray]:
         """Return each member's own input (N, 3, H, W) of a batch of what ``preprocess`` gives."""
         if len(self.members) == 1:
             return [pixel_values]
         sizes = (member.image_size for member in self.members)
-        return [x[..., :height, :width] for x, (height, width) in zip(pixel_values.unbind(1), sizes, strict=True)]
+        return [pixel_values[:, i, :, :h, :w] for i, (h, w) in enumerate(sizes)]
 
-    def probabilities(self, pixel_values: Tensor) -> Tensor:
+    def probabilities(self, pixel_values: np.ndarray) -> np.ndarray:
         """Class probabilities of a batch.
 
         Args:
             pixel_values: as for ``answers``.
 
         Returns:
-            float32 (N, 4) on the CPU; rows sum to 1, columns in the order of ``labels``.
+            float64 (N, 4); rows sum to 1, columns in the order of ``labels``.
         """
-        return torch.from_numpy(self.answers(pixel_values).probabilities).float()
+        return self.answers(pixel_values).probabilities
 
-    @torch.inference_mode()
-    def answers(self, pixel_values: Tensor) -> Answers:
+    def answers(self, pixel_values: np.ndarray) -> Answers:
         """Answer a batch: probabilities and, with a ``trust.json``, prediction sets, unlikeness and foreignness.
 
         Args:
-            pixel_values: stacked results of ``preprocess``, on any device; at least one.
+            pixel_values: stacked results of ``preprocess``, float32; at least one.
         """
         inputs = self.inputs(pixel_values)
         return Answers.combined([member.answers(x) for member, x in zip(self.members, inputs, strict=True)])
@@ -393,7 +394,7 @@ class TumorClassifier:
         )
 
 
-def pixels_of(readings: Sequence[Reading], on_error: OnError = "record") -> Tensor | None:
+def pixels_of(readings: Sequence[Reading], on_error: OnError = "record") -> np.ndarray | None:
     """Stack the inputs of those that could be read; None where none could.
 
     Raises:
@@ -403,7 +404,7 @@ def pixels_of(readings: Sequence[Reading], on_error: OnError = "record") -> Tens
     if errors and on_error == "raise":
         raise errors[0]
     pixels = [reading.pixel_values for reading in readings if reading.pixel_values is not None]
-    return torch.stack(pixels) if pixels else None
+    return np.stack(pixels) if pixels else None
 
 
 def _checked_batch_size(batch_size: int) -> int:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from ..trust.decision import COVERAGES
 from ..trust.trust_file import Calibration, Trust, load_trust
-from .load import load_network, load_processor, require_features
-from .model_folder import ModelFolder, find_model
+from .load import load_network, require_features
+from .model_folder import TORCH, ModelFolder, find_model
 from .network import Network
 from .prediction import Answers
+from .preprocessing import Preprocess, Squash, of_processor
+
+if TYPE_CHECKING:
+    import torch
 
 _SOFTMAX = Calibration(1.0, {})
 
@@ -25,7 +28,6 @@ class Member:
 
     Attributes:
         network: gives logits and features of a batch: PyTorch, or the runtime of an export.
-        processor: the model's own image processor.
         mirror: whether each answer is the mean of the slice's and of its mirror image's.
         trust: the content of ``trust.json``; None for a model without one.
         folder: where the weights came from; None when built from objects.
@@ -35,15 +37,18 @@ class Member:
     def __init__(
         self,
         network: Network,
-        processor: Any,
+        processor: Any = None,
         *,
         mirror: bool = False,
         trust: Trust | None = None,
         folder: ModelFolder | None = None,
     ) -> None:
-        self.network, self.processor, self.mirror, self.trust, self.folder = network, processor, mirror, trust, folder
+        self.network, self.mirror, self.trust, self.folder = network, mirror, trust, folder
+        self._processor = processor
+        own = Squash.of_config(folder.config) if folder and processor is None else None
+        self._preprocess: Preprocess = own or of_processor(self.processor)
         height, width = self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
-        self.image_size: tuple[int, int] = (int(height), int(width))
+        self.image_size: tuple[int, int] = (height, width)
 
     @classmethod
     def load(
@@ -51,7 +56,7 @@ class Member:
         model: str | Path,
         *,
         revision: str | None,
-        device: str | torch.device | None,
+        device: str | None,
         mirror: bool,
         use_trust: bool,
         backend: str | None,
@@ -62,43 +67,60 @@ class Member:
         stage = trust.in_distribution.stage if trust else None
         if stage:
             require_features(folder, stage)
-        network = load_network(folder, device, stage)
-        return cls(network, load_processor(folder), mirror=mirror, trust=trust, folder=folder)
+        return cls(load_network(folder, device, stage), mirror=mirror, trust=trust, folder=folder)
+
+    @cached_property
+    def processor(self) -> Any:
+        """The model's own image processor, of transformers."""
+        from .run_pytorch import load_processor  # transformers and torch: seconds that an answer does not need
+
+        return self._processor or load_processor(self.folder)
+
+    @cached_property
+    def torch_network(self) -> Network:
+        """What runs the PyTorch weights; they are loaded only now where another backend answers.
+
+        Raises:
+            UserError: the folder has an export only.
+        """
+        if self.folder is None or self.folder.export is None:
+            return self.network
+        folder = find_model(self.folder.path, backend=TORCH)
+        return load_network(folder, None, self.trust.in_distribution.stage if self.trust else None)
 
     @property
     def model(self) -> torch.nn.Module:
-        """The transformers model, in eval mode, fp32; an export has none, which is a ``UserError``."""
-        return self.network.module
+        """The transformers model, in eval mode, fp32; a folder with an export only has none, which is a UserError."""
+        return self.torch_network.module
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """Return the network's input of an RGB image: float32 (3, H, W) on the CPU."""
-        return self.processor(image, return_tensors="pt")["pixel_values"][0]
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        """Return the network's input of an RGB image: float32 (3, H, W)."""
+        return self._preprocess(image)
 
-    def answers(self, pixel_values: Tensor) -> Answers:
+    def answers(self, pixel_values: np.ndarray) -> Answers:
         """Answer a batch (N, 3, H, W), in passes as large as suit the network."""
-        pixel_values = pixel_values.to(self.network.device)
-        parts = pixel_values.split(self.network.largest_batch or len(pixel_values))
-        return Answers.joined([self._answer_part(part) for part in parts])
+        size = self.network.largest_batch or len(pixel_values)
+        parts = (pixel_values[i : i + size] for i in range(0, len(pixel_values), size))
+        return Answers.joined([self._answer_part(np.ascontiguousarray(part)) for part in parts])
 
-    def _answer_part(self, pixel_values: Tensor) -> Answers:
+    def _answer_part(self, pixel_values: np.ndarray) -> Answers:
         logits, features = self.network(pixel_values)
         views = [logits]
         if self.mirror:
-            views.append(self.network(pixel_values.flip(-1))[0])
-        return self.answers_from(torch.stack(views, dim=1), features)
+            views.append(self.network(np.ascontiguousarray(pixel_values[..., ::-1]))[0])
+        return self.answers_from(np.stack(views, axis=1), features)
 
-    def answers_from(self, logits: Tensor, features: np.ndarray | None) -> Answers:
+    def answers_from(self, logits: np.ndarray, features: np.ndarray | None) -> Answers:
         """Turn what the network gave into answers.
 
         Args:
             logits: (N, views, 4), one view, or two where the answer is averaged with the mirror image's.
             features: (N, D) of the slices as they are; not used without a ``trust.json``.
         """
-        values = logits.detach().float().cpu().numpy()
         if self.trust is None:
-            return Answers(_SOFTMAX.probabilities(values))
+            return Answers(_SOFTMAX.probabilities(logits))
         calibration = self.trust.calibration(self.mirror)
-        probabilities = calibration.probabilities(values)
+        probabilities = calibration.probabilities(logits)
         sets = {coverage: calibration.prediction_sets(probabilities, coverage) for coverage in COVERAGES}
         return Answers(
             probabilities, sets, self.trust.in_distribution.unlikeness(features), self.trust.foreign(features)

@@ -11,6 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import UserError, first_line
 from ..files import read_json
 from ..labels import LABELS
+from ..machine import has_gpu
 
 DEFAULT_MODEL = "model-lite"
 _CONFIG = "config.json"
@@ -34,7 +36,7 @@ EXPORT_FILES = {
 """Backend -> its file. The ONNX names are transformers.js's: ``dtype: "fp32"`` asks for ``model.onnx``, ``"int8"`` for
 ``model_int8.onnx`` (and ``"q8"`` for ``model_quantized.onnx``, by custom the dynamically quantized one)."""
 BACKENDS = (TORCH, *EXPORT_FILES)
-"""What can run a model, in the order in which a folder's files choose. A TensorRT engine is run only when it is asked
+"""What can run a model, PyTorch first. A TensorRT engine is run only when it is asked
 for: it holds machine code, so it is to be one's own."""
 _TITLES = {"onnx": "an ONNX", "litert": "a LiteRT", TENSORRT: "a TensorRT"}
 EXPORT_FILE = "export.json"
@@ -154,8 +156,8 @@ def find_model(
     Args:
         model: a local folder, or a Hub id ``owner/name``. A folder that exists wins.
         revision: branch, tag or commit on the Hub; not used with a local folder.
-        backend: one of ``BACKENDS``, whose weights are needed; None takes the first that the folder has, TensorRT
-            left out.
+        backend: one of ``BACKENDS``, whose weights are needed; None takes the first of ``preferred_backends`` that
+            the folder has.
         project_labels: refuse a model of other classes, and one on the Hub before its weights are downloaded.
 
     Returns:
@@ -181,11 +183,21 @@ def find_model(
     if project_labels and (path / _CONFIG).is_file():
         _require_project_labels(source, _read_config(path / _CONFIG))
     # the snapshot's name is its commit, so that weights are of the same one whatever is pushed meanwhile
-    for name in (backend,) if backend else (name for name in BACKENDS if name != TENSORRT):
+    for name in (backend,) if backend else preferred_backends():
         path = _download(source, path.name, EXPORT_FILES.get(name, "model*.safetensors"))
         if _weights_of(path, name):
             break
     return _read_folder(source, path, backend, project_labels)
+
+
+def preferred_backends() -> list[str]:
+    """The backends in the order in which a folder's files choose; not TensorRT, whose engines are one's own.
+
+    PyTorch where there may be a GPU for it. On a CPU ONNX answers the same, sooner, and without PyTorch's memory.
+    """
+    first = [TORCH, "onnx"] if has_gpu() else ["onnx", TORCH]
+    wanted = [*first, *(name for name in BACKENDS if name not in (*first, TENSORRT))]
+    return [name for name in wanted if name != TORCH or find_spec("torch")]
 
 
 def runtime_of(backend: str) -> str:
@@ -201,7 +213,7 @@ def _read_folder(source: str, path: Path, backend: str | None, project_labels: b
     if project_labels:
         _require_project_labels(source, config)
     there = [name for name in BACKENDS if _weights_of(path, name)]
-    chosen = backend or next((name for name in there if name != TENSORRT), TORCH)
+    chosen = backend or next((name for name in preferred_backends() if name in there), TORCH)
     if backend is None and there == [TENSORRT]:
         raise UserError(f"{source} has only a TensorRT engine, machine code; if you built it, use --backend tensorrt")
     if chosen not in there:

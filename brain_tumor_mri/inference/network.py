@@ -6,15 +6,16 @@ checks read. Each runtime has its file, ``run_*.py``; its package is imported on
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import psutil
-import torch
-from torch import Tensor
 
 from ..errors import UserError
 from ..machine import cpu_count
+
+if TYPE_CHECKING:
+    import torch
 
 INPUT, LOGITS, FEATURES = "pixel_values", "logits", "features"
 """Names of an exported file's input (N, 3, H, W), and of its outputs (N, 4) and (N, D)."""
@@ -28,19 +29,19 @@ that and costs no speed. GPUs need the whole batch to be busy."""
 class Network(Protocol):
     """Answers a batch, for any number of threads at once."""
 
-    device: torch.device
-    """Where ``pixel_values`` are to be."""
+    device: str
+    """What it runs on: ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     largest_batch: int | None
     """Images in one pass; None for as many as come."""
 
-    def __call__(self, pixel_values: Tensor) -> tuple[Tensor, np.ndarray | None]:
+    def __call__(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Run the network.
 
         Args:
-            pixel_values: float32 (N, 3, H, W) on ``device``.
+            pixel_values: float32 (N, 3, H, W).
 
         Returns:
-            Logits (N, 4); and the spatial means (N, D) of trust.json's stage, None where they were not asked for.
+            Logits (N, 4), float32; and the spatial means (N, D) of trust.json's stages, None where not asked for.
         """
 
     @property
@@ -57,13 +58,13 @@ class ExportedNetwork:
     Attributes:
         title: of the kind of file, with its article, for messages.
         name: of the file, for messages.
-        device: where ``pixel_values`` are to be.
+        device: what it runs on.
         largest_batch: images in one pass; None for as many as come.
     """
 
     title: str
     name: str
-    device: torch.device = torch.device("cpu")
+    device: str = "cpu"
     largest_batch: int | None = CPU_BATCH
 
     @property
@@ -89,8 +90,3 @@ def physical_cores() -> int:
     """How many physical cores this process may use: a second thread on a core only waits for the same multipliers."""
     allowed = cpu_count()
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
-
-
-def as_array(pixel_values: Tensor) -> np.ndarray:
-    """Return a batch as runtimes take it: float32 (N, 3, H, W) in C order."""
-    return np.ascontiguousarray(pixel_values.detach().cpu().float().numpy())

@@ -12,8 +12,6 @@ import numpy as np
 from ..labels import LABELS, TITLES
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..images.read import UnreadableImageError
 
 
@@ -30,7 +28,7 @@ class Reading:
     """
 
     name: str
-    pixel_values: Tensor | None = None
+    pixel_values: np.ndarray | None = None
     size: tuple[int, int] | None = None
     fault: str | None = None
     error: UnreadableImageError | None = None

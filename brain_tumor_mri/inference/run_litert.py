@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..errors import UserError, first_line
-from .network import FEATURES, INPUT, LOGITS, ExportedNetwork, as_array, physical_cores
+from .network import FEATURES, INPUT, LOGITS, ExportedNetwork, physical_cores
 
 _STDERR_LOCK = threading.Lock()
 
@@ -28,9 +26,7 @@ class LiteRtNetwork(ExportedNetwork):
 
     title = "a LiteRT"
 
-    def __init__(
-        self, content: bytes, name: str, device: str | torch.device | None = None, *, threads: int | None = None
-    ) -> None:
+    def __init__(self, content: bytes, name: str, device: str | None = None, *, threads: int | None = None) -> None:
         """Open an interpreter.
 
         Args:
@@ -43,7 +39,7 @@ class LiteRtNetwork(ExportedNetwork):
             UserError: ai-edge-litert is missing or cannot run the file, or another device was asked for.
         """
         runtime = require_litert()
-        if device is not None and torch.device(device).type != "cpu":
+        if device not in (None, "cpu"):
             raise UserError(f"LiteRT runs on the CPU here, not on {device}; use --device cpu")
         self.name = name
         self._lock = threading.Lock()
@@ -58,16 +54,16 @@ class LiteRtNetwork(ExportedNetwork):
         self._require_names(list(inputs), list(outputs))
         self.outputs = [output for output in (LOGITS, FEATURES) if output in outputs]
 
-    def __call__(self, pixel_values: Tensor) -> tuple[Tensor, np.ndarray | None]:
+    def __call__(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Run the network; see :class:`~brain_tumor_mri.inference.network.Network`."""
         found: dict[str, list[np.ndarray]] = {output: [] for output in self.outputs}
-        for pixels in as_array(pixel_values):
+        for pixels in pixel_values:
             with self._lock:
                 answer = self._runner(**{INPUT: pixels[None]})
             for output, rows in found.items():
                 rows.append(answer[output])
         features = np.concatenate(found[FEATURES]) if FEATURES in found else None
-        return torch.from_numpy(np.concatenate(found[LOGITS])), features
+        return np.concatenate(found[LOGITS]), features
 
 
 def require_litert() -> Any:

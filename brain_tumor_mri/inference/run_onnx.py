@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..errors import UserError, first_line
-from .network import FEATURES, INPUT, LOGITS, ExportedNetwork, as_array, physical_cores
+from .network import FEATURES, INPUT, LOGITS, ExportedNetwork, physical_cores
 
 
 class OnnxNetwork(ExportedNetwork):
@@ -21,7 +19,7 @@ class OnnxNetwork(ExportedNetwork):
         self,
         content: bytes,
         name: str,
-        device: str | torch.device | None = None,
+        device: str | None = None,
         *,
         threads: int | None = None,
         spinning: bool = False,
@@ -52,18 +50,17 @@ class OnnxNetwork(ExportedNetwork):
         inputs, self.outputs = ([v.name for v in of()] for of in (self.session.get_inputs, self.session.get_outputs))
         self.name = name
         self._require_names(inputs, self.outputs)
-        # numpy arrays go in, so ``device`` stays the CPU: onnxruntime itself carries them to a GPU
         if providers[0] != "CPUExecutionProvider":
-            self.largest_batch = None
+            self.device, self.largest_batch = str(device or "cuda"), None
             if providers[0][0] not in self.session.get_providers():  # it only warns, and runs on the CPU
                 raise UserError(
                     f"onnxruntime cannot start on {device or 'this GPU'} (no CUDA, or another); use --device cpu"
                 )
 
-    def __call__(self, pixel_values: Tensor) -> tuple[Tensor, np.ndarray | None]:
+    def __call__(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Run the network; see :class:`Network`."""
-        found = dict(zip(self.outputs, self.session.run(None, {INPUT: as_array(pixel_values)}), strict=True))
-        return torch.from_numpy(found[LOGITS]), found.get(FEATURES)
+        found = dict(zip(self.outputs, self.session.run(None, {INPUT: pixel_values}), strict=True))
+        return found[LOGITS], found.get(FEATURES)
 
 
 def require_onnxruntime() -> Any:
@@ -75,12 +72,12 @@ def require_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _providers(runtime: Any, device: str | torch.device | None) -> list[Any]:
+def _providers(runtime: Any, device: str | None) -> list[Any]:
     """What onnxruntime is to run on, best first."""
     has_cuda = "CUDAExecutionProvider" in runtime.get_available_providers()
-    wanted = torch.device(device) if device is not None else torch.device("cuda" if has_cuda else "cpu")
-    if wanted.type == "cpu":
+    kind, _, index = str(device or ("cuda" if has_cuda else "cpu")).partition(":")
+    if kind == "cpu":
         return ["CPUExecutionProvider"]
-    if wanted.type != "cuda" or not has_cuda:
+    if kind != "cuda" or not has_cuda:
         raise UserError(f"this onnxruntime cannot run on {device}; use --device cpu, or pip install onnxruntime-gpu")
-    return [("CUDAExecutionProvider", {"device_id": wanted.index or 0}), "CPUExecutionProvider"]
+    return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"]

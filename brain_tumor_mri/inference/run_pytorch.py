@@ -1,20 +1,80 @@
-"""Runs a model with PyTorch, and reads the features of one of its stages."""
+"""Loads a model with transformers, runs it with PyTorch, and reads the features of its stages."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.utils import logging as transformers_logging
 
-from ..errors import UserError
+from ..errors import UserError, first_line
+from .model_folder import ModelFolder
 from .network import CPU_BATCH
 
-if TYPE_CHECKING:
-    from torch import nn
+_LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError)
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """PyTorch's device of that name, or its best one here: cuda, then mps, then cpu; UserError where there is none."""
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {device} is not available here; leave it out to have one chosen") from error
+    return chosen
+
+
+def load_processor(folder: ModelFolder) -> Any:
+    """Load the model's own image processor; as transformers has it."""
+    with _told_in_one_line(folder):
+        return AutoImageProcessor.from_pretrained(folder.path, local_files_only=True)
+
+
+def load_module(folder: ModelFolder) -> nn.Module:
+    """Load the transformers model of a folder; UserError where its weights are damaged or incomplete."""
+    _ = folder.tensors  # reads the headers: a cut-off file is told by its name, not by a loader's traceback
+    with _told_in_one_line(folder):
+        loaded, report = AutoModelForImageClassification.from_pretrained(
+            folder.path,
+            use_safetensors=True,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    # transformers fills a missing layer with random numbers and only logs it: the answers would be noise
+    lacking = [*report["missing_keys"], *report["mismatched_keys"]]
+    if lacking:
+        raise UserError(f"{folder.source} lacks {len(lacking)} of the model's weights, such as {lacking[0]}")
+    return loaded
+
+
+@contextmanager
+def _told_in_one_line(folder: ModelFolder) -> Iterator[None]:
+    """Load without transformers' progress bar and notes, which mean nothing to the person who asked for an answer."""
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except _LOADING_ERRORS as error:
+        raise UserError(
+            f"{folder.source} cannot be loaded ({first_line(error)}); download or train it again"
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()
 
 
 def stage_of(network: nn.Module) -> str:
@@ -46,15 +106,16 @@ class TorchNetwork:
         Raises:
             UserError: the network has no such stage.
         """
-        self.device, self.largest_batch = device, CPU_BATCH if device.type == "cpu" else None
+        self.device, self.largest_batch = str(device), CPU_BATCH if device.type == "cpu" else None
         # convolutions of oneDNN and cuDNN run faster on channels-last weights; the answers are equal within 1e-5
         self.module = module.float().eval().to(device, memory_format=torch.channels_last)
         self._features = StageFeatures(getattr(self.module, "timm_model", self.module), stage) if stage else None
 
-    def __call__(self, pixel_values: Tensor) -> tuple[Tensor, np.ndarray | None]:
+    @torch.inference_mode()
+    def __call__(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Run the network; see :class:`Network`."""
-        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        return self.module(pixel_values=pixel_values).logits, self.take_features()
+        pixels = torch.from_numpy(pixel_values).to(self.device, memory_format=torch.channels_last)
+        return self.module(pixel_values=pixels).logits.float().cpu().numpy(), self.take_features()
 
     def take_features(self) -> np.ndarray | None:
         """The features (N, D) of this thread's latest forward pass; None where no stage was named."""

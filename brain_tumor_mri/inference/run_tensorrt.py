@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..errors import UserError, first_line
 from .network import FEATURES, INPUT, LOGITS, ExportedNetwork
@@ -26,7 +25,7 @@ class TensorRtNetwork(ExportedNetwork):
     title = "a TensorRT"
     largest_batch = MAX_BATCH
 
-    def __init__(self, content: bytes, name: str, device: str | torch.device | None = None) -> None:
+    def __init__(self, content: bytes, name: str, device: str | None = None) -> None:
         """Load an engine.
 
         Args:
@@ -38,8 +37,8 @@ class TensorRtNetwork(ExportedNetwork):
             UserError: tensorrt or the GPU is missing, or the engine is of another GPU or TensorRT version.
         """
         self._tensorrt = tensorrt = require_tensorrt()
-        self.name, self.device = name, torch.device("cuda" if device is None else device)
-        if self.device.type != "cuda":
+        self.name, self.device = name, str(device or "cuda")
+        if not self.device.startswith("cuda"):
             raise UserError(f"TensorRT runs on an NVIDIA GPU, not on {device}; use --device cuda")
         self._lock = threading.Lock()
         self._logger = tensorrt.Logger(tensorrt.Logger.ERROR)  # is to live as long as what was made with it
@@ -57,9 +56,9 @@ class TensorRtNetwork(ExportedNetwork):
         self._require_names(inputs, outputs)
         self.outputs = outputs
 
-    def __call__(self, pixel_values: Tensor) -> tuple[Tensor, np.ndarray | None]:
+    def __call__(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Run the network; see :class:`~brain_tumor_mri.inference.network.Network`."""
-        pixels = pixel_values.to(self.device).float().contiguous()
+        pixels = torch.from_numpy(pixel_values).to(self.device)
         with self._lock, torch.cuda.device(self.device):
             self._context.set_input_shape(INPUT, tuple(pixels.shape))
             self._context.set_tensor_address(INPUT, pixels.data_ptr())
@@ -72,7 +71,8 @@ class TensorRtNetwork(ExportedNetwork):
             if not self._context.execute_async_v3(self._stream.cuda_stream):
                 raise UserError(f"{self.name}: TensorRT did not run it; export the model again, on this machine")
             self._stream.synchronize()
-        return found[LOGITS], found[FEATURES].cpu().numpy() if FEATURES in found else None
+        features = found[FEATURES].cpu().numpy() if FEATURES in found else None
+        return found[LOGITS].cpu().numpy(), features
 
 
 def require_tensorrt() -> Any:

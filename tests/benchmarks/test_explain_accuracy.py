@@ -95,7 +95,7 @@ def test_intervals_are_over_groups():
 def test_randomising_draws_what_it_names_and_leaves_the_model_alone(tiny_model_dir: Path, phantom_dir: Path):
     classifier = TumorClassifier.from_pretrained(tiny_model_dir, device="cpu")
     slices = sorted(phantom_dir.glob("Testing/*/*.png"))[::4]
-    pixels = torch.stack([classifier.preprocess(Image.open(path).convert("RGB")) for path in slices])
+    pixels = np.stack([classifier.preprocess(Image.open(path).convert("RGB")) for path in slices])
     before = {name: tensor.clone() for name, tensor in classifier.model.state_dict().items()}
     head, everything, again = (
         heat_map_scores.randomised(classifier, what, pixels, seed=3).model.state_dict()

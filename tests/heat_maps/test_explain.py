@@ -155,7 +155,7 @@ def test_a_mirroring_classifier_averages_the_maps_of_both_views_turned_back(
     classifier: TumorClassifier, slices: list[Path]
 ):
     both = TumorClassifier(classifier.model, classifier.processor, device="cpu", mirror=True)
-    pixels = torch.stack([classifier.preprocess(Image.open(path).convert("RGB")) for path in slices])
+    pixels = np.stack([classifier.preprocess(Image.open(path).convert("RGB")) for path in slices])
     classes = [LABEL2ID["glioma"]] * len(slices)
     plain, turned = heat_maps(classifier, pixels, classes)[0], heat_maps(classifier, pixels.flip(-1), classes)[0]
     expected = plain + turned[..., ::-1]

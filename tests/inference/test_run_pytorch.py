@@ -19,7 +19,7 @@ def test_a_stage_that_the_network_lacks_is_told(tiny_model_dir: Path) -> None:
 
 def test_features_are_the_means_of_the_stages_and_each_thread_gets_its_own(tiny_model_dir: Path) -> None:
     network = load_network(find_model(tiny_model_dir), "cpu", "layer2+layer3")
-    batches = [torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    batches = [np.random.default_rng(seed).random((2, 3, 64, 64), np.float32) for seed in range(4)]
     kept = []
     stages = network.module.timm_model.layer2, network.module.timm_model.layer3
     handles = [s.register_forward_hook(lambda *args: kept.append(args[2].mean((2, 3)))) for s in stages]
@@ -39,7 +39,7 @@ def test_a_cpu_gets_16_slices_in_a_pass_and_a_gpu_the_whole_batch(tiny_model_dir
     passes, network = [], classifier.network
     run = type(network).__call__
     monkeypatch.setattr(type(network), "__call__", lambda self, x: (passes.append(len(x)), run(self, x))[1])
-    pixels = torch.zeros(37, 3, *classifier.image_size)
+    pixels = np.zeros((37, 3, *classifier.image_size), np.float32)
     assert len(classifier.answers(pixels).probabilities) == 37
     network.largest_batch = None  # as on a GPU
     classifier.answers(pixels)

@@ -170,7 +170,7 @@ def test_the_float16_onnx_file_that_an_engine_is_built_from_answers_as_pytorch_d
     assert {end.type.tensor_type.elem_type for end in ends} == {onnx.TensorProto.FLOAT}
     network = OnnxNetwork((tmp_path / "half.onnx").read_bytes(), "half.onnx", "cpu")
     slices = sorted(phantom_dir.glob("Testing/*/*.png"))[::4]
-    pixels = torch.stack([classifier.preprocess(load_image(path)) for path in slices])
+    pixels = np.stack([classifier.preprocess(load_image(path)) for path in slices])
     logits, features = network(pixels)
     with torch.inference_mode():
         expected = classifier.model(pixel_values=pixels).logits
