@@ -89,8 +89,21 @@ def simulated(phantom_dir, tmp_path_factory) -> tuple[subprocess.CompletedProces
     return done, folder / "run", flower_processes() - before
 
 
+@pytest.fixture(scope="module")
+def alike(phantom_dir, tmp_path_factory) -> dict:
+    """The weights that the same settings give when the nodes are called in this process."""
+    from in_process_grid import InProcessGrid
+
+    from brain_tumor_mri.federated.server_app import federate
+
+    folder = tmp_path_factory.mktemp("in-process")
+    file = settings_of(phantom_dir, folder)
+    federate(InProcessGrid(str(file), 2), yaml.safe_load(file.read_text()))
+    return weights_of(folder / "run")
+
+
 @needs_flower
-def test_a_simulation_needs_no_network_and_leaves_no_process(simulated) -> None:
+def test_a_simulation_needs_no_network_and_leaves_no_process(simulated, alike) -> None:
     done, folder, left = simulated
     assert done.returncode == 0, done.stderr[-2000:] + (folder / "federation.log").read_text()[-3000:]
     record = json.loads(done.stdout)
@@ -98,6 +111,8 @@ def test_a_simulation_needs_no_network_and_leaves_no_process(simulated) -> None:
     assert [entry["failed"] for entry in record["federation"]["rounds"]] == [{}, {}]
     assert "round 2: 2 of 2 hospitals trained" in done.stderr
     assert left == set()
+    stored = weights_of(folder)
+    assert all((stored[name] == alike[name]).all() for name in alike)
 
 
 @needs_flower
@@ -126,7 +141,7 @@ def certificates(folder: Path) -> None:
 
 
 @needs_flower
-def test_two_supernodes_with_tls_and_keys_reach_the_weights_of_the_simulation(simulated, phantom_dir, tmp_path) -> None:
+def test_two_supernodes_with_tls_and_keys_reach_the_weights_of_the_simulation(alike, phantom_dir, tmp_path) -> None:
     from brain_tumor_mri.federated.simulate import APP, OFFLINE
 
     certificates(tmp_path)
@@ -180,5 +195,5 @@ def test_two_supernodes_with_tls_and_keys_reach_the_weights_of_the_simulation(si
                 one.kill()
     record = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(record["federation"]["hospitals"]) == {"hospital-1", "hospital-2"}
-    deployed, alike = weights_of(tmp_path / "run"), weights_of(simulated[1])
+    deployed = weights_of(tmp_path / "run")
     assert all((deployed[name] == alike[name]).all() for name in alike)

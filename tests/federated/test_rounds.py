@@ -183,8 +183,9 @@ def test_a_private_federation_clips_tells_no_counts_and_says_its_epsilon(setting
     assert (privacy["releases"], privacy["delta"]) == (2, 1e-5)
     assert "privacy: epsilon" in capsys.readouterr().out
     assert record["federation"]["hospitals"] == {"hospital-1": {}, "hospital-2": {}}
-    asked = {m.metadata.message_id: m for m, _ in grid.wire if m.metadata.message_type == "train"}
-    replies = [m for m, _ in grid.wire if m.metadata.reply_to_message_id in asked]
+    sent = [message for message, _ in grid.wire if message.metadata.message_type == "train"]
+    asked = {message.metadata.message_id: message for message in sent if message.metadata.message_id}
+    replies = [message for message in sent if message.metadata.reply_to_message_id]
     assert len(replies) == 4
     for reply in replies:
         assert dict(reply.content["metrics"]) == {"num-examples": 1}
