@@ -68,7 +68,7 @@ def simulate(settings: Mapping[str, Any], say: Callable[[str], None] = print) ->
     prepare_folder(folder, settings)
     file = folder / SETTINGS_FILE
     write_text(file, yaml.safe_dump(settings, sort_keys=False))
-    with tempfile.TemporaryDirectory(prefix="flwr-") as home, (folder / LOG_FILE).open("a") as log:
+    with tempfile.TemporaryDirectory(prefix="flwr-") as home, (folder / LOG_FILE).open("w") as log:
         environment = _environment(Path(home))
         port = _free_port()
         _write_connection(Path(home), port)
@@ -81,7 +81,9 @@ def simulate(settings: Mapping[str, Any], say: Callable[[str], None] = print) ->
         failed = read_json(folder / FAILED)
         raise (UserError if failed["status"] == 2 else FederationError)(failed["error"])
     if not (folder / "metrics.json").is_file():
-        raise FederationError(f"the run ended without a result; {folder / LOG_FILE} says why. Again, it goes on")
+        late = "timed out during startup" in (folder / LOG_FILE).read_text(errors="replace")
+        why = "this machine is too busy: Ray waits half a minute for its own processes" if late else "see the log"
+        raise FederationError(f"the run ended without a result ({why}); {folder / LOG_FILE}. The same again goes on")
     return read_json(folder / "metrics.json")
 
 

@@ -25,6 +25,8 @@ from brain_tumor_mri.federated.server_app import FAILED, FederationError, app, f
 from brain_tumor_mri.federated.task import is_statistic, simulated_hospitals
 from brain_tumor_mri.inference.classifier import TumorClassifier
 
+pytestmark = pytest.mark.federated
+
 
 @pytest.fixture
 def settings(phantom_dir: Path, tmp_path: Path) -> dict:
