@@ -190,9 +190,6 @@ def test_two_supernodes_with_tls_and_keys_reach_the_same_weights(alike, phantom_
         ran = flwr("run", str(APP), "here", "--stream", "--run-config", f'settings-file="{file}"')
         said = ran.stdout + ran.stderr + (tmp_path / "log").read_text()[-3000:]
         assert (tmp_path / "run" / "metrics.json").is_file(), said
-        Path("runs/federated/deploy.log").write_text(
-            said + f"\nstranger {started[3].poll()}\n" + (tmp_path / "log").read_text()
-        )
     finally:
         for process in (psutil.Process(p.pid) for p in started if p.poll() is None):
             for one in (*process.children(recursive=True), process):
