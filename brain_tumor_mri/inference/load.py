@@ -83,7 +83,7 @@ def require_features(folder: ModelFolder, stage: str) -> None:
 def load_processor(folder: ModelFolder) -> Any:
     """Load the model's own image processor; the only preprocessing there is."""
     with _told_in_one_line(folder):
-        return AutoImageProcessor.from_pretrained(folder.path, local_files_only=True)
+        return AutoImageProcessor.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
 
 
 def _load_module(folder: ModelFolder) -> torch.nn.Module:
@@ -94,6 +94,7 @@ def _load_module(folder: ModelFolder) -> torch.nn.Module:
             use_safetensors=True,
             dtype=torch.float32,
             local_files_only=True,
+            trust_remote_code=False,  # left out, transformers asks on the console, and a "y" from a pipe runs the code
             output_loading_info=True,
         )
     # transformers fills a missing layer with random numbers and only logs it: the answers would be noise
