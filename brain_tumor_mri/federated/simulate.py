@@ -25,9 +25,11 @@ import yaml
 from ..errors import UserError
 from ..files import read_json, write_text
 from ..machine import cpu_count
-from .arguments import parse_settings
+from .arguments import parse_settings, read_settings
 from .server_app import FAILED, FederationError, prepare_folder
 from .task import hospital_names
+
+__all__ = ["FederationError", "read_settings", "simulate"]
 
 APP = Path(__file__).with_name("app")
 PATHS = ("model_name_or_path", "data_dir", "external_dir", "collections_dir", "output_dir")
