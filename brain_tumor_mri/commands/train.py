@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "train.py"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments: all are train.py's."""
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="a recipe first, then flags, as of train.py")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="a recipe, then flags of train.py")
 
 
 def run(args: argparse.Namespace) -> int:
