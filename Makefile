@@ -8,8 +8,11 @@ EXPORT ?= exported
 .PHONY: app test test-all train lint phantoms web federated clean
 
 $(VENV)/.ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
+	@echo 'Once: about 7 GB of packages into $(VENV), minutes; pip shows each as it comes.'
+	@command -v nvidia-smi >/dev/null || echo 'No NVIDIA driver: PIP_EXTRA_INDEX_URL set to an index of CPU builds of torch saves most of it.'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -r requirements.txt -e .
+	$(BIN)/pip install -r requirements.txt -e .
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt

@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 
+from brain_tumor_mri.images.quiet import quiet_decoders
 from brain_tumor_mri.page import LAUNCH_OPTIONS, ModelHandle, build_page
 
 HERE = Path(__file__).resolve().parent
@@ -19,6 +20,7 @@ if not MODEL_ID and (HERE / "space.json").is_file():
     MODEL_ID, MODEL_REVISION = published["model_id"], MODEL_REVISION or published["revision"]
 
 DEFAULT = "model-lite"  # of the two released models the more accurate, under both protocols, and the faster
+quiet_decoders()
 # The page calls the default model by this name, not by this machine's path.
 model = ModelHandle(MODEL_ID or str(HERE / DEFAULT), MODEL_REVISION, name=None if MODEL_ID else DEFAULT)
 demo = build_page(model, HERE / "examples")

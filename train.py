@@ -23,6 +23,7 @@ from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation import split as evaluation
 from brain_tumor_mri.evaluation.record import describe_data, describe_model, run_record
 from brain_tumor_mri.hub import plan_model as publish
+from brain_tumor_mri.images.quiet import quiet_decoders
 from brain_tumor_mri.inference.classifier import TumorClassifier
 from brain_tumor_mri.reports import tables as report
 from brain_tumor_mri.training import arguments
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> None:
     """Train, evaluate and save; everything is decided by the arguments."""
     # Arguments, and everything that can be found wrong before hours are spent.
     start_missing_processes()
+    quiet_decoders()
     args = arguments.parse_arguments(argv)
     output_dir = Path(args.training.output_dir)
     main_process = args.training.process_index == 0

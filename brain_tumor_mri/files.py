@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .errors import UserError, first_line
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file (UTF-8) beside its place and rename it, so that readers and crashes never meet half of it.
+@contextmanager
+def replacing(path: str | os.PathLike[str], *, newline: str | None = None, errors: str = "strict") -> Iterator[TextIO]:
+    """Open a text file (UTF-8) to write beside its place; renamed at the end, so that nobody ever meets half of it.
 
     A symbolic link stays, and the file that it names is replaced; a file keeps its mode. Devices and pipes are written
     straight into.
@@ -22,18 +25,30 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     try:
         if is_stream(path):
-            Path(path).write_text(text, encoding="utf-8")
+            with open(path, "w", encoding="utf-8", newline=newline, errors=errors) as file:
+                yield file
             return
         target = Path(os.path.realpath(path))
         beside = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
-            beside.write_text(text, encoding="utf-8")
+            with beside.open("w", encoding="utf-8", newline=newline, errors=errors) as file:
+                yield file
             put_in_place(beside, target)
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise UserError(f"{path} cannot be written: {first_line(error)}") from error
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file (UTF-8) as :func:`replacing` does.
+
+    Raises:
+        UserError: as of :func:`replacing`.
+    """
+    with replacing(path) as file:
+        file.write(text)
 
 
 def write_json(path: str | os.PathLike[str], record: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Traces the Kaggle files to their Figshare slices and patients, and builds splits in which no patient is on two sides.
 
-``python data_scripts/make_splits.py --kaggle_dir D --figshare_dir D`` rewrites ``brain_tumor_mri/data/splits``. The
+``python data_scripts/make_splits.py --kaggle_dir D --figshare_dir D`` rewrites ``brain_tumor_mri/data/splits``; with
+``--external_dir`` and ``--collections_dir`` also the parts of Br35H's tumours and of further collections. The
 splits are keyed by published path (``Training/glioma/Tr-gl_0010.jpg``) and so serve a download in any image size.
 """
 
@@ -9,17 +10,17 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 import json
 import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone that is not installed
@@ -33,10 +34,14 @@ from brain_tumor_mri.audit.copies import (
     normalise,
     thumbnail,
 )
-from brain_tumor_mri.audit.inventory import take_inventory
+from brain_tumor_mri.audit.inventory import Inventory, ProgressCallback, take_inventory
+from brain_tumor_mri.commands.progress import ProgressBar
+from brain_tumor_mri.commands.script import run_script
+from brain_tumor_mri.data import collections
 from brain_tumor_mri.data.br35h import IN_KAGGLE
+from brain_tumor_mri.data.collections import TABLE
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.files import write_text
+from brain_tumor_mri.files import read_json, write_text
 from brain_tumor_mri.images.read import UnreadableImageError, load_image
 from brain_tumor_mri.labels import NO_TUMOR
 
@@ -281,55 +286,59 @@ def make_splits(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``data_scripts/make_splits.py``."""
     parser.add_argument("--kaggle_dir", required=True, help="the Kaggle data set: holds Training and Testing")
-    parser.add_argument("--figshare_dir", required=True, help="what download_figshare.py wrote: slices.csv and images")
-    parser.add_argument("--external_dir", help="the Br35H tumours (images/): writes br35h.csv too")
+    parser.add_argument("--figshare_dir", help="what download_figshare.py wrote: writes the tables of the Kaggle set")
+    parser.add_argument("--external_dir", help="the Br35H tumours (images/): writes br35h.csv")
+    parser.add_argument("--collections_dir", help="further collections (collections.csv): writes its parts, too")
     parser.add_argument("--output_dir", default="brain_tumor_mri/data/splits", help="where the tables go (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the untraced groups' folds (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is dealt to folds and parts (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the counts as one JSON object, and nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build the splits, write provenance.csv, patient_disjoint.csv and counts.json, print a summary; returns 0."""
-    output = Path(args.output_dir)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
-
-        splits = make_splits(args.kaggle_dir, args.figshare_dir, seed=args.seed, progress=update)
-        external = make_external_split(args.external_dir, args.kaggle_dir, seed=args.seed) if args.external_dir else []
+    """Write the tables of the data sets that are given, and print what was counted."""
+    if not (args.figshare_dir or args.external_dir):
+        raise UserError("give --figshare_dir for the tables of the Kaggle set, --external_dir for br35h.csv, or both")
+    if args.collections_dir and not args.external_dir:
+        raise UserError("--collections_dir: give --external_dir too, as its slices may be among the collections'")
+    output, tables, counts = Path(args.output_dir), {}, {}
+    with ProgressBar() as progress:
+        options = {"seed": args.seed, "progress": progress}
+        if args.figshare_dir:
+            splits = make_splits(args.kaggle_dir, args.figshare_dir, **options)
+            tables = {"provenance": splits.provenance, "patient_disjoint": splits.patient_disjoint}
+            counts = splits.counts
+        if args.external_dir:
+            tables["br35h"] = make_external_split(args.external_dir, args.kaggle_dir, **options)
+        if args.collections_dir:
+            folders = (args.collections_dir, args.kaggle_dir, args.external_dir)
+            tables["collections"] = make_collections_split(*folders, **options)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        write_text(output / "provenance.csv", _csv(splits.provenance))
-        write_text(output / "patient_disjoint.csv", _csv(splits.patient_disjoint))
-        if external:
-            write_text(output / "br35h.csv", _csv(external))
-            splits.counts["external"] = _external_counts(external)
-        elif (output / "br35h.csv").is_file():  # which stays, and so do its counts
+        for name, rows in tables.items():
+            write_text(output / f"{name}.csv", _csv(rows))
+        counts = counts or (read_json(output / "counts.json") if (output / "counts.json").is_file() else {})
+        if (output / "br35h.csv").is_file():  # where it was not made anew it stays, and so do its counts
             with (output / "br35h.csv").open(newline="", encoding="utf-8") as file:
-                splits.counts["external"] = _external_counts(list(csv.DictReader(file)))
-        write_text(output / "counts.json", json.dumps(splits.counts, indent=1) + "\n")
+                counts["external"] = _part_counts(list(csv.DictReader(file)))
+        write_text(output / "counts.json", json.dumps(counts, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--output_dir {output}: {error.strerror}; choose a folder that can be written") from error
-    counts = splits.counts
     if args.json:
         print(json.dumps(counts))
         return 0
     console = Console(highlight=False)
-    console.print(
-        f"{counts['traced']:,} of {counts['tumour_images']:,} tumour images are copies of {counts['slices_found']:,} "
-        f"Figshare slices; {counts['test_traced']:,} of {counts['test_tumour_images']:,} in Testing, "
-        f"{counts['test_traced_of_training_patients']:,} of them of patients who are in Training too."
-    )
-    console.print(
-        f"{counts['groups']:,} groups in five folds; near-copies across folds: {counts['near_copies_across_folds']}; "
-        f"labels corrected: {len(counts['corrected_labels'])}; written to {output}/"
-    )
-    for path in counts["unreadable_files"]:
-        console.print(f"not readable and left out: {path}", markup=False)
+    if args.figshare_dir:
+        console.print(
+            f"{counts['traced']:,} of {counts['tumour_images']:,} tumour images are copies of "
+            f"{counts['slices_found']:,} Figshare slices; {counts['test_traced']:,} of "
+            f"{counts['test_tumour_images']:,} in Testing, "
+            f"{counts['test_traced_of_training_patients']:,} of them of patients who are in Training too.\n"
+            f"{counts['groups']:,} groups in five folds; near-copies across folds: "
+            f"{counts['near_copies_across_folds']}; labels corrected: {len(counts['corrected_labels'])}"
+        )
+        for path in counts["unreadable_files"]:
+            console.print(f"not readable and left out: {path}", markup=False)
+    console.print(f"Written to {output}/: {', '.join(f'{name}.csv' for name in tables)}", markup=False)
     return 0
 
 
@@ -417,7 +426,7 @@ def _counts(provenance: Sequence[dict[str, str]], table: Sequence[dict[str, str]
     }
 
 
-def _external_counts(rows: Sequence[dict[str, str]]) -> dict[str, Any]:
+def _part_counts(rows: Sequence[dict[str, str]]) -> dict[str, Any]:
     parts = sorted({row["part"] for row in rows})
     return {
         "images": {part: sum(row["part"] == part for row in rows) for part in parts},
@@ -433,56 +442,106 @@ def _csv(rows: Sequence[dict[str, str]]) -> str:
     return text.getvalue()
 
 
-TEST_SHARE, VALIDATION_SHARE = 0.5, 0.1
-
-
 def make_external_split(
     external_dir: str | Path,
     kaggle_dir: str | Path,
     *,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> list[dict[str, str]]:
-    """Group the external tumours by near-copies and deal whole groups to the parts.
-
-    A group with a near-copy in the Kaggle set is left out (``IN_KAGGLE``): its image has a fold there.
-    """
-    from brain_tumor_mri.audit.copies import connected_groups, find_copies
-    from brain_tumor_mri.audit.inventory import take_inventory
-
-    ours = take_inventory(Path(external_dir) / "images", progress=progress)
-    kaggle = take_inventory(kaggle_dir, progress=progress)
-    count = len(ours.thumbnails)
-    pairs = find_copies(np.concatenate([ours.thumbnails, kaggle.thumbnails]), min_score=LINK_SCORE)
-    inside = pairs.select(pairs.second < count)
-    groups = connected_groups(count, inside.first, inside.second)
-    across = pairs.select((pairs.first < count) & (pairs.second >= count))
-    linked = set(groups[across.first].tolist())
-
+    """Group the external tumours by near-copies, and deal whole groups to the parts: the rows of br35h.csv."""
+    ours = take_inventory(Path(external_dir, "images"), progress=progress)
+    groups, linked = _groups_and_linked(ours, [take_inventory(kaggle_dir, progress=progress)])
     images = np.bincount(groups[ours.pixels])
     free = [group for group in range(len(images)) if group not in linked]
     order = np.random.default_rng(seed).permutation(free).tolist()
-    part_of = dict.fromkeys(linked, IN_KAGGLE)
-    wanted = {"test": TEST_SHARE, "validation": VALIDATION_SHARE, "train": 1 - TEST_SHARE - VALIDATION_SHARE}
-    dealt = dict.fromkeys(wanted, 0)
-    for group in sorted(order, key=lambda group: -images[group]):  # stable: shuffled among groups of one size
-        part_of[group] = max(wanted, key=lambda part: wanted[part] * images[free].sum() - dealt[part])
-        dealt[part_of[group]] += int(images[group])
+    totals = {"br35h": int(images[free].sum())}
+    part_of = _deal([*order, *linked], dict(enumerate(images.tolist())), lambda _: "br35h", totals, linked, (0.5, 0.1))
     return [
         {"path": f"images/{path}", "group": f"b{groups[pixel] + 1:03d}", "part": part_of[int(groups[pixel])]}
         for path, pixel in zip(ours.paths, ours.pixels, strict=True)
     ]
 
 
+def make_collections_split(
+    collections_dir: str | Path,
+    kaggle_dir: str | Path,
+    external_dir: str | Path,
+    *,
+    seed: int = 0,
+    progress: ProgressCallback | None = None,
+) -> list[dict[str, str]]:
+    """Group further slices by patient and near-copies, and deal whole groups of each collection: collections.csv."""
+    try:
+        with Path(collections_dir, TABLE).open(newline="", encoding="utf-8") as file:
+            rows = {row["file"]: row for row in csv.DictReader(file)}
+    except OSError as error:
+        raise UserError(
+            f"{Path(collections_dir, TABLE)}: {error.strerror}; give --collections_dir its folder"
+        ) from error
+    ours = take_inventory(collections_dir, progress=progress)
+    others = [take_inventory(folder, progress=progress) for folder in (kaggle_dir, Path(external_dir, "images"))]
+    content_of = {path: int(pixel) for path, pixel in zip(ours.paths, ours.pixels, strict=True) if path in rows}
+    by_patient = defaultdict(list)
+    for path, content in content_of.items():
+        if rows[path]["patient"]:
+            by_patient[rows[path]["collection"], rows[path]["patient"]].append(content)
+    same_patient = [pair for contents in by_patient.values() for pair in itertools.pairwise(contents)]
+    groups, linked = _groups_and_linked(ours, others, same_patient)
+
+    members = defaultdict(list)
+    for path, content in content_of.items():
+        members[int(groups[content])].append(path)
+    order = np.random.default_rng(seed).permutation(sorted(members)).tolist()
+    images = {group: len(paths) for group, paths in members.items()}
+    totals = Counter(rows[path]["collection"] for path in content_of)
+    shares = (collections.TEST_SHARE, collections.VALIDATION_SHARE)
+    part_of = _deal(order, images, lambda group: rows[members[group][0]]["collection"], totals, linked, shares)
+    names = {group: f"{rows[paths[0]]['family']}-{n:04d}" for n, (group, paths) in enumerate(members.items(), 1)}
+    return [
+        {"file": path, "group": names[int(groups[content])], "part": part_of[int(groups[content])]}
+        for path, content in content_of.items()
+    ]
+
+
+def _groups_and_linked(
+    ours: Inventory, others: Sequence[Inventory], same_patient: Sequence[tuple[int, int]] = ()
+) -> tuple[np.ndarray, set[int]]:
+    """Group of each of our pictures by near-copies and patients, and the groups with a near-copy in another set."""
+    count = len(ours.thumbnails)
+    pairs = find_copies(np.concatenate([ours.thumbnails, *(o.thumbnails for o in others)]), min_score=LINK_SCORE)
+    inside = pairs.select(pairs.second < count)
+    ends = np.array(same_patient, np.int64).reshape(-1, 2)
+    groups = connected_groups(
+        count, np.concatenate([ends[:, 0], inside.first]), np.concatenate([ends[:, 1], inside.second])
+    )
+    across = pairs.select((pairs.first < count) & (pairs.second >= count))
+    return groups, set(groups[across.first].tolist())
+
+
+def _deal(
+    order: Sequence[int],
+    images: Mapping[int, int],
+    collection_of: Callable[[int], str],
+    totals: Mapping[str, int],
+    linked: set[int],
+    shares: tuple[float, float],
+) -> dict[int, str]:
+    """Give whole groups, the largest first, to the part that their collection owes most; linked ones to none."""
+    wanted = {"test": shares[0], "validation": shares[1], "train": 1 - shares[0] - shares[1]}
+    dealt: dict[str, Counter] = defaultdict(Counter)
+    part_of: dict[int, str] = {}
+    for group in sorted(order, key=lambda group: -images[group]):  # stable: in the given order among those of one size
+        name = collection_of(group)
+        owed = {part: share * totals[name] - dealt[name][part] for part, share in wanted.items()}
+        part_of[group] = IN_KAGGLE if group in linked else max(owed, key=owed.__getitem__)
+        dealt[name][part_of[group]] += images[group]
+    return part_of
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 done, 2 the user's input is wrong."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_script(__doc__, add_arguments, run, argv)
 
 
 if __name__ == "__main__":

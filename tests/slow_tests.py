@@ -6,6 +6,10 @@ A file, or a file and a test's name without its parameters. Tests with the mark 
 SLOW = {
     "test_app_browser.py",
     "data/test_br35h.py::test_training_with_them_measures_them_and_external_alone_is_no_protocol_to_train",
+    "federated/test_federate_command.py::test_a_simulation_needs_no_network_and_leaves_no_process",
+    "federated/test_federate_command.py::test_no_hospital_left_ends_with_1_and_one_line",
+    "federated/test_federate_command.py::test_two_supernodes_with_tls_and_keys_reach_the_same_weights",
+    "federated/test_rounds.py",
     "hub/test_hub_end_to_end.py",
     "hub/test_publish.py::test_a_training_that_pushes_ends_in_the_same_files_and_card",
     "hub/test_publish.py::test_two_versions_are_loaded_at_their_tags_and_then_from_the_cache_without_the_hub",

@@ -194,8 +194,9 @@ def test_heat_map_fades_and_changes_class_by_keyboard_without_asking_the_server(
     page.wait_for_timeout(500)  # what Gradio has to say after an answer is said
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if not request.url.startswith("data:") else None)
-    heat = page.locator(".whole .heat")
+    heat = page.locator(".mapped .heat")
     style = "element => { const s = getComputedStyle(element); return [s.opacity, s.backgroundImage]; }"
+    page.locator("input[name=heat-class][value=glioma]").check()
     opacity, first_map = heat.evaluate(style)
     assert float(opacity) == pytest.approx(0.6) and first_map.startswith('url("data:image/png')
     slider.focus()
@@ -204,9 +205,13 @@ def test_heat_map_fades_and_changes_class_by_keyboard_without_asking_the_server(
     assert page.inner_text(".viewer output") == "65"
     page.locator("input[name=heat-class]:checked").focus()
     page.keyboard.press("ArrowRight")
-    opacity, second_map = heat.evaluate(style)
-    assert second_map != first_map and second_map.startswith('url("data:image/png')
-    assert page.locator(".seen .heat").evaluate(style) == [opacity, second_map]
+    second_map = heat.evaluate(style)[1]
+    assert second_map != first_map
+    assert page.locator(".map-note:visible").count() == 1 and page.locator(".whole .heat").count() == 0
+    page.keyboard.down("m")
+    assert not heat.is_visible(), "held down, the key shows the slice alone"
+    page.keyboard.up("m")
+    assert heat.is_visible()
     page.wait_for_timeout(300)
     assert asked == []
     # the next slice comes with the opacity that was chosen
@@ -223,21 +228,21 @@ def test_coverage_switch_changes_the_decision_in_place_and_is_kept_for_the_next_
     assert " or " in visit.finding() and "Uncertain" in visit.page.inner_text("#answer")
     visit.page.get_by_role("radio", name="90 %").check()
     assert visit.finding() in TITLES.values()
-    assert "Prediction set at 90 %" in visit.page.locator("#answer .decision:visible").inner_text()
+    assert "Classes left at 90 %" in visit.page.locator("#answer .decision:visible").inner_text()
     visit.page.set_input_files(FILE_INPUT, EXAMPLES / "phantom-pituitary.png")
     visit.page.wait_for_function("document.querySelector('#answer').innerText.includes('phantom-pituitary.png')")
     visit.page.wait_for_function("document.querySelector('#answer input[value=\"90\"]').checked")
-    assert "Prediction set at 90 %" in visit.page.locator("#answer .decision:visible").inner_text()
+    assert "Classes left at 90 %" in visit.page.locator("#answer .decision:visible").inner_text()
 
 
 def test_picture_keeps_its_ratio_beside_what_the_model_sees(visit: Visit, tmp_path: Path) -> None:
     Image.open(PHANTOM).resize((300, 120)).save(tmp_path / "wide.png")
     visit.page.set_input_files(FILE_INPUT, tmp_path / "wide.png")
     visit.page.wait_for_selector(HEAT_MAP, timeout=ANSWER_MS)
-    for figure, ratio in ((".whole", 2.5), (".seen", 1)):
-        for layer in ("img", ".heat"):
-            box = visit.page.locator(f"#viewer {figure} {layer}").bounding_box()
-            assert box["width"] / box["height"] == pytest.approx(ratio, rel=0.02)
+    visit.page.get_by_text("What the model sees").click()
+    for layer, ratio in ((".whole img", 2.5), (".mapped img", 2.5), (".mapped .heat", 2.5), (".seen img", 1)):
+        box = visit.page.locator(f"#viewer {layer}").bounding_box()
+        assert box["width"] / box["height"] == pytest.approx(ratio, rel=0.02)
     assert "300 × 120" in visit.page.inner_text("#viewer .whole")
 
 
@@ -252,8 +257,11 @@ def test_many_files_become_a_table_that_sorts_and_a_csv(visit: Visit, tmp_path: 
     names = "rows => rows.map(row => row.cells[1].textContent)"
     rows = page.locator("#batch-table tbody tr")
     rows.nth(2).wait_for()
-    assert rows.evaluate_all(names) == ["phantom-glioma.png", "bad.jpg", "more.zip/../outside.png"]
-    assert "Not readable: not a readable" in rows.nth(1).inner_text()
+    assert rows.evaluate_all(names) == ["bad.jpg", "phantom-glioma.png", "more.zip/../outside.png"]
+    assert "Not readable: not a readable" in rows.nth(0).inner_text()
+    page.get_by_label("Show").select_option("error")
+    assert page.locator("#batch-table tbody tr:visible").count() == 1
+    page.get_by_label("Show").select_option("")
     assert rows.locator("img").evaluate_all("images => images.map(image => image.naturalWidth > 0)") == [True, True]
     page.get_by_role("button", name="Probability").focus()
     page.keyboard.press("Enter")
@@ -269,6 +277,46 @@ def test_many_files_become_a_table_that_sorts_and_a_csv(visit: Visit, tmp_path: 
     assert [row["file"] for row in table] == ["phantom-glioma.png", "bad.jpg", "more.zip/../outside.png"]
     assert table[1]["error"] and table[0]["decision"] == "uncertain"
     assert page.inner_text("#notice") == RESEARCH_NOTICE
+    # a member of a zip is opened beside its picture
+    page.get_by_role("button", name="Open more.zip/../outside.png").click()
+    page.wait_for_function("document.querySelector('#answer').innerText.includes('more.zip/../outside.png')")
+    assert page.locator("#slice-view").is_visible()
+
+
+def test_two_files_dropped_on_one_slice_go_to_many_files(visit: Visit) -> None:
+    drop = """(files) => {
+        const dataTransfer = new DataTransfer();
+        for (const [name, content] of files) {
+            const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
+            dataTransfer.items.add(new File([bytes], name, { type: "image/png" }));
+        }
+        const target = document.querySelector("#slice-input button") ?? document.querySelector("#slice-input");
+        target.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+    }"""
+    content = base64.b64encode(PHANTOM.read_bytes()).decode()
+    visit.page.evaluate(drop, [["one.png", content], ["two.png", content]])
+    visit.page.get_by_text("Done: 2 of 2 files").wait_for(timeout=ANSWER_MS)
+
+
+def test_zoom_window_and_invert_change_the_picture_and_not_the_answer_and_the_history_brings_a_slice_back(
+    visit: Visit,
+) -> None:
+    page = visit.page
+    page.set_input_files(FILE_INPUT, PHANTOM)
+    before = visit.finding()
+    pane = page.locator(".whole .pane")
+    page.get_by_role("button", name="Zoom in").click()
+    assert "1.5" in pane.evaluate("pane => getComputedStyle(pane).transform")
+    page.get_by_role("button", name="Invert").click()
+    assert page.locator("#grey-window feFuncR").get_attribute("slope") == "-1"
+    page.get_by_role("button", name="Reset").click()
+    assert page.locator("#grey-window feFuncR").get_attribute("slope") == "1"
+    assert visit.finding() == before
+    page.set_input_files(FILE_INPUT, EXAMPLES / "phantom-pituitary.png")
+    page.wait_for_function("document.querySelector('#answer').innerText.includes('phantom-pituitary.png')")
+    page.get_by_text("Slices of this tab (2)").click()
+    page.get_by_role("button", name="phantom-glioma.png").click()
+    page.wait_for_function("document.querySelector('#answer').innerText.includes('phantom-glioma.png')")
 
 
 def test_cancel_keeps_what_is_done_and_the_next_batch_runs(visit: Visit, tmp_path: Path) -> None:

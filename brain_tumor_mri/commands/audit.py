@@ -7,13 +7,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..audit.copies import CANDIDATE_CORRELATION, COPY_SCORE
-from ..audit.inventory import ProgressCallback, split_title
+from ..audit.inventory import split_title
 from ..audit.report import audit, summarise, write_report
 from ..errors import UserError
+from .progress import ProgressBar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_dir {output}: {error.strerror}; choose a folder that can be written") from error
-    with _ProgressBar() as progress:
+    with ProgressBar() as progress:
         found = audit(args.data_dir, min_score=args.min_score, workers=args.workers, progress=progress)
     written = write_report(output, found, args.data_dir, contact_sheet=not args.no_contact_sheet)
     if args.json:
@@ -50,31 +50,6 @@ def run(args: argparse.Namespace) -> int:
         _print_summary(found.report, written)
     leaks = any(leak["with_copy"] for leak in found.report["across_splits"])
     return 1 if args.fail_on_leak and leaks else 0
-
-
-class _ProgressBar:
-    """A progress bar on stderr that switches tasks as the work does; gone when done."""
-
-    def __enter__(self) -> ProgressCallback:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._tasks: dict[str, Any] = {}
-        self._bar.start()
-        return self._update
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def _update(self, what: str, done: int, total: int) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=total)
-        self._bar.update(self._tasks[what], completed=done)
 
 
 def _print_summary(report: dict[str, Any], written: list[Path]) -> None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from ..files import write_text
 from ..reports.card import PLACEHOLDER, render_card
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the card, or with ``--check`` compare it."""
-    from ..files import write_text
-
     text = render_card(args.model, lite=args.lite, repo_id=args.repo_id)
     try:
         same = args.output.is_file() and args.output.read_text(encoding="utf-8") == text

@@ -25,7 +25,7 @@ from rich.text import Text
 from ..errors import UserError
 from ..heat_maps import DEFAULT_METHOD, METHODS
 from ..images.find import find_images
-from ..labels import LABELS, RESEARCH_NOTICE, TITLES
+from ..labels import LABELS, NO_TUMOR, RESEARCH_NOTICE, TITLES
 from .model_flags import add_model_arguments, load_classifier
 from .predict import SHOWN_ERRORS, SHOWN_ROWS, printable
 from .progress import DelayedProgress
@@ -56,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("explanations"),
         metavar="DIR",
         help="for each image: NAME-CLASS-heatmap.png at its own size, -overlay.png on the slice as the model sees it, "
-        "-map.npy with the plain numbers (default: %(default)s)",
+        'inside the head and as strong as the class is probable, -map.npy with the plain numbers; "no tumour" has no '
+        "map unless --class asks (default: %(default)s)",
     )
     add_model_arguments(parser, batch_size=16)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, and nothing else there")
@@ -94,8 +95,14 @@ def run(args: argparse.Namespace) -> int:
             for first in range(0, len(files), args.batch_size):
                 batch = files[first : first + args.batch_size]
                 for explanation in classifier.explain(batch, args.target, method=args.method, on_error="record"):
-                    written = write_explanation(explanation, args.output_dir, names[len(rows)])
-                    rows.append(explanation.to_dict() | {"files": {k: os.fspath(v) for k, v in written.items()}})
+                    # where "no tumour" is the answer, a map would point at nothing
+                    shown = explanation.target != NO_TUMOR or args.target
+                    written = write_explanation(explanation, args.output_dir, names[len(rows)]) if shown else {}
+                    rows.append(
+                        explanation.to_dict()
+                        | {"files": {k: os.fspath(v) for k, v in written.items()}}
+                        | _evidence(explanation)
+                    )
                     progress.advance()
         except KeyboardInterrupt:
             interrupted = True
@@ -122,6 +129,13 @@ def run(args: argparse.Namespace) -> int:
         print("brain-tumor-mri: no image could be read", file=sys.stderr)
         return 2
     return 0
+
+
+def _evidence(explanation: Explanation) -> dict[str, Any]:
+    """What a person must know of a map before looking at it."""
+    if explanation.heat_map is None:
+        return {"empty": None, "outside_head": None}
+    return {"empty": explanation.is_empty, "outside_head": round(explanation.outside_head, 4)}
 
 
 def write_explanation(explanation: Explanation, folder: Path, name: str) -> dict[str, Path]:
@@ -177,6 +191,15 @@ def output_names(files: Sequence[Path]) -> list[str]:
     return names
 
 
+def _overlay_words(row: dict[str, Any]) -> str:
+    if not row["files"]:
+        return "none: no tumour has no place"
+    name = printable(Path(row["files"]["overlay"]).name)
+    if row["empty"]:
+        return f"{name} (empty: hardly any evidence)"
+    return f"{name} ({row['outside_head']:.0%} outside the head)" if row["outside_head"] > 0.5 else name
+
+
 def _is_output(file: Path, folder: Path) -> bool:
     """Whether a file is a picture that an earlier run wrote: a folder explained again holds those too."""
     endings = tuple(f"-{label}{ending}" for label in LABELS for ending in KINDS.values())
@@ -195,7 +218,7 @@ def _print_table(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     for row in rows[:SHOWN_ROWS]:
         name = Text(printable(row["name"]))
         if row["error"] is None:
-            overlay = Text(printable(Path(row["files"]["overlay"]).name))
+            overlay = Text(_overlay_words(row))
             table.add_row(name, TITLES[row["label"]], f"{row['confidence']:.1%}", TITLES[row["target"]], overlay)
         else:
             table.add_row(name, Text("Not readable", "red"))

@@ -32,16 +32,15 @@ def run(args: argparse.Namespace) -> int:
             f"federate needs {missing[0]}, which is not installed here; `make federated` makes .venv-federated with it "
             "(or: pip install 'brain-tumor-mri[federated]' in an environment of its own)"
         )
-    from ..federated.arguments import read_settings
-    from ..federated.server_app import FederationError
-    from ..federated.simulate import simulate
+    from ..federated import simulate
 
     chosen = [*args.set, *([f"output_dir={json.dumps(args.output_dir)}"] if args.output_dir else [])]
     try:
-        record = simulate(
-            read_settings(args.config, chosen), say=lambda line: print(line, file=sys.stderr if args.json else None)
+        record = simulate.simulate(
+            simulate.read_settings(args.config, chosen),
+            say=lambda line: print(line, file=sys.stderr if args.json else None),
         )
-    except FederationError as error:
+    except simulate.FederationError as error:
         print(f"brain-tumor-mri: {error}", file=sys.stderr)
         return 1
     if args.json:

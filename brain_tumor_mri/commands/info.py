@@ -11,6 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from .. import __version__
 from ..errors import UserError
 from ..inference.model_folder import DEFAULT_MODEL, ModelFolder, find_model
@@ -111,10 +115,6 @@ def _version(name: str) -> str | None:
 
 
 def _print_table(facts: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -129,9 +129,7 @@ def _print_table(facts: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def _add_model_rows(table: Any, model: dict[str, Any]) -> None:
-    from rich.text import Text
-
+def _add_model_rows(table: Table, model: dict[str, Any]) -> None:
     how = model["preprocessing"]
     stored = "/".join(model["stored_as"])
     millions = model["parameters"] / 1e6

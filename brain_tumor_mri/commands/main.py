@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .. import __version__
+from ..images.quiet import quiet_decoders
 from .script import exit_status
 
 COMMANDS = {
@@ -23,6 +24,9 @@ COMMANDS = {
     "audit": "look for leaks between a data set's parts",
     "card": "write the model card from the recorded figures, or check that it agrees with them",
     "publish": "push a version of the model, or the Space that shows it, to the Hugging Face Hub",
+    "app": "serve the page on this machine",
+    "train": "fine-tune a network; the flags are those of train.py",
+    "models": "list the released models by name: where they are, size and figures",
     "info": "say which model and versions are here, without loading them",
 }
 """Name of a command and of its module in this folder -> one line of help."""
@@ -56,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
 
     def work() -> int:
+        if chosen != "info":  # which opens no image, and waits for no library that does
+            quiet_decoders()
         args = build_parser(chosen).parse_args(arguments)
         return args.run(args)
 

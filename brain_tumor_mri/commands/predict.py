@@ -5,43 +5,46 @@ Answers are handed on as they come: neither the memory needed nor what Ctrl-C ca
 
 import argparse
 import csv
+import errno
+import glob
 import hashlib
-import io
 import json
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, Any, Protocol
 
-from ..errors import UserError
+from ..errors import UserError, first_line
+from ..files import check_writable, is_stream, replacing
 from ..images.find import DICOM_SUFFIXES, IMAGE_SUFFIXES, find_images
-from ..inference.prediction import CSV_COLUMNS, csv_row, harmless_name
+from ..inference.prediction import CSV_COLUMNS, SCHEMA_VERSION, Prediction, Tally, csv_row
 from ..labels import LABELS, RESEARCH_NOTICE, TITLES
 from ..trust.decision import DECISIONS
 from .model_flags import add_model_arguments, load_classifier
 from .progress import DelayedProgress
 
-if TYPE_CHECKING:
-    from ..inference.prediction import Prediction
-
+try:
+    import fcntl
+except ImportError:  # Windows, where two runs of one command are not told apart
+    fcntl = None  # type: ignore[assignment]
 
 SHOWN_ROWS = 30
 """Rows of the table on the console."""
 SHOWN_ERRORS = 10
+_IN_USE = "another run is writing it; wait for that, or name another file"
 
 
 class Output(Protocol):
     """Somewhere that answers go."""
 
-    def add(self, prediction: "Prediction") -> None:
+    def add(self, prediction: Prediction) -> None:
         """Take the next answer."""
 
-    def finish(self, counts: "Counter[str]", total: int) -> None:
-        """Close with the number of answers per label (``error`` for none); fewer than ``total`` when interrupted."""
+    def finish(self, tally: Tally, total: int) -> None:
+        """Close with the count of the answers; fewer than ``total`` when interrupted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,10 +70,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--batch_size must be at least 1, not {args.batch_size}")
     files = find_images(args.paths)
     if args.csv:
-        check_target(args.csv)
+        check_target(args.csv, args.json)
 
     classifier = load_classifier(args)  # seconds, so after everything that can be wrong without it
-    counts: Counter[str] = Counter()
+    tally = Tally()
     with ExitStack() as stack:
         model = classifier.describe()
         outputs: list[Output] = [JsonOutput(model) if args.json else TableOutput(args.csv)]
@@ -81,10 +84,10 @@ def run(args: argparse.Namespace) -> int:
                 CsvOutput(args.csv, files, "{sha256} {mirror} {coverage} {trust}".format(**model))
             )
             done = table.done
-            outputs.append(table)
+            outputs.insert(0, table)  # kept before anything else is shown: the console may be full or gone
         progress = stack.enter_context(DelayedProgress(len(files), started))
 
-        def answers() -> "Iterator[Prediction]":
+        def answers() -> Iterator[Prediction]:
             yield from done
             yield from classifier.predict_stream(files[len(done) :], on_error="record")
 
@@ -93,17 +96,19 @@ def run(args: argparse.Namespace) -> int:
             for prediction in answers():
                 for output in outputs:
                     output.add(prediction)
-                counts[prediction.label or "error"] += 1
+                tally.add(prediction)
                 progress.advance()
         except KeyboardInterrupt:
             interrupted = True
         progress.stop()
         for output in outputs:
-            output.finish(counts, len(files))
+            output.finish(tally, len(files))
     if interrupted:
-        kept = f"; the same command goes on from there ({table.part} keeps what is done)" if table else ""
-        raise KeyboardInterrupt(f"stopped after {counts.total():,} of {len(files):,} images{kept}")
-    if counts.total() == counts["error"]:
+        kept = (
+            f"; the same command goes on from there ({table.part} keeps what is done)" if table and table.part else ""
+        )
+        raise KeyboardInterrupt(f"stopped after {tally.seen:,} of {len(files):,} images{kept}")
+    if tally.seen == tally.errors:
         print("brain-tumor-mri: no image could be read", file=sys.stderr)
         return 2
     return 0
@@ -116,18 +121,15 @@ class TableOutput:
         self.csv_file = csv_file
         self.rows: list[Prediction] = []
         self.errors: list[Prediction] = []
-        self.decisions: Counter[str] = Counter()
 
-    def add(self, prediction: "Prediction") -> None:
+    def add(self, prediction: Prediction) -> None:
         """Keep the answer if it will be shown."""
         if len(self.rows) < SHOWN_ROWS:
             self.rows.append(prediction)
-        if prediction.decision:
-            self.decisions[prediction.decision] += 1
         if prediction.error is not None and len(self.errors) < SHOWN_ERRORS:
             self.errors.append(prediction)
 
-    def finish(self, counts: "Counter[str]", total: int) -> None:
+    def finish(self, tally: Tally, total: int) -> None:
         """Print the table, what could not be read, the summary and the notice."""
         from rich.console import Console
         from rich.table import Table
@@ -140,30 +142,32 @@ class TableOutput:
         table.add_column("class")
         for heading in ("confidence", *LABELS):
             table.add_column(heading, justify="right", no_wrap=True)
-        if self.decisions:
+        if tally.decisions:
             table.add_column("decision")
         for row in self.rows:
             cells = [f"{row.confidence:.1%}", *(f"{p:.3f}" for p in row.probabilities.values())] if row.label else []
-            style = "" if row.label else "red"
+            shown = Text("-" if row.refused else row.title, "" if row.label else "red")
             cells += [decision_text(row)] if row.decision else []
-            table.add_row(Text(printable(row.name)), Text(row.title, style), *cells)
+            table.add_row(Text(printable(row.name)), shown, *cells)
         console.print(table)
-        seen = counts.total()
-        if seen > len(self.rows):
+        if tally.seen > len(self.rows):
             where = self.csv_file or "--csv FILE or --json"
-            console.print(Text(f"... and {seen - len(self.rows):,} more: see {where}"))
+            console.print(Text(f"... and {tally.seen - len(self.rows):,} more: see {where}"))
         for row in self.errors:
             console.print(Text(f"{printable(row.name)}: {row.error}", "red"))
-        if counts["error"] > len(self.errors):
-            console.print(Text(f"... and {counts['error'] - len(self.errors):,} more that could not be read", "red"))
-        parts = [f"{counts[label]:,} {TITLES[label]}" for label in LABELS if counts[label]]
-        parts += [f"{counts['error']:,} not readable"] if counts["error"] else []
+        if tally.errors > len(self.errors):
+            console.print(Text(f"... and {tally.errors - len(self.errors):,} more that could not be read", "red"))
+        parts = [f"{tally.labels[label]:,} {TITLES[label]}" for label in LABELS if tally.labels[label]]
+        parts += [f"{tally.refused:,} refused"] if tally.refused else []
+        parts += [f"{tally.errors:,} not readable"] if tally.errors else []
         console.print()
-        console.print(Text(f"{seen:,} image{'' if seen == 1 else 's'}: {', '.join(parts) or 'none'}"))
-        if self.decisions:
-            decided = (f"{self.decisions[name]:,} {title}" for name, title in DECISIONS.items() if self.decisions[name])
+        console.print(Text(f"{tally.seen:,} image{'' if tally.seen == 1 else 's'}: {', '.join(parts) or 'none'}"))
+        if tally.decisions:
+            decided = (
+                f"{tally.decisions[name]:,} {title}" for name, title in DECISIONS.items() if tally.decisions[name]
+            )
             console.print(Text(f"Decisions: {', '.join(decided)}"))
-        if self.csv_file and seen == total:
+        if self.csv_file and tally.seen == total:
             console.print(Text(f"Written to {printable(str(self.csv_file))}"))
         console.print(Text(RESEARCH_NOTICE))
 
@@ -172,84 +176,108 @@ class JsonOutput:
     """One JSON object on stdout, written as answers come and closed properly even after Ctrl-C."""
 
     def __init__(self, model: dict[str, Any]) -> None:
-        head = json.dumps({"model": model, "labels": list(LABELS), "notice": RESEARCH_NOTICE})
+        head = json.dumps(
+            {"schema_version": SCHEMA_VERSION, "model": model, "labels": list(LABELS), "notice": RESEARCH_NOTICE}
+        )
         sys.stdout.write(head[:-1] + ', "predictions": [')
         self.separator = "\n"
-        self.decisions: Counter[str] = Counter()
 
-    def add(self, prediction: "Prediction") -> None:
+    def add(self, prediction: Prediction) -> None:
         """Write one element of ``predictions``."""
-        self.decisions[prediction.decision or ""] += 1
         sys.stdout.write(self.separator + json.dumps(prediction.to_dict()))
         self.separator = ",\n"
 
-    def finish(self, counts: "Counter[str]", total: int) -> None:
+    def finish(self, tally: Tally, total: int) -> None:
         """Close the object with ``summary``."""
-        summary: dict[str, Any] = {
-            "images": total,
-            "answered": counts.total() - counts["error"],
-            "errors": counts["error"],
-            "per_label": {label: counts[label] for label in LABELS},
-            "per_decision": {decision: self.decisions[decision] for decision in DECISIONS},
-            "complete": counts.total() == total,
-        }
-        sys.stdout.write('\n], "summary": ' + json.dumps(summary) + "}\n")
+        sys.stdout.write('\n], "summary": ' + json.dumps(tally.to_dict(total)) + "}\n")
 
 
 class CsvOutput(AbstractContextManager["CsvOutput"]):
-    """The CSV, written beside as ``FILE.HASH.part`` and renamed when complete; an interrupted one is taken up again.
+    """The CSV, written when every image has its answer; an interrupted run is taken up again.
 
-    The hash is of the weights, the mirroring, and the files' names, sizes and times, so that rows of another model, or
-    of a file that has changed since, are never mixed in.
+    Until then answers are kept beside it, in ``FILE.HASH.part``, a line of JSON each, so that those of a resumed run
+    are the same to the last digit. The hash is of the weights, the mirroring, and the files' names, sizes and times:
+    answers of another model, or of a file that has changed since, are never mixed in. Devices and pipes get their rows
+    at once.
 
     Attributes:
-        part: the file written to until all is done.
-        done: the answers that an interrupted run of the same command left, in order; written already.
+        part: the file written to until all is done; None of a device or pipe.
+        done: the answers that an interrupted run of the same command left, in order.
     """
 
     def __init__(self, target: Path, files: list[Path], model: str) -> None:
-        """Open the part file, taking over the complete rows of an earlier one.
+        """Open the part file, taking over the answers of an earlier one.
 
         Raises:
-            UserError: the file cannot be written.
+            UserError: the file cannot be written, or another run is writing it.
         """
         self.target = target
-        self.part = target.with_name(f"{target.name}.{_fingerprint(files, model)}.part")
-        self.done = _read_rows(self.part, [os.fspath(file) for file in files])
-        try:
-            # surrogateescape: a file name that is no UTF-8 is written with the bytes that it has on disk
-            self.stream = self.part.open("w", newline="", encoding="utf-8", errors="surrogateescape")
-        except OSError as error:
-            raise UserError(f"--csv {target} cannot be written: {error.strerror}") from error
-        self.writer = csv.writer(self.stream)
-        self.writer.writerow(CSV_COLUMNS)
-        for prediction in self.done:
-            self.writer.writerow(csv_row(prediction))
-        self.stream.flush()
+        self.part: Path | None = None
+        self.done: list[Prediction] = []
         self.written = 0
+        try:
+            if is_stream(target):
+                self.stream: IO[Any] = target.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+                csv.writer(self.stream).writerow(CSV_COLUMNS)
+                self.stream.flush()
+            else:
+                real = Path(os.path.realpath(target))
+                self.part = real.with_name(f"{real.name}.{_fingerprint(files, model)}.part")
+                if any(_in_use(Path(other)) for other in glob.glob(f"{glob.escape(str(real))}.*.part")):
+                    raise BlockingIOError(errno.EAGAIN, _IN_USE)
+                self.stream = _opened(self.part)
+                self.done = _taken_over(self.stream, [os.fspath(file) for file in files])
+        except OSError as error:
+            with suppress(OSError, AttributeError):
+                self.stream.close()
+            raise self._error(error) from error
 
-    def add(self, prediction: "Prediction") -> None:
-        """Write one row, at once, so that a kill loses at most the row being written."""
+    def add(self, prediction: Prediction) -> None:
+        """Write one answer, at once, so that a kill loses at most the one being written."""
         self.written += 1
         if self.written <= len(self.done):
             return
         try:
-            self.writer.writerow(csv_row(prediction))
+            if self.part:
+                self.stream.write(json.dumps(prediction.to_dict()).encode() + b"\n")
+            else:
+                csv.writer(self.stream).writerow(csv_row(prediction))
             self.stream.flush()
         except OSError as error:
-            raise UserError(f"--csv {self.target} cannot be written: {error.strerror}; {self.part} is kept") from error
+            raise self._error(error) from error
 
-    def finish(self, counts: "Counter[str]", total: int) -> None:
-        """Rename to the wanted name when every image has its row."""
-        self.stream.close()
-        if counts.total() == total:
-            os.replace(self.part, self.target)
+    def finish(self, tally: Tally, total: int) -> None:
+        """Write the CSV when every image has its answer."""
+        if self.part and tally.seen == total:
+            try:
+                # surrogateescape: a file name that is no UTF-8 is written with the bytes that it has on disk
+                with replacing(self.target, newline="", errors="surrogateescape") as file:
+                    writer = csv.writer(file)
+                    writer.writerow(CSV_COLUMNS)
+                    self.stream.seek(0)
+                    writer.writerows(csv_row(Prediction.from_dict(json.loads(line))) for line in self.stream)
+            except UserError as error:
+                raise UserError(f"--csv {error}{self._kept()}") from error
+            if fcntl is None:  # where an open file cannot be removed
+                self.stream.close()
+            self.part.unlink()
+        try:
+            self.stream.close()
+        except OSError as error:
+            raise self._error(error) from error
+
+    def _error(self, error: OSError) -> UserError:
+        return UserError(f"--csv {self.target} cannot be written: {first_line(error)}{self._kept()}")
+
+    def _kept(self) -> str:
+        return f"; the same command goes on from there ({self.part} keeps what is done)" if self.written else ""
 
     def __exit__(self, *_: object) -> None:
-        self.stream.close()
+        with suppress(OSError):  # told already, by what ended the run
+            self.stream.close()
 
 
-def decision_text(prediction: "Prediction") -> str:
+def decision_text(prediction: Prediction) -> str:
     """The decision as the table shows it, with what is left or the reason."""
     title = DECISIONS[prediction.decision]
     if prediction.reason:
@@ -257,22 +285,24 @@ def decision_text(prediction: "Prediction") -> str:
     return f"{title}: {' or '.join(prediction.prediction_set)}" if len(prediction.prediction_set) > 1 else title
 
 
-def check_target(target: Path) -> None:
+def check_target(target: Path, with_json: bool = False) -> None:
     """Find out before minutes of work whether the CSV can be written.
 
+    Args:
+        target: of ``--csv``.
+        with_json: whether stdout is to hold one JSON object and nothing else.
+
     Raises:
-        UserError: it cannot, or it would overwrite an image.
+        UserError: it cannot, or it would overwrite an image or mix with the JSON.
     """
-    if target.is_dir():
-        raise UserError(f"--csv {target} is a folder; give a file name")
     if target.suffix.lower() in (*IMAGE_SUFFIXES, *DICOM_SUFFIXES):
         raise UserError(
             f"--csv {target} has an image's name; give the name of the table first, as in --csv answers.csv"
         )
-    if not target.parent.is_dir():
-        raise UserError(f"--csv {target}: there is no folder {target.parent}; create it first")
-    if not os.access(target.parent, os.W_OK):
-        raise UserError(f"--csv {target} cannot be written: no permission in {target.parent}")
+    check_writable(target, "--csv")
+    with suppress(OSError, ValueError):
+        if with_json and is_stream(target) and os.path.samestat(os.stat(target), os.fstat(sys.stdout.fileno())):
+            raise UserError(f"--csv {target} is where --json writes; name another file")
 
 
 def printable(name: str) -> str:
@@ -292,40 +322,51 @@ def _fingerprint(files: list[Path], model: str) -> str:
     return digest.hexdigest()[:8]
 
 
-def _read_rows(part: Path, names: list[str]) -> "list[Prediction]":
-    """The complete rows that an interrupted run left, as far as they are in the order of ``names``."""
-    from ..inference.prediction import Prediction
+def _in_use(part: Path) -> bool:
+    """Whether another run holds this file."""
+    with suppress(FileNotFoundError), part.open("rb") as file:
+        return not _locked(file)
+    return False
 
+
+def _opened(part: Path) -> IO[bytes]:
+    """Open or make a part file and hold it until it is closed."""
+    while True:
+        stream = part.open("a+b")
+        if not _locked(stream):
+            stream.close()
+            raise BlockingIOError(errno.EAGAIN, _IN_USE)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(stream.fileno()), os.stat(part)):
+                stream.seek(0)
+                return stream
+        stream.close()  # another run has just ended and removed it
+
+
+def _locked(file: IO[bytes]) -> bool:
     try:
-        text = part.read_bytes().decode("utf-8", errors="surrogateescape")
-    except OSError:
-        return []
-    # the row that a kill cut off has no line end yet
-    rows = csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-    if next(rows, None) != list(CSV_COLUMNS):
-        return []
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
+def _taken_over(stream: IO[bytes], names: list[str]) -> list[Prediction]:
+    """The answers that an interrupted run left, as far as they are in the order of ``names``; what follows is cut."""
     found: list[Prediction] = []
-    for row, name in zip(rows, names, strict=False):
-        if len(row) != len(CSV_COLUMNS) or row[0] != harmless_name(name):
+    end = 0
+    for line, name in zip(stream, names, strict=False):
+        try:
+            prediction = Prediction.from_dict(json.loads(line)) if line.endswith(b"\n") else None
+        except (ValueError, TypeError, KeyError, AttributeError):  # a kill cut the line off, or another program wrote
             break
-        _, label, confidence, *probabilities, decision, left, unlikeness, foreign, reason, error = row
-        if error:
-            found.append(Prediction(name, None, None, {}, error))
-        elif label in LABELS:
-            numbers = [float(p) for p in probabilities]
-            found.append(
-                Prediction(
-                    name,
-                    label,
-                    float(confidence),
-                    dict(zip(LABELS, numbers, strict=True)),
-                    decision=decision or None,
-                    reason=reason or None,
-                    prediction_set=tuple(left.split()),
-                    unlikeness=float(unlikeness) if unlikeness else None,
-                    foreign=float(foreign) if foreign else None,
-                )
-            )
-        else:
+        if prediction is None or prediction.name != name:
             break
+        found.append(prediction)
+        end += len(line)
+    stream.seek(end)
+    stream.truncate()
     return found

@@ -9,9 +9,15 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 from ..errors import UserError
 from ..hub.plan_model import plan_model
+from ..hub.plan_space import ModelVersion, plan_space
 from ..hub.push import Outcome, Plan, PublishError, push, require_token
+from ..hub.try_space import check_space
 
 _REF = re.compile(r"[\w](?:[\w./-]*[\w-])?")
 
@@ -68,9 +74,6 @@ def _run_model(args: argparse.Namespace) -> int:
 
 
 def _run_space(args: argparse.Namespace) -> int:
-    from ..hub.plan_space import ModelVersion, plan_space
-    from ..hub.try_space import check_space
-
     model = ModelVersion.parse(args.model_id)
     plan = plan_space(args.repo_id, model)
     if not args.dry_run:
@@ -99,10 +102,6 @@ def _tell(plan: Plan, outcome: Outcome | None, as_json: bool, asked: dict[str, A
 
 
 def _print_files(plan: Plan) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table("file", box=box.SIMPLE_HEAD)
     table.add_column("bytes", justify="right")
     for file in plan.files:

@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+from rich.markdown import Markdown
+
 from ..errors import UserError
 from ..evaluation.record import describe_model
 from ..files import check_writable
@@ -96,9 +99,6 @@ def show(args: argparse.Namespace, record: dict[str, Any], beside: Sequence[dict
         json.dump(record, sys.stdout, indent=2)
         print()
         return
-    from rich.console import Console
-    from rich.markdown import Markdown
-
     for text in (stress_table(record), stress_summary([record, *beside])):
         Console().print(Markdown(text))
     for file in record["unreadable"]:

@@ -25,9 +25,11 @@ import yaml
 from ..errors import UserError
 from ..files import read_json, write_text
 from ..machine import cpu_count
-from .arguments import parse_settings
+from .arguments import parse_settings, read_settings
 from .server_app import FAILED, FederationError, prepare_folder
 from .task import hospital_names
+
+__all__ = ["FederationError", "read_settings", "simulate"]
 
 APP = Path(__file__).with_name("app")
 PATHS = ("model_name_or_path", "data_dir", "external_dir", "collections_dir", "output_dir")
@@ -38,7 +40,7 @@ OFFLINE = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-START_SECONDS, LEAVE_SECONDS = 90, 20
+START_SECONDS, LEAVE_SECONDS = 180, 20
 SETTINGS_FILE, LOG_FILE = "federation.yaml", "federation.log"
 
 
@@ -68,7 +70,7 @@ def simulate(settings: Mapping[str, Any], say: Callable[[str], None] = print) ->
     prepare_folder(folder, settings)
     file = folder / SETTINGS_FILE
     write_text(file, yaml.safe_dump(settings, sort_keys=False))
-    with tempfile.TemporaryDirectory(prefix="flwr-") as home, (folder / LOG_FILE).open("a") as log:
+    with tempfile.TemporaryDirectory(prefix="flwr-") as home, (folder / LOG_FILE).open("w") as log:
         environment = _environment(Path(home))
         port = _free_port()
         _write_connection(Path(home), port)
@@ -81,7 +83,9 @@ def simulate(settings: Mapping[str, Any], say: Callable[[str], None] = print) ->
         failed = read_json(folder / FAILED)
         raise (UserError if failed["status"] == 2 else FederationError)(failed["error"])
     if not (folder / "metrics.json").is_file():
-        raise FederationError(f"the run ended without a result; {folder / LOG_FILE} says why. Again, it goes on")
+        late = "timed out during startup" in (folder / LOG_FILE).read_text(errors="replace")
+        why = "this machine is too busy: Ray waits half a minute for its own processes" if late else "see the log"
+        raise FederationError(f"the run ended without a result ({why}); {folder / LOG_FILE}. The same again goes on")
     return read_json(folder / "metrics.json")
 
 

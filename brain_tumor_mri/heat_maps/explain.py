@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -19,13 +20,16 @@ from PIL import Image
 from ..images.read import ImageSource, is_single, name_of
 from ..inference.classifier import OnError, TumorClassifier, pixels_of
 from ..inference.prediction import Answers, Prediction, Reading
-from ..labels import LABEL2ID, LABELS
+from ..labels import LABEL2ID, LABELS, NO_TUMOR
 from ..machine import cpu_count
 from . import DEFAULT_METHOD, METHODS
 from .cam import forward, mean_maps
+from .head import head_mask
 
 COLOURS = "plasma"
 """matplotlib's name of the colour scale: even to the eye, and told apart by colour-blind people."""
+SEEN = 0.05
+"""Of a drawn map; what nowhere reaches it is called empty."""
 _READERS = min(4, cpu_count())
 
 
@@ -53,8 +57,48 @@ class Explanation:
         """Why there is no map; None when there is one."""
         return self.prediction.error
 
+    @cached_property
+    def shown_map(self) -> np.ndarray:
+        """The map as it is drawn: float32 (H, W) in [0, 1], inside the head only and on one scale for all classes.
+
+        The scale is the class's probability over that of the most probable class, so what the model hardly believes
+        in is hardly seen. "No tumour" has no place: its map is all 0.
+
+        Raises:
+            ValueError: there is no map.
+        """
+        heat = self._require_map()
+        if self.target == NO_TUMOR:
+            return np.zeros_like(heat)
+        probabilities = self.prediction.probabilities
+        return heat * self._head * np.float32(probabilities[str(self.target)] / max(probabilities.values()))
+
+    @cached_property
+    def outside_head(self) -> float:
+        """What share of the evidence lies outside the head, in [0, 1]; 0 of an empty map.
+
+        Raises:
+            ValueError: there is no map.
+        """
+        heat = self._require_map()
+        total = float(heat.sum())
+        return float(heat[~self._head].sum()) / total if total else 0.0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether ``shown_map`` has nothing that an eye would see.
+
+        Raises:
+            ValueError: there is no map.
+        """
+        return bool(self.shown_map.max() < SEEN)
+
+    @cached_property
+    def _head(self) -> np.ndarray:
+        return head_mask(self.image)
+
     def overlay(self, opacity: float = 0.6) -> Image.Image:
-        """Return the heat map on the slice as the model saw it: RGB, (W, H) of the model's input.
+        """Return ``shown_map`` on the slice as the model saw it: RGB, (W, H) of the model's input.
 
         Args:
             opacity: of the colour where the map is 1, in [0, 1]; where it is 0 the slice is left as it is.
@@ -64,7 +108,7 @@ class Explanation:
         """
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity must be between 0 and 1, not {opacity}")
-        heat = self._require_map()
+        heat = self.shown_map
         weight = opacity * heat[..., None]
         mixed = (1 - weight) * np.asarray(self.image, np.float32) + weight * colour(heat)
         return Image.fromarray(np.rint(mixed).astype(np.uint8))

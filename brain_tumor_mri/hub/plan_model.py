@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
+
 from .. import __version__
 from ..errors import UserError
 from ..files import read_json
@@ -86,8 +88,6 @@ def headline(record: dict[str, Any]) -> str:
 
 def require_metadata(card: str) -> None:
     """Refuse a card whose YAML header lacks what the Hub needs to list and measure a model."""
-    from huggingface_hub import ModelCard
-
     data = ModelCard(card).data
     present = data.to_dict() | {"model-index": data.eval_results}  # the model-index is there without results, too
     missing = [key for key in REQUIRED_METADATA if not present.get(key)]

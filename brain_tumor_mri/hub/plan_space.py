@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from huggingface_hub import SpaceCardData
+
 from .. import __version__
 from ..errors import UserError
 from ..labels import RESEARCH_NOTICE
@@ -100,8 +102,6 @@ def _requirements_file(pinned: dict[str, str]) -> str:
 
 
 def _readme(model: ModelVersion) -> str:
-    from huggingface_hub import SpaceCardData
-
     data = SpaceCardData(
         title="Brain tumour MRI classifier",
         emoji="🧠",

@@ -17,13 +17,22 @@ from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import httpx
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    parse_ratelimit_headers,
+)
+from huggingface_hub.utils import logging as client_logging
+from huggingface_hub.utils.sha import git_hash
 
 from ..errors import UserError
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
 
 ATTEMPTS = 5
 PATIENCE = 900.0  # seconds; after that no further attempt starts
@@ -58,8 +67,6 @@ class Upload:
 
     def is_at(self, remote: RepoFile | None) -> bool:
         """Tell whether the Hub has these bytes: by SHA-256 where it stores them as LFS or Xet, else by git's SHA-1."""
-        from huggingface_hub.utils.sha import git_hash
-
         if remote is None or remote.size != self.size:
             return False
         content = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
@@ -117,8 +124,6 @@ def push(
     The server is ``HF_ENDPOINT``, the Hub where that is not set; the token is ``HF_TOKEN``'s or the login's. Requests
     that fail for a passing reason are repeated with growing pauses.
     """
-    from huggingface_hub import HfApi
-
     token = require_token(token)
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token, library_name="brain-tumor-mri")
     outcome = Outcome()
@@ -133,10 +138,6 @@ def push(
 
 def _push_once(api: HfApi, plan: Plan, revision: str, tag: str | None, private: bool, outcome: Outcome) -> None:
     """Do what is still to be done, judged by what the Hub has now; so repeating it is always right."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-    from huggingface_hub.errors import RepositoryNotFoundError
-    from huggingface_hub.hf_api import RepoFile
-
     repo: dict[str, Any] = {"repo_id": plan.repo_id, "repo_type": plan.repo_type}
     spaces = "spaces/" if plan.repo_type == "space" else ""
     outcome.url = f"{api.endpoint}/{spaces}{plan.repo_id}"
@@ -192,8 +193,6 @@ def _tag_taken(repo_id: str, tag: str | None, commit: str) -> str:
 
 def require_token(given: str | None = None) -> str:
     """Return the token to publish with: the given one, ``HF_TOKEN``'s or the login's."""
-    from huggingface_hub import get_token
-
     try:
         token = given or get_token()
     except Exception:  # its text may quote the token or what it is exchanged for
@@ -208,9 +207,6 @@ def require_token(given: str | None = None) -> str:
 @contextmanager
 def quiet_client() -> Iterator[None]:
     """Keep the client's log lines and, where nobody watches, its bars off stderr: this module tells what happens."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from huggingface_hub.utils import logging as client_logging
-
     before, bars = client_logging.get_verbosity(), not are_progress_bars_disabled() and not sys.stderr.isatty()
     client_logging.set_verbosity_error()
     if bars:
@@ -256,10 +252,6 @@ def _cause(error: Exception) -> BaseException:
 
 def _wait(error: BaseException, count: int) -> float | None:
     """Return the seconds to wait before the next attempt; None where none would help."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from huggingface_hub.utils import parse_ratelimit_headers
-
     passing = (
         httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError,
         ConnectionError, TimeoutError, RuntimeError,  # of hf_xet
@@ -281,8 +273,6 @@ def _wait(error: BaseException, count: int) -> float | None:
 
 
 def _describe(error: BaseException) -> str:
-    from huggingface_hub.errors import HfHubHTTPError
-
     if isinstance(error, HfHubHTTPError):
         said = f" ({one_line(error.server_message)})" if error.server_message else ""
         return f"the Hub answered {error.response.status_code}{said}"
@@ -295,9 +285,6 @@ def _describe(error: BaseException) -> str:
 
 def _refusal(error: BaseException, what: str, described: str) -> BaseException:
     """Return the exception for what no further attempt can help; a bug of ours is returned as it is."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
     if isinstance(error, OfflineModeIsEnabled):
         return UserError("HF_HUB_OFFLINE is set, so nothing can be published; unset it")
     if isinstance(error, HfHubHTTPError):

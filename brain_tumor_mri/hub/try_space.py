@@ -16,6 +16,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic, sleep
 
+import httpx
+from huggingface_hub import HfApi
+from rich.console import Console
+
 from ..errors import UserError
 from ..inference.model_folder import find_model
 from ..labels import LABELS
@@ -54,8 +58,6 @@ def check_space(plan: Plan, model: ModelVersion, *, folder: str | None = None, f
         folder: a model folder to answer with instead; None takes the model from the Hub.
         fresh: install requirements.txt into a fresh environment, which takes minutes; else use this interpreter.
     """
-    from rich.console import Console
-
     if folder:
         find_model(Path(folder)).require_project_labels()
         name = str(Path(folder).resolve())
@@ -87,9 +89,6 @@ def check_space(plan: Plan, model: ModelVersion, *, folder: str | None = None, f
 
 def _require_model(model: ModelVersion) -> None:
     """Refuse what the app would refuse, before minutes are spent, and what a Space, which has no token, cannot have."""
-    import httpx
-    from huggingface_hub import HfApi
-
     with quiet_client():
         find_model(model.id, model.revision).require_project_labels()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +12,6 @@ if TYPE_CHECKING:
 HEAD_LEVEL = 0.08
 """Grey value, as a share of the slice's brightest, above which a pixel is taken for part of the head."""
 NOMINAL_SIDE = 256
-# TorchIO warns of volumes of one slice. Set once: warnings.catch_warnings() is not safe with several threads.
-warnings.filterwarnings("ignore", module=r"torchio\.")
 
 
 def as_volume(grey: np.ndarray) -> torch.Tensor:

@@ -4,11 +4,8 @@
 becomes :class:`UnreadableImageError` here and nowhere else.
 """
 
-import ctypes
-import logging
 import os
 import stat
-import warnings
 import zlib
 from contextlib import suppress
 from io import BytesIO
@@ -60,18 +57,6 @@ _FOREIGN = (
 _SNIFF_BYTES = 512
 _DICOM_MAGIC = (128, b"DICM")
 """Offset and bytes by which a DICOM file (PS3.10, 7.1) is known; its suffix may be any."""
-
-# What Pillow has to say about odd metadata is of no use to the person who runs a command. A filter for Pillow's own
-# modules, set once, is used because warnings.catch_warnings() around each load is not safe with several threads.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-# Likewise its log messages: with no handler at all, Python would print them on stderr.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
-# And libtiff writes to stderr from C, besides the error that Pillow raises. Where the platform lets the bundled library
-# be reached through Pillow's own, it is told not to; elsewhere (Windows) the extra lines stay.
-with suppress(OSError, AttributeError):
-    _silence = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
-    _silence.argtypes, _silence.restype = [ctypes.c_void_p], ctypes.c_void_p
-    _silence(None)
 
 
 class UnreadableImageError(UserError):

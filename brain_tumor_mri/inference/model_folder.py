@@ -290,23 +290,22 @@ def _require_project_labels(source: str, config: dict[str, Any]) -> None:
 
 def _download(repo: str, revision: str | None, pattern: str) -> Path:
     """The Hub's files of one commit in the local cache; every way this fails becomes one line."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub import errors as hub
+    from huggingface_hub import constants, errors, snapshot_download  # half a second that a local folder does not need
 
     at = f" at revision {revision}" if revision else ""
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=[pattern]))
-    except hub.GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise UserError(f"{repo} needs permission; accept its terms on its page, then run `hf auth login`") from error
-    except hub.RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise UserError(f"{repo} has no revision {revision}; see its page for branches, tags and commits") from error
-    except hub.RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         message = f"no folder and no Hub model is called {repo}; check the name; if it is private, `hf auth login`"
         raise UserError(message) from error
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError) as error:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError) as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         raise UserError(
             f"{repo}{at} is no folder here, is not in the local cache, and {why}; give a model folder instead"
         ) from error
-    except (hub.HfHubHTTPError, hub.HFValidationError, OSError) as error:
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise UserError(f"{repo}{at} cannot be downloaded: {first_line(error)}; give a model folder instead") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..labels import LABELS, TITLES
+from ..trust.decision import DECISIONS, NOT_A_BRAIN_MRI
 
 if TYPE_CHECKING:
     from ..images.read import UnreadableImageError
@@ -67,15 +69,25 @@ class Prediction:
     foreign: float | None = None
 
     @property
+    def refused(self) -> bool:
+        """Whether the picture was read and is no brain MRI slice: its ``label`` is not to be used or counted."""
+        return self.decision == NOT_A_BRAIN_MRI
+
+    @property
     def title(self) -> str:
         """The class as shown to people, such as ``Pituitary tumour``; ``Not readable`` when there is no answer."""
         return TITLES[self.label] if self.label else "Not readable"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, ready for ``json.dumps``; the keys are the attributes' names."""
+        """Plain types only, ready for ``json.dumps``; the keys are the attributes' names, and ``top_class``.
+
+        Of a refused picture ``label`` is None, so that no count takes it; ``top_class`` has the class that is most
+        probable for the network all the same.
+        """
         return {
             "name": self.name,
-            "label": self.label,
+            "label": None if self.refused else self.label,
+            "top_class": self.label,
             "confidence": self.confidence,
             "probabilities": dict(self.probabilities),
             "error": self.error,
@@ -85,6 +97,49 @@ class Prediction:
             "prediction_sets": {str(coverage): list(names) for coverage, names in self.prediction_sets.items()},
             "unlikeness": self.unlikeness,
             "foreign": self.foreign,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Prediction:
+        """Return the prediction that ``to_dict`` gave; KeyError or TypeError where it did not."""
+        fields = {name: value for name, value in record.items() if name != "top_class"}
+        return cls(
+            **fields
+            | {
+                "label": record["top_class"],
+                "prediction_set": tuple(record["prediction_set"]),
+                "prediction_sets": {int(c): tuple(names) for c, names in record["prediction_sets"].items()},
+            }
+        )
+
+
+class Tally:
+    """Counts predictions: how many were answered, refused, not readable, of each class and decision."""
+
+    def __init__(self) -> None:
+        self.labels: Counter[str] = Counter()
+        self.decisions: Counter[str] = Counter()
+        self.seen = self.errors = self.refused = 0
+
+    def add(self, prediction: Prediction) -> None:
+        """Count one."""
+        self.seen += 1
+        self.errors += prediction.error is not None
+        self.refused += prediction.refused
+        self.decisions.update(filter(None, [prediction.decision]))
+        if prediction.label and not prediction.refused:
+            self.labels[prediction.label] += 1
+
+    def to_dict(self, total: int) -> dict[str, Any]:
+        """Return the summary of ``total`` images; it is ``complete`` when all were counted."""
+        return {
+            "images": total,
+            "answered": self.labels.total(),
+            "refused": self.refused,
+            "errors": self.errors,
+            "per_label": {label: self.labels[label] for label in LABELS},
+            "per_decision": {decision: self.decisions[decision] for decision in DECISIONS},
+            "complete": self.seen == total,
         }
 
 
@@ -138,20 +193,30 @@ _Merge = Callable[[Sequence[np.ndarray]], np.ndarray]
 _mean, _any, _max = (partial(merge, axis=0) for merge in (np.mean, np.any, np.max))
 
 CSV_COLUMNS = (
-    "file", "label", "confidence", *LABELS, "decision", "prediction_set", "unlikeness", "foreign", "reason", "error",
+    "file", "label", "top_class", "confidence", *LABELS, "decision", "prediction_set", "unlikeness", "foreign",
+    "reason", "error", "schema_version",
 )  # fmt: skip
+SCHEMA_VERSION = 2
+"""Of the CSV and of JSON. 2: a refused picture has no ``label``, but a ``top_class``, and is no longer counted with
+those answered."""
 
 
 def csv_row(prediction: Prediction) -> list[str]:
     """One row in the order of ``CSV_COLUMNS``; numbers with six decimals, empty cells where there is no answer."""
-    numbers = (
-        [f"{p:.6f}" for p in (prediction.confidence, *prediction.probabilities.values())] if prediction.label else []
-    )
-    cells = [prediction.label or "", *(numbers or [""] * (1 + len(LABELS)))]
-    cells += [prediction.decision or "", " ".join(prediction.prediction_set)]
-    cells += ["" if score is None else f"{score:.6f}" for score in (prediction.unlikeness, prediction.foreign)]
-    cells.append(prediction.reason or "")
-    return [harmless_name(prediction.name), *cells, prediction.error or ""]
+    numbers = (prediction.confidence, *(prediction.probabilities.get(label) for label in LABELS))
+    scores = (prediction.unlikeness, prediction.foreign)
+    return [
+        harmless_name(prediction.name),
+        ("" if prediction.refused else prediction.label) or "",
+        prediction.label or "",
+        *("" if number is None else f"{number:.6f}" for number in numbers),
+        prediction.decision or "",
+        " ".join(prediction.prediction_set),
+        *("" if score is None else f"{score:.6f}" for score in scores),
+        prediction.reason or "",
+        prediction.error or "",
+        str(SCHEMA_VERSION),
+    ]
 
 
 def harmless_name(name: str) -> str:

@@ -38,7 +38,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
 def load_processor(folder: ModelFolder) -> Any:
     """Load the model's own image processor; as transformers has it."""
     with _told_in_one_line(folder):
-        return AutoImageProcessor.from_pretrained(folder.path, local_files_only=True)
+        return AutoImageProcessor.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
 
 
 def load_module(folder: ModelFolder) -> nn.Module:
@@ -50,6 +50,7 @@ def load_module(folder: ModelFolder) -> nn.Module:
             use_safetensors=True,
             dtype=torch.float32,
             local_files_only=True,
+            trust_remote_code=False,  # left out, transformers asks on the console, and a "y" from a pipe runs the code
             output_loading_info=True,
         )
     # transformers fills a missing layer with random numbers and only logs it: the answers would be noise

@@ -33,7 +33,7 @@ LAUNCH_OPTIONS: dict[str, Any] = {
     "share": False,
     "ssr_mode": False,  # no Node process: the page is small and starts faster without
     "run_history": False,  # Gradio would keep every uploaded slice in the browser's storage
-    "footer_links": ["api", "settings"],
+    "footer_links": ["api"],  # not Gradio's settings, which offer to record the screen and to install the page
 }
 
 
@@ -70,15 +70,17 @@ def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
         gr.HTML(f'<p role="note">{html.escape(RESEARCH_NOTICE)}</p>', elem_id="notice")
         gr.HTML(
             "<h1>Brain tumour MRI classifier</h1><p>One MRI slice in, four probabilities out: glioma, meningioma, "
-            "pituitary tumour, or none of them.</p>",
+            "pituitary tumour, or none of them. Made first of all for T1-weighted slices with contrast.</p>",
             elem_id="intro",
         )
         banner = gr.HTML(visible=False, elem_id="model-problem")
-        with gr.Tabs(elem_id="views"):
-            with gr.Tab("One slice"):
-                build_slice_view(model, examples_dir, queued)
-            with gr.Tab("Many files"):
-                build_batch_view(model)
+        batch_paths = gr.State(())
+        with gr.Tabs(elem_id="views") as tabs:
+            with gr.Tab("One slice", id="slice"):
+                build_slice_view(model, examples_dir, queued, tabs, batch_paths)
+            # drawn at once: page.js hands it the files when several are dropped on the first view
+            with gr.Tab("Many files", id="batch", render_children=True):
+                build_batch_view(model, batch_paths)
             # filled when the page opens, so it is drawn then and not when it is first looked at
             with gr.Tab("Model", render_children=True):
                 build_model_view(demo, model)

@@ -30,7 +30,8 @@ ANSWERED = "answered"
 
 _FILE = f"an image (JPEG, PNG, BMP, TIFF, WebP, or DICOM of one slice; up to {MAX_IMAGE_BYTES // 2**20} MB)"
 _FIELDS = (
-    "label (glioma, meningioma, notumor or pituitary), title (the same for people), confidence (the label's "
+    "label (glioma, meningioma, notumor or pituitary; null of a refused picture), top_class (the most probable class, "
+    "of a refused one, too), title (the same for people), confidence (top_class's "
     f"probability, 0 to 1), probabilities (label to 0..1; together 1), decision ({', '.join(DECISIONS)}; null where "
     "the weights have no trust.json), reason (of a refusal or a warning), prediction_set (the labels left), "
     "prediction_sets (the labels left at 90 and at 95 % coverage), model (the weights that answered), notice (research "
@@ -48,9 +49,9 @@ EXPLAIN = (
 BATCH = (
     f"Classify many MRI slices. Input: files, a list of images as for /predict and zip archives of them (up to "
     f"{MAX_ARCHIVE_BYTES // 2**20} MB each), {MAX_FILES} files in all. Output: JSON with model, notice, predictions "
-    "(in order, an object a file: name, label, confidence, probabilities, error, decision, reason, prediction_set, "
-    "prediction_sets, unlikeness, foreign; a file that cannot be read has only name and error, and ends nothing) and "
-    "summary (images, answered, errors, per_label, per_decision, complete)."
+    "(in order, an object a file: name, label, top_class, confidence, probabilities, error, decision, reason, "
+    "prediction_set, prediction_sets, unlikeness, foreign; a file that cannot be read has only name and error, and "
+    "ends nothing) and summary (images, answered, refused, errors, per_label, per_decision, complete)."
 )
 
 
@@ -58,7 +59,8 @@ def answer_fields(prediction: "Prediction", model_name: str) -> dict[str, Any]:
     """Return what ``/predict`` gives for a prediction."""
     fields = prediction.to_dict()
     return {
-        "label": prediction.label,
+        "label": fields["label"],
+        "top_class": fields["top_class"],
         "title": prediction.title,
         **{key: fields[key] for key in ("confidence", "probabilities", "decision", "reason")},
         **{key: fields[key] for key in ("prediction_set", "prediction_sets")},

@@ -61,6 +61,14 @@ def problem_panel(title: str, message: str) -> str:
     )
 
 
+def info(title: str, words: str) -> str:
+    """An (i) that opens an explanation."""
+    return (
+        f'<details class="info"><summary aria-label="{html.escape(title)}">i</summary>'
+        f'<div class="bubble">{html.escape(words)}</div></details>'
+    )
+
+
 def decision_mark(decision: str | None) -> str:
     """A sign for what is not to be taken as it stands; shape and colour say the same, and words stand beside it.
 

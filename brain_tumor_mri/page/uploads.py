@@ -7,7 +7,6 @@ slices at a time, however many there are, and a file that cannot be read becomes
 import csv
 import io
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ import gradio as gr
 from ..errors import UserError
 from ..images.archive import MAX_MEMBER_BYTES, MAX_MEMBERS, Archive, ArchiveError, is_archive, shown_name
 from ..images.read import UnreadableImageError, load_image
-from ..inference.prediction import CSV_COLUMNS, Prediction, Reading, csv_row
-from ..labels import LABELS, RESEARCH_NOTICE
-from ..trust.decision import DECISIONS, picture_fault
+from ..inference.prediction import CSV_COLUMNS, SCHEMA_VERSION, Prediction, Reading, Tally, csv_row
+from ..labels import RESEARCH_NOTICE
+from ..trust.decision import picture_fault
 from .fragments import data_uri, picture_uri
 
 if TYPE_CHECKING:
@@ -133,16 +132,10 @@ def _read(classifier: "TumorClassifier", name: str, reader: Reader, thumbnails: 
 
 def summary(predictions: Sequence[Prediction], total: int) -> dict[str, Any]:
     """Count the answers, as ``brain-tumor-mri predict --json`` does."""
-    labels = Counter(prediction.label for prediction in predictions)
-    decisions = Counter(prediction.decision for prediction in predictions)
-    return {
-        "images": total,
-        "answered": len(predictions) - labels[None],
-        "errors": labels[None],
-        "per_label": {label: labels[label] for label in LABELS},
-        "per_decision": {decision: decisions[decision] for decision in DECISIONS},
-        "complete": len(predictions) == total,
-    }
+    tally = Tally()
+    for prediction in predictions:
+        tally.add(prediction)
+    return tally.to_dict(total)
 
 
 def csv_uri(predictions: Sequence[Prediction]) -> str:
@@ -163,6 +156,7 @@ def batch_answer(classifier: "TumorClassifier", model_name: str, paths: Sequence
     with Files(paths) as files:
         predictions = [row.prediction for row in answer_files(classifier, files, thumbnails=False)]
         return {
+            "schema_version": SCHEMA_VERSION,
             "model": model_name,
             "notice": RESEARCH_NOTICE,
             "predictions": [prediction.to_dict() for prediction in predictions],
@@ -184,6 +178,10 @@ def file_input(**options: Any) -> gr.File:
         **options: of ``gr.File``.
     """
     component = gr.File(**options)
+    # Gradio's own example, in its page about the API, is a PDF
+    example = "examples/phantom-glioma.png"
+    component.example_value = lambda: example if component.file_count == "single" else [example]  # type: ignore
+    component.example_payload = component.example_value  # type: ignore[method-assign]
     several = component.file_count != "single"
 
     def paths(payload: Any) -> str | list[str] | None:

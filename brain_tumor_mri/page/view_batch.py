@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .handle import ModelHandle
 
 _COLUMNS = (("Slice", None), ("File", "text"), ("Class", "text"), ("Probability", "number"), ("Decision", "text"))
+_KINDS = {"error": "not readable", **DECISIONS}
+_CONCERN = ("error", NOT_A_BRAIN_MRI, UNFAMILIAR, UNCERTAIN, ANSWER)
+"""What a person must look at first comes first."""
 _ROWS_A_SECOND = 100  # the whole table is sent again with each update, so long ones are sent less often
 
 
@@ -103,6 +106,18 @@ def table(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
     link = csv_uri([row.prediction for row in rows])
+    ordered = sorted(enumerate(rows), key=lambda item: _CONCERN.index(_kind(item[1].prediction)))
+    kinds = Counter(_kind(row.prediction) for row in rows)
+    options = "".join(
+        f'<option value="{kind}">{html.escape(_KINDS[kind])} ({kinds[kind]})</option>'
+        for kind in _CONCERN
+        if kinds[kind]
+    )
+    body = "".join(_table_row(*item) for item in ordered)
+    chooser = (
+        f'<label class="filter">Show <select name="decision-filter"><option value="">all {len(rows)}, problems first'
+        f"</option>{options}</select></label>"
+    )
     heads = "".join(
         f'<th scope="col" data-sort="{kind}"><button type="button">{title}</button></th>'
         if kind
@@ -110,29 +125,39 @@ def table(rows: Sequence[Row]) -> str:
         for title, kind in _COLUMNS
     )
     return (
-        f'<div class="panel answers"><a class="download" download="answers.csv" href="{link}">Download CSV</a>'
+        f'<div class="panel answers"><a class="download" download="answers.csv" href="{link}">Download CSV</a>{chooser}'
         f'<div class="scroll" tabindex="0" role="region" aria-label="Answers"><table {drawing()}>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(map(_table_row, rows))}</tbody></table></div></div>"
+        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div></div>"
     )
 
 
-def _table_row(row: Row) -> str:
+def _kind(prediction: "Prediction") -> str:
+    return "error" if prediction.error is not None else prediction.decision or ANSWER
+
+
+def _table_row(number: int, row: Row) -> str:
     prediction = row.prediction
     name = html.escape(prediction.name)
-    picture = f'<img src="{row.thumbnail}" alt="" loading="lazy">' if row.thumbnail else '<span class="none">–</span>'
+    picture = '<span class="none">–</span>'
+    if row.thumbnail:
+        picture = (
+            f'<button type="button" class="open" aria-label="Open {name}"><img src="{row.thumbnail}" alt="" '
+            'loading="lazy"></button>'
+        )
     first = f'<td>{picture}</td><td class="file">{name}</td>'
+    marks = f'data-row="{number}" data-kind="{_kind(prediction)}"'
     if prediction.error is not None or prediction.decision == NOT_A_BRAIN_MRI:
         kind, why = ("error", prediction.error) if prediction.error is not None else ("refused", prediction.reason)
         words = f"{'Not readable' if kind == 'error' else 'Not a brain MRI'}: {why}"
         verdict = f'<div class="verdict">{decision_mark(NOT_A_BRAIN_MRI)}{html.escape(words)}</div>'
         return (
-            f'<tr class="{kind}">{first}<td data-value="~">–</td><td data-value="-1">–</td>'
+            f'<tr class="{kind}" {marks}>{first}<td data-value="~">–</td><td data-value="-1">–</td>'
             f'<td data-value="~">{verdict}</td></tr>'
         )
     share = percent(prediction.confidence)
     verdict = f'<div class="verdict">{decision_mark(prediction.decision)}{html.escape(_in_words(prediction))}</div>'
     return (
-        f"<tr>{first}<td>{html.escape(prediction.title)}</td>"
+        f"<tr {marks}>{first}<td>{html.escape(prediction.title)}</td>"
         f'<td data-value="{prediction.confidence:.6f}" class="number">{html.escape(share)}</td><td>{verdict}</td></tr>'
     )
 
@@ -146,18 +171,19 @@ def _in_words(prediction: "Prediction") -> str:
     return "Model's answer" if prediction.decision else "not checked"
 
 
-def build_batch_view(model: "ModelHandle") -> None:
+def build_batch_view(model: "ModelHandle", batch_paths: gr.State) -> None:
     """Lay out the view and connect it, within the blocks that are open.
 
     Args:
         model: the classifier to ask.
+        batch_paths: takes the uploads of the newest run, so that a row can be opened.
     """
     stops = Stops()
     waiting = '<div class="panel progress"><p role="status">Waiting for its turn ...</p></div>'
 
-    def start(request: gr.Request) -> tuple[Any, Any, Any]:
+    def start(paths: list[str] | None, request: gr.Request) -> tuple[Any, Any, Any, tuple[str, ...]]:
         stops.start(str(request.session_hash))
-        return waiting, "", gr.update(visible=True)
+        return waiting, "", gr.update(visible=True), tuple(paths or ())
 
     def work(paths: list[str] | None, request: gr.Request) -> Iterator[tuple[Any, Any, Any, Any]]:
         session = str(request.session_hash)
@@ -191,7 +217,12 @@ def build_batch_view(model: "ModelHandle") -> None:
 
     # One batch at a time, beside the queue of single slices: a visitor with one slice does not wait for 500 others.
     upload.upload(
-        start, None, [progress, answers, stop], api_visibility="private", queue=False, show_progress="hidden"
+        start,
+        upload,
+        [progress, answers, stop, batch_paths],
+        api_visibility="private",
+        queue=False,
+        show_progress="hidden",
     ).then(
         work,
         upload,

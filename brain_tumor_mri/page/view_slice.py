@@ -5,28 +5,51 @@ come together, so that class and opacity change in the browser (page.js) and the
 """
 
 import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from ..errors import UserError
+from ..images.archive import shown_name
 from ..images.read import load_image
-from ..labels import CLASSES, TITLES
+from ..labels import CLASSES, NO_TUMOR, RESEARCH_NOTICE, TITLES
 from ..trust.decision import ANSWER, COVERAGES, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
-from .fragments import bars, classes_in_words, decision_mark, drawing, percent, picture_uri, png_uri, problem_panel
-from .uploads import checked, file_input
+from .facts import SliceFacts, slice_facts
+from .fragments import (
+    bars,
+    classes_in_words,
+    data_uri,
+    decision_mark,
+    drawing,
+    info,
+    percent,
+    picture_uri,
+    png_uri,
+    problem_panel,
+)
+from .uploads import Files, file_input
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from ..heat_maps.explain import Explanation
     from ..inference.classifier import TumorClassifier
     from ..inference.prediction import Prediction
     from .handle import ModelHandle
 
 PREVIEW_PIXELS = 1024  # longest side of the picture sent back to the browser
 OPACITY = 60  # percent, where the slider starts
+MOSTLY = 0.5  # share of the evidence outside the head above which a map is not to be relied on
+KEPT = 30  # answers of one visitor in the history
+NO_MAP = {
+    NOT_A_BRAIN_MRI: "No heat map: the picture was refused.",
+    UNFAMILIAR: "No heat map: the slice is unlike those that the model knows.",
+}
 TEMPLATE = "template-icbm152-axial.png"
 DESCRIPTIONS = {c.name: c.description for c in CLASSES}
 HEADINGS = {
@@ -44,55 +67,101 @@ SHOW_ANSWER = """() => {
 }"""
 
 
-def answer_slice(model: "ModelHandle", path: str) -> tuple[str, str, bool]:
+Source = tuple[tuple[str, ...], int]
+"""Files of one upload, and which of them (of an archive's members, too) is meant: what is kept of a slice."""
+GONE = "its upload is no longer here (uploads are removed after ten minutes); choose the file again"
+
+
+def content_of(source: Source) -> tuple[str, str | bytes]:
+    """Return name and content, or path, of a slice that was uploaded before.
+
+    Raises:
+        UserError: it is gone, or cannot be read.
+    """
+    paths, number = source
+    if missing := [path for path in paths if not Path(path).is_file()]:
+        raise UserError(f"{shown_name(Path(missing[0]).name)}: {GONE}")
+    with Files(paths) as files:
+        name, reader = files.entries[number]
+        return name, reader()
+
+
+@dataclass(frozen=True)
+class SliceAnswer:
+    """What the page shows for one slice, before heat maps.
+
+    Attributes:
+        viewer: HTML of the picture.
+        panel: HTML of the answer.
+        explainable: whether heat maps can follow.
+        title: the answer in a few words, for the history; "" where there is none.
+    """
+
+    viewer: str
+    panel: str
+    explainable: bool = False
+    title: str = ""
+
+
+def answer_slice(model: "ModelHandle", path: "str | Source") -> SliceAnswer:
     """Answer one file for the page.
 
     Args:
         model: the classifier to ask.
-        path: of the file; its name is shown, and stands in errors.
-
-    Returns:
-        The viewer without heat maps and the answer, as HTML; and whether heat maps can follow.
+        path: of the file, or one of several; its name is shown, and stands in errors.
     """
-    name = Path(path).name
     try:
-        image = load_image(checked(path), name=name)
+        name, content = content_of(_source(path))
+        image = load_image(content, name=name)
     except UserError as error:
-        return waiting_viewer(), problem_panel("This file cannot be read", str(error)), False
+        return SliceAnswer(waiting_viewer(), problem_panel("This file cannot be read", str(error)))
+    facts = slice_facts(content)
     try:
         classifier = model.get()
-        prediction = classifier.predict(image)
+        prediction = replace(classifier.predict(image), name=name)
     except UserError as error:
-        return viewer(image), problem_panel("No answer", str(error)), False
+        return SliceAnswer(viewer(image, facts=facts), problem_panel("No answer", str(error)))
     panel = answer_panel(prediction, name, model.name, classifier.coverage)
-    if prediction.decision == NOT_A_BRAIN_MRI:
-        return viewer(image), panel, False
-    return viewer(image, note="The heat maps are on their way ..."), panel, True
+    title = panel_title(prediction)
+    if prediction.decision in (NOT_A_BRAIN_MRI, UNFAMILIAR):
+        note = NO_MAP[prediction.decision]
+        return SliceAnswer(viewer(image, facts=facts, note=note), panel, False, title)
+    waiting = "The heat maps are on their way ..."
+    return SliceAnswer(viewer(image, facts=facts, note=waiting), panel, True, title)
 
 
-def explain_slice(model: "ModelHandle", path: str) -> str:
+def explain_slice(model: "ModelHandle", path: "str | Source") -> str:
     """Return the viewer with the heat maps of a file that was answered before."""
-    image = load_image(path, name=Path(path).name)
+    name, content = content_of(_source(path))
+    image, facts = load_image(content, name=name), slice_facts(content)
     try:
-        seen, maps, target = heat_maps_of(model.get(), image)
+        found = heat_maps_of(model.get(), image)
     except UserError as error:
-        return viewer(image, note=f"No heat map: {error}.")
-    return viewer(image, seen, maps, target)
+        return viewer(image, facts=facts, note=f"No heat map: {error}.")
+    return viewer(image, found, facts)
 
 
-def heat_maps_of(
-    classifier: "TumorClassifier", image: "Image.Image"
-) -> "tuple[Image.Image, dict[str, np.ndarray], str]":
-    """Return what the model sees; for each class its heat map, float32 (H, W) in [0, 1]; and the class answered.
+def _source(path: "str | Source") -> Source:
+    return ((path,), 0) if isinstance(path, str) else path
+
+
+def panel_title(prediction: "Prediction") -> str:
+    """The answer in a few words."""
+    if prediction.decision == NOT_A_BRAIN_MRI:
+        return "Not a brain MRI"
+    words = classes_in_words(prediction.prediction_set or [str(prediction.label)])
+    return f"{words} (unfamiliar)" if prediction.decision == UNFAMILIAR else words
+
+
+def heat_maps_of(classifier: "TumorClassifier", image: "Image.Image") -> "list[Explanation]":
+    """Return where the model looked, for each kind of tumour; "no tumour" has no place.
 
     Raises:
         UserError: the model has no feature map to explain.
     """
     from ..heat_maps.explain import explain_classes
 
-    found = explain_classes(classifier, image)
-    maps = {str(explanation.target): explanation.heat_map for explanation in found}
-    return found[0].image, maps, str(found[0].prediction.label)
+    return [found for found in explain_classes(classifier, image) if found.target != NO_TUMOR]
 
 
 def heat_uri(heat: "np.ndarray") -> str:
@@ -116,58 +185,130 @@ def waiting_viewer() -> str:
 
 def viewer(
     image: "Image.Image",
-    seen: "Image.Image | None" = None,
-    maps: "dict[str, np.ndarray] | None" = None,
-    target: str | None = None,
+    explanations: "Sequence[Explanation]" = (),
+    facts: SliceFacts = SliceFacts(),  # noqa: B008 - frozen
     note: str = "",
 ) -> str:
-    """Draw the slice in its own aspect ratio, what the model sees beside it, and the heat maps over both.
+    """Draw the slice in its own aspect ratio and, beside it, the same under the heat map.
 
     Args:
         image: the slice as read.
-        seen: what the model sees.
-        maps: class -> heat map; switched and faded by page.js.
-        target: the class whose map is shown first.
-        note: shown in place of the controls.
+        explanations: one a class; switched and faded by page.js.
+        facts: of its header.
+        note: shown in place of the heat map's controls.
     """
     width, height = image.size
-    style, heat = "", ""
-    if maps:
-        uris = ";".join(f"--heat-{name}:url({heat_uri(values)})" for name, values in maps.items())
-        style, heat = f' style="{uris};--heat:var(--heat-{target})"', '<div class="heat" aria-hidden="true"></div>'
     # The frame has the slice's ratio, also before the picture is decoded, so that nothing jumps.
-    figures = (
-        f'<figure class="whole"><div class="stack" style="--ratio:{width / height:.5f}">'
-        f'<img src="{picture_uri(image, PREVIEW_PIXELS)}" alt="The slice as it was read">{heat}</div>'
-        f"<figcaption>Slice as read, {width} × {height} pixels</figcaption></figure>"
+    ratio, uri = f'style="--ratio:{width / height:.5f}"', picture_uri(image, PREVIEW_PIXELS)
+    sides = "".join(
+        f'<span class="side {place}" title="Side of the patient, by the DICOM header">{letter}</span>'
+        for place, letter in (("left", facts.left), ("right", facts.right))
+        if letter
     )
-    if seen is not None:
-        figures += (
-            f'<figure class="seen"><div class="stack" style="--ratio:{seen.width / seen.height:.5f}">'
-            f'<img src="{png_uri(seen)}" alt="The slice as the model sees it">{heat}</div>'
-            f"<figcaption>What the model sees, {seen.width}\u00a0×\u00a0{seen.height}</figcaption></figure>"
+
+    def figure(kind: str, alt: str, caption: str, over: str = "") -> str:
+        return (
+            f'<figure class="{kind}"><div class="stack" {ratio}><div class="pane"><img src="{uri}" alt="{alt}" '
+            f'draggable="false">{over}</div>{sides}</div><figcaption>{caption}</figcaption></figure>'
         )
-    controls = _heat_controls(str(target)) if maps else f'<p class="note">{html.escape(note)}</p>' if note else ""
-    figures = f'<div class="figures">{figures}</div>'
-    state = f'{drawing()} data-target="{target or ""}"'
-    return f'<section class="viewer" aria-label="The slice" {state}{style}>{figures}{controls}</section>'
+
+    figures = figure("whole", "The slice as it was read", f"Slice as read, {width} × {height} pixels")
+    style, target, controls = "", "", f'<p class="note">{html.escape(note)}</p>' if note else ""
+    extra = ""
+    if explanations:
+        uris = ";".join(f"--heat-{e.target}:url({heat_uri(e.shown_map)})" for e in explanations)
+        probabilities = explanations[0].prediction.probabilities
+        target = max((str(e.target) for e in explanations), key=lambda name: probabilities[name])
+        # where "no tumour" is the answer, no map lies over the slice until a class is chosen
+        target = "none" if explanations[0].prediction.label == NO_TUMOR else target
+        style = f' style="{uris};--heat-none:none;--heat:var(--heat-{target})"'
+        heat = '<div class="heat" aria-hidden="true"></div>'
+        figures += figure("mapped", "The slice under the heat map", "Under the heat map; hold M for the slice", heat)
+        controls = _heat_controls(explanations, target)
+        seen = explanations[0].image
+        extra = (
+            "<details><summary>What the model sees</summary>"
+            f'<figure class="seen"><img src="{png_uri(seen)}" alt="The slice as the model sees it" '
+            f'width="{seen.width}" height="{seen.height}">'
+            f"<figcaption>Squashed to {seen.width}\u00a0×\u00a0{seen.height} pixels"
+            "</figcaption></figure></details>"
+        )
+    rows = "".join(f"<div><dt>{what}</dt><dd>{html.escape(value)}</dd></div>" for what, value in facts.lines)
+    header = f'<dl class="header-facts" aria-label="From the DICOM header">{rows}</dl>' if rows else ""
+    state = f'{drawing()} data-target="{target}"'
+    return (
+        f'<section class="viewer" aria-label="The slice" {state}{style}>{_tools()}<div class="figures">{figures}</div>'
+        f"{header}{controls}{extra}</section>"
+    )
 
 
-def _heat_controls(target: str) -> str:
+def _tools() -> str:
+    """Zoom, invert and window; they change the picture on the screen alone, never what the model sees."""
+    buttons = "".join(
+        f'<button type="button" data-tool="{name}"{pressed} title="{words}" aria-label="{words}">{sign}</button>'
+        for name, sign, words, pressed in (
+            ("in", "+", "Zoom in", ""),
+            ("out", "−", "Zoom out", ""),
+            ("reset", "Reset", "Reset zoom, window and level", ""),
+            ("invert", "Invert", "Invert the grey scale", ' aria-pressed="false"'),
+        )
+    )
+    sliders = "".join(
+        f'<label><span>{title}</span><input type="range" name="{name}" min="{low}" max="{high}" value="{value}" '
+        f'aria-label="{words}"></label>'
+        for name, title, words, low, high, value in (
+            ("window", "Window", "Window: width of the grey values shown, percent", 5, 200, 100),
+            ("level", "Level", "Level: middle of the grey values shown, percent", 0, 100, 50),
+        )
+    )
+    functions = "".join(f'<feFunc{c} type="linear" slope="1" intercept="0"/>' for c in "RGB")
+    return (
+        f'<div class="tools" role="group" aria-label="Display">{buttons}{sliders}</div><svg width="0" height="0" '
+        'aria-hidden="true" class="filter"><filter id="grey-window" color-interpolation-filters="sRGB">'
+        f"<feComponentTransfer>{functions}</feComponentTransfer></filter></svg>"
+    )
+
+
+def _heat_controls(explanations: "Sequence[Explanation]", target: str) -> str:
+    shown = [(str(e.target), TITLES[str(e.target)]) for e in explanations]
     choices = "".join(
         f'<label><input type="radio" name="heat-class" value="{name}"{" checked" if name == target else ""}>'
         f"<span>{html.escape(title)}</span></label>"
-        for name, title in TITLES.items()
+        for name, title in [*shown, ("none", "None")]
+    )
+    notes = "".join(
+        f'<p class="map-note" data-class="{name}"{"" if name == target else " hidden"}>{html.escape(words)}</p>'
+        for name, words in [*((str(e.target), _map_words(e)) for e in explanations), ("none", "No map is shown.")]
+    )
+    meaning = info(
+        "What the heat map means",
+        "Where the model finds evidence for the class. It is no outline of a tumour, and no proof that the model "
+        "looked at the right thing. It is drawn inside the head only, and all classes share one scale: a class "
+        "that is hardly probable is hardly seen. No tumour has no place, so it has no map.",
     )
     return (
-        f'<div class="controls"><fieldset class="switch"><legend>Heat map: what speaks for</legend>'
-        f'<div class="choices">{choices}</div></fieldset>'
-        f'<label class="opacity"><span>Opacity <output>{OPACITY}</output> %</span>'
+        f'<div class="controls"><label class="opacity"><span>Opacity <output>{OPACITY}</output> %</span>'
         f'<input type="range" name="heat-opacity" min="0" max="100" step="5" value="{OPACITY}"></label>'
+        f'<fieldset class="switch"><legend>Heat map: what speaks for {meaning}</legend>'
+        f'<div class="choices">{choices}</div></fieldset>{notes}'
         '<div class="scale"><span>little</span><span class="ramp" aria-hidden="true"></span><span>most</span></div>'
         "</div>"
-        '<p class="note">Where the model finds evidence for the class; no outline of a tumour, and no proof that it '
-        "looked at the right thing.</p>"
+    )
+
+
+def _map_words(explanation: "Explanation") -> str:
+    """What must be known before a map is looked at."""
+    title = TITLES[str(explanation.target)].lower()
+    share = percent(explanation.prediction.probabilities[str(explanation.target)])
+    if explanation.outside_head > MOSTLY:
+        return (
+            f"Do not rely on this: {100 * explanation.outside_head:.0f} % of the evidence for {title} lies outside the "
+            "head, where no tumour can be."
+        )
+    if explanation.is_empty:
+        return f"The map is empty: the model finds hardly any evidence for {title} ({share}) in one place."
+    return (
+        f"{title.capitalize()} {share}; {100 * explanation.outside_head:.0f} % of the evidence lies outside the head."
     )
 
 
@@ -196,11 +337,32 @@ def answer_panel(prediction: "Prediction", file_name: str, model_name: str, cove
     else:
         parts = [_decided(prediction, c, hidden=c != coverage) for c in sorted(COVERAGES, key=coverage.__ne__)]
         body = "".join(parts) + _coverage_switch(coverage)
-        kind = "Probabilities" if prediction.decision == UNFAMILIAR else "Calibrated probabilities"
-        body += f'<h3 class="quantity">{kind}</h3>{bars(prediction.probabilities)}'
+        if prediction.decision == UNFAMILIAR:
+            body += _folded(prediction, "Nobody measured what such numbers are worth on slices like this one.")
+        else:
+            body += f'<h3 class="quantity">Calibrated probabilities</h3>{bars(prediction.probabilities)}'
     return (
-        f'<section class="panel" {drawing()} data-first="{coverage}">{body}'
+        f'<section class="panel" {drawing()} data-first="{coverage}">{body}{_report(prediction, model_name)}'
         f'<p class="source">File: {html.escape(file_name)} · Model: {html.escape(model_name)}</p></section>'
+    )
+
+
+def _folded(prediction: "Prediction", words: str) -> str:
+    """Probabilities that are not to be used."""
+    return (
+        '<details class="meaningless"><summary>What the network gives for its four classes all the same</summary>'
+        f"<p>{words}</p>{bars(prediction.probabilities)}</details>"
+    )
+
+
+def _report(prediction: "Prediction", model_name: str) -> str:
+    """The answer to take along: JSON, and the browser's print dialogue, which writes a PDF."""
+    record = prediction.to_dict() | {"model": model_name, "notice": RESEARCH_NOTICE}
+    uri = data_uri("application/json", json.dumps(record, indent=2).encode())
+    name = html.escape(f"{Path(prediction.name).stem}-answer.json")
+    return (
+        f'<p class="report"><a href="{uri}" download="{name}">Report as JSON</a>'
+        '<button type="button" data-tool="print">Print or save as PDF</button></p>'
     )
 
 
@@ -226,8 +388,7 @@ def _refused(prediction: "Prediction") -> str:
     return (
         f'<h2>{decision_mark(NOT_A_BRAIN_MRI)}No answer</h2><p class="finding">Not a brain MRI</p>'
         f'<p class="words">The model refuses this picture: {html.escape(str(prediction.reason))}.</p>'
-        '<details class="meaningless"><summary>What the network gives for its four classes all the same</summary>'
-        f"<p>These numbers mean nothing for such a picture.</p>{bars(prediction.probabilities)}</details>"
+        + _folded(prediction, "These numbers mean nothing for such a picture.")
     )
 
 
@@ -240,13 +401,20 @@ def _decided(prediction: "Prediction", coverage: int, *, hidden: bool) -> str:
     if decision == UNFAMILIAR:
         words = f"Do not rely on this: {prediction.reason}."
         promise = "For such slices nobody measured how often the set holds the true class."
-    note = f"Prediction set at {coverage} %: {', '.join(TITLES[name].lower() for name in left)}. {promise}"
+    what = info("What this list is", f"Prediction set at {coverage} %. {promise}{_score(prediction)}")
+    note = f"Classes left at {coverage} %: {', '.join(TITLES[name].lower() for name in left)}."
     return (
         f'<div class="decision" data-coverage="{coverage}"{" hidden" if hidden else ""}>'
         f"<h2>{decision_mark(decision)}{HEADINGS[decision]}</h2>"
         f'<p class="finding">{html.escape(classes_in_words(left))}</p>'
-        f'<p class="words">{html.escape(words)}</p><p class="words subdued">{html.escape(note)}</p></div>'
+        f'<p class="words">{html.escape(words)}</p><div class="words subdued">{html.escape(note)} {what}</div></div>'
     )
+
+
+def _score(prediction: "Prediction") -> str:
+    if prediction.unlikeness is None:
+        return ""
+    return f" Unlikeness to the slices that the model knows: {prediction.unlikeness:.2f}; above 1 it is unfamiliar."
 
 
 def _coverage_switch(coverage: int) -> str:
@@ -255,30 +423,50 @@ def _coverage_switch(coverage: int) -> str:
         f"<span>{c} %</span></label>"
         for c in COVERAGES
     )
-    legend = "<legend>Coverage of the prediction set</legend>"
+    meaning = info(
+        "What this chooses",
+        "How often the list of classes is to hold the true one (coverage of the prediction set). At 95 % it holds it "
+        "more often than at 90 %, and so has more classes in it.",
+    )
+    legend = f"<legend>How sure the list of classes is to be {meaning}</legend>"
     return f'<fieldset class="switch">{legend}<div class="choices">{choices}</div></fieldset>'
 
 
-def build_slice_view(model: "ModelHandle", examples_dir: str | Path, queued: dict[str, Any]) -> None:
+def build_slice_view(
+    model: "ModelHandle", examples_dir: str | Path, queued: dict[str, Any], tabs: gr.Tabs, batch_paths: gr.State
+) -> None:
     """Lay out the view and connect it, within the blocks that are open.
 
     Args:
         model: the classifier to ask.
         examples_dir: folder with ``phantom-<label>.png`` and ``TEMPLATE``; those that exist are offered as examples.
         queued: the queue's arguments for events that run the model.
+        tabs: of the page; a row of many files leads to the first of them.
+        batch_paths: the uploads behind the table of many files.
     """
 
-    def show_answer(path: str | None) -> tuple[Any, Any, None, str | None]:
+    def show_answer(path: "str | Source | None", history: list[Entry]) -> tuple[Any, Any, None, Any, Any, Any]:
         if path is None:
-            return gr.skip(), gr.skip(), None, None
-        picture, panel, explainable = answer_slice(model, path)
-        return picture, panel, None, path if explainable else None  # the input is emptied: ready for the next file
+            return gr.skip(), gr.skip(), None, None, gr.skip(), gr.skip()
+        found, source = answer_slice(model, path), _source(path)
+        if found.title:
+            history = [(source, found.title), *(entry for entry in history if entry[0] != source)][:KEPT]
+        maps = source if found.explainable else None
+        # the input is emptied: ready for the next file
+        return found.viewer, found.panel, None, maps, history, history_list(history)
 
-    def show_maps(path: str | None) -> Any:
+    def show_maps(source: Source | None) -> Any:
         try:
-            return gr.skip() if path is None else explain_slice(model, path)
+            return gr.skip() if source is None else explain_slice(model, source)
         except UserError:  # the upload's time was up while it waited; the answer stays
             return gr.skip()
+
+    def reopen(number: float | None, history: list[Entry]) -> tuple[Any, Any, None, Any, Any, Any]:
+        known = number is not None and 0 <= int(number) < len(history)
+        return show_answer(history[int(number)][0] if known else None, history)
+
+    def open_row(number: float | None, paths: tuple[str, ...], history: list[Entry]) -> tuple[Any, ...]:
+        return *show_answer((paths, int(number or 0)) if paths else None, history), gr.Tabs(selected="slice")
 
     with gr.Row(equal_height=False, elem_id="slice-view"):  # page.css lays out its three parts
         # gr.File, not gr.Image: gr.Image opens and re-encodes the upload, and browsers cannot show TIFF or DICOM.
@@ -298,19 +486,51 @@ def build_slice_view(model: "ModelHandle", examples_dir: str | Path, queued: dic
         for button in buttons:
             button.keep_in_cache.add(button.icon["path"])  # or delete_cache would take the pictures away
 
+    history_view = gr.HTML(history_list([]), elem_id="history")
     # The maps follow in an event of their own, so that the input takes the next file meanwhile. They are made of the
     # upload's file, of which only the path is kept, and so of the slice that is shown.
-    path = gr.State(None)
-    outputs = [picture, answer, upload, path]
+    source, history = gr.State(None), gr.State([])
+    outputs = [picture, answer, upload, source, history, history_view]
     private: dict[str, Any] = {"api_visibility": "private", **queued}
-    upload.upload(show_answer, upload, outputs, show_progress_on=answer, trigger_mode="multiple", **private).then(
-        show_maps, path, picture, show_progress="hidden", **private
+    shown = upload.upload(
+        show_answer, [upload, history], outputs, show_progress_on=answer, trigger_mode="multiple", **private
     )
+    shown.then(show_maps, source, picture, show_progress="hidden", **private)
     for button, (_, example) in zip(buttons, examples, strict=True):
 
-        def show_example(example: str = str(example)) -> tuple[Any, Any, None, str | None]:
-            return show_answer(example)
+        def show_example(history: list[Entry], example: str = str(example)) -> tuple[Any, ...]:
+            return show_answer(example, history)
 
-        shown = button.click(show_example, None, outputs, show_progress_on=answer, **private)
+        shown = button.click(show_example, history, outputs, show_progress_on=answer, **private)
         shown.then(None, js=SHOW_ANSWER, api_visibility="private")
-        shown.then(show_maps, path, picture, show_progress="hidden", **private)
+        shown.then(show_maps, source, picture, show_progress="hidden", **private)
+
+    # page.js presses these when an entry of the history or a row of the table is chosen, and says which
+    number = gr.Number(visible="hidden")
+    for name, work, inputs, results in (
+        ("open-entry", reopen, [number, history], outputs),
+        ("open-row", open_row, [number, batch_paths, history], [*outputs, tabs]),
+    ):
+        hidden = gr.Button(name, visible="hidden", elem_id=name)
+        chosen = "(...given) => [window.chosenNumber, ...given.slice(1)]"
+        shown = hidden.click(work, inputs, results, js=chosen, show_progress_on=answer, **private)
+        shown.then(None, js=SHOW_ANSWER, api_visibility="private")
+        shown.then(show_maps, source, picture, show_progress="hidden", **private)
+
+
+Entry = tuple[Source, str]
+
+
+def history_list(history: Sequence[Entry]) -> str:
+    """The slices of this tab, newest first; "" without any."""
+    if not history:
+        return ""
+    items = []
+    for number, ((paths, place), title) in enumerate(history):
+        name = Path(paths[place] if len(paths) > 1 and place < len(paths) else paths[0]).name
+        items.append(
+            f'<li><button type="button" data-entry="{number}">{html.escape(shown_name(name))}</button>'
+            f"<span>{html.escape(title)}</span></li>"
+        )
+    count = f"Slices of this tab ({len(items)})"
+    return f'<details class="history"><summary>{count}</summary><ol>{"".join(items)}</ol></details>'

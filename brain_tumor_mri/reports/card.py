@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import UndefinedError
 
+from ..data.br35h import external_rows
 from ..data.collections import split_rows as collection_rows
 from ..data.protocols import FIGSHARE_5FOLD, NOTES, OFFICIAL, PARTS, SPLITS_FILE, split_rows
 from ..errors import UserError
@@ -69,7 +70,8 @@ def render_card(model: str | Path, *, lite: str | Path | None = None, repo_id: s
         raise UserError(f"--repo_id {repo_id}: give a Hub id, owner/name")
     folder = Path(model)
     record = _read_record(folder)
-    beside = folder.with_name(f"{folder.resolve().name}-lite")
+    beside = folder.resolve()  # "." has no name
+    beside = beside.with_name(f"{beside.name}-lite")
     small = Path(lite) if lite else beside if beside.is_dir() else None
     try:
         texts = _texts(folder, record) | {"lite": _results(_read_record(small)) if small else ""}
@@ -151,8 +153,6 @@ def _eval_results(record: dict[str, Any], *, twin: bool = False) -> list[EvalRes
 
 def _texts(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Return what the template needs: records for its conditions, figures, and tables as text."""
-    from ..data.br35h import external_rows
-
     twins = record.get("twins") or []
     config, training = record.get("config") or {}, record.get("training") or {}
     external_train = bool(config.get("external_dir")) and bool(config.get("external_train", True))

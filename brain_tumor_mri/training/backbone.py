@@ -65,6 +65,7 @@ def build_model(
             revision=revision,
             ignore_mismatched_sizes=True,
             use_safetensors=True,
+            trust_remote_code=False,  # left out, transformers asks on the console
             dtype=torch.float32,
             **labels,
         )

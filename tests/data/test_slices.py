@@ -1,6 +1,8 @@
 """The Kaggle folders load into the right splits and labels, and what is wrong with them is found first."""
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,57 @@ def test_an_empty_split_an_empty_class_and_an_unknown_class_are_named(folders):
         path.unlink()
     with pytest.raises(UserError, match="Testing: holds no images"):
         load_slices(folders)
+
+
+@pytest.mark.parametrize("name", ["Validation", "valid", "val"])
+def test_a_validation_folder_is_the_validation_part(folders, name):
+    for label in LABELS:
+        (folders / name / label).mkdir(parents=True)
+        for path in sorted((folders / "Training" / label).iterdir())[:2]:
+            path.rename(folders / name / label / path.name)
+    data = load_slices(folders, QUARTER)
+    assert data.counts()["validation"] == dict.fromkeys(LABELS, 2)
+    assert data.counts()["train"] == dict.fromkeys(LABELS, 10)
+    assert all(path.startswith(f"{name}/") for path in data.splits["validation"]["path"])
+
+
+@pytest.mark.parametrize(("first", "second"), [("Training", "train"), ("Testing", "test")])
+def test_two_folders_for_one_part_are_named_and_none_is_taken(folders, first, second):
+    shutil.copytree(folders / first, folders / second)
+    with pytest.raises(UserError, match=f"holds {first}/ and {second}/|holds {second}/ and {first}/"):
+        load_slices(folders)
+
+
+def test_links_to_blobs_without_suffix_as_in_the_hubs_cache_load_as_files(folders, tmp_path):
+    plain = load_slices(folders)
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(folders.glob("*/*/*.png"))):
+        path.rename(blobs / f"{number:040x}")
+        path.symlink_to(blobs / f"{number:040x}")
+    linked = load_slices(folders)
+    assert linked.counts() == plain.counts() and linked.fingerprint == plain.fingerprint
+    assert linked.splits["test"][0]["image"].tobytes() == plain.splits["test"][0]["image"].tobytes()
+
+
+@pytest.mark.parametrize("name", ["a[1]", "b::c", "$HOME", "d*e?", "{f,g}", "h i#j%20", "~k"])
+def test_names_that_look_like_patterns_are_names(folders, name):
+    counts = load_slices(folders).counts()
+    path = next((folders / "Training/glioma").iterdir())
+    path.rename(path.with_name(f"{name}.png"))
+    moved = folders.rename(folders.parent / name)
+    data = load_slices(moved)
+    assert data.counts() == counts
+    assert f"Training/glioma/{name}.png" in [*data.splits["train"]["path"], *data.splits["validation"]["path"]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only here may a file name be any bytes")
+def test_a_name_that_is_no_utf8_is_named_and_the_others_load(folders):
+    path = next((folders / "Training/glioma").iterdir())
+    os.rename(path, os.path.join(os.fsencode(path.parent), b"sl\xffice.png"))
+    data = load_slices(folders, skip_unreadable=True)
+    assert sum(sum(part.values()) for part in data.counts().values()) == 4 * 16 - 1
+    assert any("UTF-8" in file.reason for file in data.skipped)
 
 
 def test_fingerprint_follows_content_and_names(folders):

@@ -25,6 +25,8 @@ from brain_tumor_mri.federated.server_app import FAILED, FederationError, app, f
 from brain_tumor_mri.federated.task import is_statistic, simulated_hospitals
 from brain_tumor_mri.inference.classifier import TumorClassifier
 
+pytestmark = pytest.mark.federated
+
 
 @pytest.fixture
 def settings(phantom_dir: Path, tmp_path: Path) -> dict:
@@ -183,8 +185,9 @@ def test_a_private_federation_clips_tells_no_counts_and_says_its_epsilon(setting
     assert (privacy["releases"], privacy["delta"]) == (2, 1e-5)
     assert "privacy: epsilon" in capsys.readouterr().out
     assert record["federation"]["hospitals"] == {"hospital-1": {}, "hospital-2": {}}
-    asked = {m.metadata.message_id: m for m, _ in grid.wire if m.metadata.message_type == "train"}
-    replies = [m for m, _ in grid.wire if m.metadata.reply_to_message_id in asked]
+    sent = [message for message, _ in grid.wire if message.metadata.message_type == "train"]
+    asked = {message.metadata.message_id: message for message in sent if message.metadata.message_id}
+    replies = [message for message in sent if message.metadata.reply_to_message_id]
     assert len(replies) == 4
     for reply in replies:
         assert dict(reply.content["metrics"]) == {"num-examples": 1}

@@ -21,6 +21,7 @@ from brain_tumor_mri.heat_maps.cam import forward, mean_maps
 from brain_tumor_mri.heat_maps.explain import COLOURS, METHODS, Explanation, explain, explain_classes, heat_maps
 from brain_tumor_mri.images.read import UnreadableImageError
 from brain_tumor_mri.inference.classifier import TumorClassifier
+from brain_tumor_mri.inference.prediction import Prediction
 from brain_tumor_mri.labels import LABEL2ID, LABELS, RESEARCH_NOTICE
 
 SIDE, CELL = 64, 8
@@ -350,8 +351,9 @@ def test_a_model_without_a_feature_map_is_refused():
 
 
 def test_the_overlay_colours_the_slice_as_the_model_saw_it():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(99, 256, (SIDE, SIDE, 3)).astype(np.uint8))
     answer = explain(colour_classifier(), image)
+    assert answer.target != "notumor" and answer._head.all(), "all of it is bright"
     np.testing.assert_array_equal(answer.image, image)
     assert answer.overlay().mode == "RGB" and answer.overlay().size == (SIDE, SIDE)
     np.testing.assert_array_equal(answer.overlay(0), image)
@@ -361,6 +363,21 @@ def test_the_overlay_colours_the_slice_as_the_model_saw_it():
     np.testing.assert_array_equal(np.asarray(answer.overlay(1))[answer.heat_map == 1], np.tile(top, (1, 1)))
     with pytest.raises(ValueError, match="opacity"):
         answer.overlay(2)
+
+
+def test_a_map_is_drawn_inside_the_head_on_one_scale_and_an_empty_one_says_so():
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[16:48, 16:48] = 200
+    pixels[28:36, 28:36] = 0  # a dark ventricle belongs to the head
+    heat = np.full((64, 64), 0.8, np.float32)
+    probabilities = {"glioma": 0.5, "meningioma": 0.25, "notumor": 0.24, "pituitary": 0.01}
+    prediction = Prediction("x", "glioma", 0.5, probabilities)
+    image = Image.fromarray(pixels)
+    glioma, second, none, last = (Explanation(prediction, name, heat, image, (64, 64)) for name in LABELS)
+    assert glioma.shown_map[32, 32] == pytest.approx(0.8) and not glioma.shown_map[:12].any()
+    assert second.shown_map.max() == pytest.approx(0.4)
+    assert not none.shown_map.any() and last.is_empty and not glioma.is_empty
+    assert glioma.outside_head == pytest.approx(1 - 32 * 32 / 64**2, abs=0.03)
 
 
 def test_normalisation_is_undone(classifier: TumorClassifier, slices: list[Path]):

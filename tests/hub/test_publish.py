@@ -259,6 +259,8 @@ def test_a_dry_run_lists_files_and_sizes_and_asks_nobody(
     assert {file["path"] for file in told["files"]} == FILES and told["commit"] is None
     for file in told["files"]:
         assert file["path"] in shown and f"{file['size']:,}" in shown
+    monkeypatch.chdir(versions["v1"])  # where a path without a name is the model folder
+    assert publish_model(Path("."), "--dry_run") == 0
     assert hub.requests == [] and not (hub.folder / "repos").exists()
 
 

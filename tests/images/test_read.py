@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.images.quiet import quiet_decoders
 from brain_tumor_mri.images.read import MAX_PIXELS, UnreadableImageError, load_image, to_8bit
 
 # pytest shows all warnings whatever filters the code set; that they stay unseen is tested in a process of its own.
@@ -416,6 +417,7 @@ def fuzz_seeds() -> list[bytes]:
 
 
 def test_damaged_files_of_every_format_raise_nothing_but_unreadable_image_error(capfd):
+    quiet_decoders()
     rng = random.Random(0)
     seeds = fuzz_seeds()
     refused = 0
@@ -438,10 +440,23 @@ def test_damaged_files_of_every_format_raise_nothing_but_unreadable_image_error(
     assert capfd.readouterr() == ("", "")
 
 
+def test_importing_the_library_changes_nothing_of_the_process():
+    code = """if True:
+        import logging, warnings
+        import numpy, PIL.Image  # which have filters of their own
+        before = list(warnings.filters), list(logging.getLogger("PIL").handlers)
+        import brain_tumor_mri.images.read
+        assert before == (warnings.filters, logging.getLogger("PIL").handlers)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_nothing_is_printed_about_odd_metadata_even_with_warnings_shown(tmp_path):
     data = encode(Image.fromarray(colour_twin()), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\xff\xff")
     (tmp_path / "odd.jpg").write_bytes(data)
-    code = "import sys; from brain_tumor_mri.images.read import load_image; load_image(sys.argv[1])"
+    code = "import sys; from brain_tumor_mri.images import quiet, read; "
+    code += "quiet.quiet_decoders(); read.load_image(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-W", "always", "-c", code, str(tmp_path / "odd.jpg")], capture_output=True, text=True
     )

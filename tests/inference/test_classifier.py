@@ -16,6 +16,7 @@ from PIL import Image
 from brain_tumor_mri import Explanation, Prediction, TumorClassifier, UnreadableImageError, UserError
 from brain_tumor_mri.inference.model_folder import find_model
 from brain_tumor_mri.labels import LABELS
+from brain_tumor_mri.training.backbone import build_model
 
 
 @pytest.fixture(scope="module")
@@ -312,6 +313,18 @@ def test_weights_that_lack_a_layer_are_refused_not_filled_with_noise(copied_mode
     head = next(name for name in state if name.endswith("fc.weight"))
     save_file({k: v for k, v in state.items() if k != head}, copied_model / "model.safetensors", {"format": "pt"})
     assert "lacks 1 of the model's weights" in refusal(copied_model)
+
+
+def test_code_that_a_model_folder_brings_is_never_run_nor_asked_about(copied_model: Path, tmp_path: Path, monkeypatch):
+    trace = tmp_path / "trace"
+    (copied_model / "evil.py").write_text(f"open({str(trace)!r}, 'w').close()\nclass C: pass\nM = P = C\n")
+    autos = {"AutoConfig": "evil.C", "AutoModelForImageClassification": "evil.M", "AutoImageProcessor": "evil.P"}
+    edit_config(copied_model, model_type="evil", architectures=["M"], auto_map=autos)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    assert refusal(copied_model)
+    with pytest.raises(UserError):
+        build_model(str(copied_model))
+    assert not trace.exists()
 
 
 def test_a_config_that_cannot_be_read_is_told(copied_model: Path):

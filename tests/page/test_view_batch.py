@@ -201,3 +201,14 @@ def test_two_hundred_malformed_files_each_give_an_answer_or_one_line(classifier:
         assert (prediction["label"] is None) == (prediction["error"] is not None)
         if prediction["label"]:
             assert np.isclose(sum(prediction["probabilities"].values()), 1)
+
+
+def test_problems_stand_first_and_a_row_knows_its_file_and_kind():
+    plain = Prediction("fine.png", "glioma", 0.6, dict.fromkeys(LABELS, 0.25), decision=ANSWER)
+    unsure = replace(plain, name="unsure.png", decision=UNCERTAIN, prediction_set=("glioma", "notumor"))
+    bad = Prediction("bad.png", None, None, {}, "empty")
+    shown = table([Row(plain, "data:,"), Row(unsure), Row(bad)])
+    places = [shown.index(f'<td class="file">{name}') for name in ("bad.png", "unsure.png", "fine.png")]
+    assert places == sorted(places)
+    assert 'data-row="0" data-kind="answer"' in shown and 'data-row="2" data-kind="error"' in shown
+    assert 'aria-label="Open fine.png"' in shown and '<option value="uncertain">uncertain (1)</option>' in shown

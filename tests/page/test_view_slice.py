@@ -2,23 +2,36 @@
 
 import base64
 import io
+import json
 import re
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from app_server import EXAMPLES
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 from brain_tumor_mri import TumorClassifier
 from brain_tumor_mri.heat_maps.explain import Explanation, explain
 from brain_tumor_mri.inference.prediction import Prediction
-from brain_tumor_mri.labels import LABELS
+from brain_tumor_mri.labels import LABELS, RESEARCH_NOTICE
+from brain_tumor_mri.page.facts import slice_facts
 from brain_tumor_mri.page.fragments import classes_in_words, decision_mark, percent
 from brain_tumor_mri.page.handle import ModelHandle
-from brain_tumor_mri.page.view_slice import answer_panel, answer_slice, explain_slice, heat_maps_of, heat_uri, viewer
+from brain_tumor_mri.page.view_slice import (
+    answer_panel,
+    answer_slice,
+    explain_slice,
+    heat_maps_of,
+    heat_uri,
+    history_list,
+    viewer,
+)
 from brain_tumor_mri.trust.decision import ANSWER, DECISIONS, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
 from tests.trust.test_trust_file import trust_for, write
 
@@ -62,6 +75,8 @@ def test_an_unfamiliar_slice_shows_the_answer_and_says_not_to_rely_on_it():
         assert "Unfamiliar" in words and "Do not rely on this" in words and UNFAMILIAR_SLICE in words
         assert "Model's answer" not in words and "of 100" not in words, "no promise was measured on such slices"
     assert 'class="mark unfamiliar"' in panel and "fieldset" in panel and "Calibrated" not in panel
+    above, folded = panel.split('<details class="meaningless"')
+    assert 'role="meter"' not in above and folded.count('role="meter"') == len(LABELS)
 
 
 def test_an_answer_has_no_tick_and_every_other_decision_has_a_mark_of_its_own():
@@ -83,55 +98,127 @@ def test_names_and_reasons_cannot_bring_html_along():
 
 
 def test_the_viewer_keeps_the_ratio_of_the_slice_and_names_both_sizes():
-    drawn = viewer(Image.new("RGB", (700, 400)), Image.new("RGB", (224, 224)), {"glioma": np.eye(4)}, "glioma")
-    assert "--ratio:1.75000" in drawn and "--ratio:1.00000" in drawn
+    seen = Image.new("RGB", (224, 224), "grey")
+    drawn = viewer(Image.new("RGB", (700, 400)), [Explanation(PLAIN, "glioma", np.eye(224), seen, (700, 400))])
+    assert drawn.count("--ratio:1.75000") == 2, "the slice, and the slice under the map"
+    assert drawn.count('class="heat"') == 1
     assert "700 × 400" in drawn and "224\u00a0×\u00a0224" in drawn
+
+
+def test_the_notes_of_the_maps_say_what_is_empty_and_what_lies_outside_the_head():
+    head = np.zeros((64, 64, 3), np.uint8)
+    head[16:48, 16:48] = 200
+    image = Image.fromarray(head)
+    outside, inside = np.zeros((64, 64), np.float32), np.zeros((64, 64), np.float32)
+    outside[:4, :4], inside[30:34, 30:34] = 1, 1
+    found = [Explanation(PLAIN, "glioma", inside, image, (64, 64))]
+    found += [Explanation(PLAIN, "meningioma", outside, image, (64, 64))]
+    found += [Explanation(PLAIN, "pituitary", inside * 0, image, (64, 64))]
+    drawn = text_of(viewer(image, found))
+    assert "Glioma 60.0\u00a0%; 0 % of the evidence lies outside".replace("\u00a0", " ") in drawn.replace("\u00a0", " ")
+    assert "100 % of the evidence for meningioma lies outside the head" in drawn
+    assert "The map is empty: the model finds hardly any evidence for pituitary tumour" in drawn
+
+
+def layer_of(explanation: Explanation) -> Image.Image:
+    uri = heat_uri(explanation.shown_map)
+    layer = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGBA")
+    layer.putalpha(layer.getchannel("A").point(lambda alpha: round(0.6 * alpha)))
+    return layer
 
 
 def test_a_heat_map_drawn_over_the_slice_is_the_overlay_of_explain():
     heat = np.random.default_rng(0).random((24, 20)).astype(np.float32)
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (24, 20, 3), dtype=np.uint8))
-    layer = Image.open(io.BytesIO(base64.b64decode(heat_uri(heat).split(",")[1]))).convert("RGBA")
-    layer.putalpha(layer.getchannel("A").point(lambda alpha: round(0.6 * alpha)))
+    explanation = Explanation(PLAIN, "glioma", heat, image, image.size)
+    layer = layer_of(explanation)
     drawn = Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
-    expected = Explanation(PLAIN, "glioma", heat, image, image.size).overlay(0.6)
+    expected = explanation.overlay(0.6)
     np.testing.assert_allclose(np.asarray(drawn).astype(int), np.asarray(expected), atol=3)
 
 
-def test_the_four_maps_are_those_that_explain_gives_one_by_one(tiny_model_dir: Path):
+def test_each_kind_of_tumour_has_the_map_that_explain_gives_and_no_tumour_has_none(tiny_model_dir: Path):
     classifier = TumorClassifier.from_pretrained(tiny_model_dir, device="cpu")
     image = Image.open(EXAMPLES / "phantom-glioma.png").convert("RGB")
-    seen, maps, target = heat_maps_of(classifier, image)
-    assert list(maps) == list(LABELS) and target == classifier.predict(image).label
-    for name in LABELS:
-        alone = explain(classifier, image, name)
-        np.testing.assert_allclose(maps[name], alone.heat_map, atol=1e-5)
-        np.testing.assert_array_equal(np.asarray(seen), np.asarray(alone.image))
+    found = heat_maps_of(classifier, image)
+    assert [one.target for one in found] == [name for name in LABELS if name != "notumor"]
+    for one in found:
+        alone = explain(classifier, image, one.target)
+        np.testing.assert_allclose(one.heat_map, alone.heat_map, atol=1e-5)
+        np.testing.assert_allclose(one.shown_map, alone.shown_map, atol=1e-5)
 
 
 def test_the_answer_comes_first_and_the_heat_maps_of_the_same_slice_after_it(tiny_model_dir: Path):
     model, path = ModelHandle(str(tiny_model_dir)), str(EXAMPLES / "phantom-glioma.png")
-    picture, panel, explainable = answer_slice(model, path)
-    assert "phantom-glioma.png" in panel and explainable
+    answer = answer_slice(model, path)
+    assert "phantom-glioma.png" in answer.panel and answer.explainable
     explained = explain_slice(model, path)
-    assert "heat-opacity" not in picture and explained.count("--heat-") == 4 + 1
-    assert all(f"--heat-{name}:url(data:image/png" in explained for name in LABELS)
+    assert "heat-opacity" not in answer.viewer
+    assert re.findall(r"--heat-(\w+):url\(data:image/png", explained) == [n for n in LABELS if n != "notumor"]
 
 
 def test_a_refused_picture_gets_no_heat_maps(tiny_model_dir: Path, tmp_path: Path):
     folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
     write(folder, trust_for(folder))
     Image.new("RGB", (200, 200)).save(tmp_path / "blank.png")
-    picture, panel, explainable = answer_slice(ModelHandle(str(folder)), str(tmp_path / "blank.png"))
-    assert "it is blank" in panel and not explainable and "heat map" not in picture
+    answer = answer_slice(ModelHandle(str(folder)), str(tmp_path / "blank.png"))
+    assert "it is blank" in answer.panel and not answer.explainable and "heat-opacity" not in answer.viewer
+
+
+def test_an_unfamiliar_slice_gets_no_heat_maps_and_a_line_that_says_why(tiny_model_dir: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    write(folder, trust_for(folder, threshold=1e-9))
+    answer = answer_slice(ModelHandle(str(folder)), str(EXAMPLES / "phantom-glioma.png"))
+    assert "Unfamiliar" in answer.panel and not answer.explainable and "No heat map" in answer.viewer
+
+
+def test_a_member_of_a_zip_is_opened_again_by_its_place_and_a_removed_upload_says_so(tiny_model_dir: Path, tmp_path):
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        archive.write(EXAMPLES / "phantom-glioma.png", "a.png")
+        archive.write(EXAMPLES / "phantom-pituitary.png", "b.png")
+    model, paths = ModelHandle(str(tiny_model_dir)), (str(tmp_path / "two.zip"),)
+    assert "two.zip/b.png" in answer_slice(model, (paths, 1)).panel
+    (tmp_path / "two.zip").unlink()
+    assert "choose the file again" in answer_slice(model, (paths, 1)).panel
+
+
+def test_the_report_holds_the_answer_and_the_notice():
+    panel = answer_panel(UNSURE, "x.png", "my model", 95)
+    uri = re.search(r'href="data:application/json;base64,([^"]+)"', panel)
+    record = json.loads(base64.b64decode(uri[1]))
+    assert record["model"] == "my model" and record["notice"] == RESEARCH_NOTICE
+    assert record["probabilities"] == UNSURE.probabilities
+
+
+def test_the_history_lists_what_was_answered_and_names_cannot_bring_html_along():
+    shown = history_list([((("/tmp/<b>.png",), 0), "Glioma")])
+    assert "&lt;b&gt;.png" in shown and "Glioma" in shown and 'data-entry="0"' in shown
+    assert history_list([]) == ""
+
+
+def test_a_dicom_slice_tells_plane_position_and_sides_and_nothing_of_the_patient(tmp_path: Path):
+    dataset = pydicom.dcmread(get_testdata_file("MR_small.dcm"))
+    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    dataset.ImagePositionPatient = [-100, -100, 42]
+    dataset.PatientName, dataset.PatientID = "Secret^Name", "ID-77"
+    dataset.save_as(tmp_path / "slice.dcm")
+    facts = slice_facts(str(tmp_path / "slice.dcm"))
+    assert dict(facts.lines)["Plane"] == "axial" and dict(facts.lines)["Position"] == "H 42 mm"
+    assert (facts.left, facts.right) == ("R", "L")
+    assert "Secret" not in str(facts) and "ID-77" not in str(facts)
+    dataset.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    dataset.save_as(tmp_path / "slice.dcm")
+    sagittal = slice_facts(str(tmp_path / "slice.dcm"))
+    assert dict(sagittal.lines)["Plane"] == "sagittal" and (sagittal.left, sagittal.right) == ("A", "P")
+    assert slice_facts(str(EXAMPLES / "phantom-glioma.png")).lines == ()
 
 
 def test_a_file_that_cannot_be_read_and_a_model_that_is_missing_are_told_in_the_panel(tmp_path: Path):
     (tmp_path / "bad.png").write_text("no image")
-    _, told, explainable = answer_slice(ModelHandle("no-such-model"), str(tmp_path / "bad.png"))
-    assert 'role="alert"' in told and "bad.png: not a readable" in told and not explainable
-    _, told, explainable = answer_slice(ModelHandle("no-such-model"), str(EXAMPLES / "phantom-glioma.png"))
-    assert 'role="alert"' in told and "no-such-model" in told and not explainable
+    told = answer_slice(ModelHandle("no-such-model"), str(tmp_path / "bad.png"))
+    assert 'role="alert"' in told.panel and "bad.png: not a readable" in told.panel and not told.explainable
+    told = answer_slice(ModelHandle("no-such-model"), str(EXAMPLES / "phantom-glioma.png"))
+    assert 'role="alert"' in told.panel and "no-such-model" in told.panel and not told.explainable
 
 
 @pytest.mark.parametrize(

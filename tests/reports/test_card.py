@@ -211,6 +211,14 @@ def test_missing_or_damaged_records_and_a_wrong_id_are_one_line(record, folder_o
         card.render_card(folder_of(record), repo_id="no id")
 
 
+def test_a_card_is_written_from_inside_the_model_folder_too(record, folder_of, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder_of(record))
+    folder_of(record, "model-lite")
+    assert cli.main(["card", "--model", ".", "--output", str(tmp_path / "inside.md")]) == 0
+    assert cli.main(["card", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "outside.md")]) == 0
+    assert (tmp_path / "inside.md").read_text() == (tmp_path / "outside.md").read_text()
+
+
 def test_each_python_snippet_runs(tiny_model_dir, phantom_dir, record, folder_of, capsys):
     text = card.render_card(folder_of(record), repo_id="someone/brain")
     image = next(phantom_dir.glob("Testing/*/*.png"))

@@ -269,14 +269,19 @@ def test_csv_json_and_table_show_the_decision(folder: Path, slices: list[Path], 
     assert record["predictions"][1]["reason"] == "it is blank" and record["model"]["trust"]
 
 
-def test_an_interrupted_csv_goes_on_with_the_decisions_that_it_has(folder: Path, slices: list[Path], tmp_path: Path):
-    from brain_tumor_mri.commands.predict import _read_rows
-    from brain_tumor_mri.inference.prediction import CSV_COLUMNS, csv_row
+def test_a_refused_picture_keeps_no_label_that_a_count_would_take(folder: Path):
+    from brain_tumor_mri.inference.prediction import CSV_COLUMNS, Prediction, Tally, csv_row
 
     write(folder, trust_for(folder))
-    answers = TumorClassifier.from_pretrained(folder, device="cpu").predict(slices)
-    part = tmp_path / "answers.csv.part"
-    rows = [CSV_COLUMNS, *(csv_row(answer) for answer in answers)]
-    part.write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
-    read = _read_rows(part, [str(path) for path in slices])
-    assert [csv_row(answer) for answer in read] == [csv_row(answer) for answer in answers]
+    blank = np.zeros((64, 64), np.uint8)
+    (answer,) = TumorClassifier.from_pretrained(folder, device="cpu").predict([blank])
+    assert answer.decision == NOT_A_BRAIN_MRI
+    row = dict(zip(CSV_COLUMNS, csv_row(answer), strict=True))
+    record = answer.to_dict()
+    assert row["label"] == "" and record["label"] is None
+    assert row["top_class"] == record["top_class"] == max(answer.probabilities, key=answer.probabilities.get)
+    assert Prediction.from_dict(json.loads(json.dumps(record))) == answer
+    tally = Tally()
+    tally.add(answer)
+    counts = tally.to_dict(1)
+    assert counts["refused"] == 1 and counts["answered"] == counts["errors"] == sum(counts["per_label"].values()) == 0

@@ -1,0 +1,27 @@
+"""``brain-tumor-mri app``: the page, as ``python app.py`` serves it from a clone."""
+
+import argparse
+from pathlib import Path
+
+from ..errors import UserError
+from .models import located
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command's arguments."""
+    parser.add_argument("--model", default="model-lite", help="folder, name or Hub id (default: %(default)s)")
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve the page until Ctrl-C."""
+    from ..page import LAUNCH_OPTIONS, ModelHandle, build_page  # gradio: seconds
+
+    demo = build_page(ModelHandle(located(args.model), args.revision, name=args.model), Path("examples"))
+    try:
+        demo.launch(server_name=args.host, server_port=args.port, **LAUNCH_OPTIONS)
+    except OSError as error:
+        raise UserError(f"--port {args.port} is not free; choose another") from error
+    return 0
