@@ -158,7 +158,7 @@ def test_a_mirroring_classifier_averages_the_maps_of_both_views_turned_back(
     both = TumorClassifier(classifier.model, classifier.processor, device="cpu", mirror=True)
     pixels = np.stack([classifier.preprocess(Image.open(path).convert("RGB")) for path in slices])
     classes = [LABEL2ID["glioma"]] * len(slices)
-    plain, turned = heat_maps(classifier, pixels, classes)[0], heat_maps(classifier, pixels.flip(-1), classes)[0]
+    plain, turned = heat_maps(classifier, pixels, classes)[0], heat_maps(classifier, pixels[..., ::-1], classes)[0]
     expected = plain + turned[..., ::-1]
     expected /= np.maximum(expected.max((1, 2), keepdims=True), 1e-9)
     np.testing.assert_allclose(heat_maps(both, pixels, classes)[0], expected, atol=1e-3)
@@ -262,7 +262,9 @@ def test_convolutional_architectures_of_timm_are_explained(architecture: str, me
 
     network = timm.create_model(architecture, num_classes=4)
     classifier = colour_classifier(network)
-    maps, answers = heat_maps(classifier, torch.rand(2, 3, SIDE, SIDE), [0, 3], method=method)
+    maps, answers = heat_maps(
+        classifier, np.random.default_rng(0).random((2, 3, SIDE, SIDE), np.float32), [0, 3], method=method
+    )
     assert maps.shape == (2, SIDE, SIDE) and answers.probabilities.shape == (2, 4)
     assert maps.min() >= 0 and set(maps.max((1, 2)).tolist()) <= {0, 1}
 
@@ -278,6 +280,7 @@ def test_layer_cam_weighs_each_place_of_the_finer_map_by_its_own_gradient(tiny_m
     handle.remove()
     expected = (gradient.clamp_min(0) * kept[0]).sum(1).clamp_min(0)[0].detach()
     assert expected.shape == (14, 14)
+    pixels = pixels.numpy()
     maps = heat_maps(classifier, pixels, [3], method="layer-cam")[0]
     centres = maps[0, 7::16, 7::16]  # half a pixel beside the cells' centres, so their neighbours add a little
     assert np.corrcoef(centres.ravel(), expected.numpy().ravel())[0, 1] > 0.995
@@ -294,7 +297,7 @@ def test_maps_are_those_that_the_package_grad_cam_made():
             if parameter.ndim > 1:
                 wave = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64).reshape(parameter.shape) * 1.7)
                 parameter.copy_(wave * (2 / parameter[0].numel()) ** 0.5)
-    pixels = torch.sin(torch.arange(3 * SIDE**2, dtype=torch.float64) * 0.37).reshape(1, 3, SIDE, SIDE).float()
+    pixels = torch.sin(torch.arange(3 * SIDE**2, dtype=torch.float64) * 0.37).reshape(1, 3, SIDE, SIDE).float().numpy()
     recorded = {
         "grad-cam": [[0.244, 0.223, 0.1835, 0.1649], [0.4448, 0.3589, 0.197, 0.1211],
                      [0.8228, 0.6145, 0.2224, 0.0387], [1, 0.7344, 0.2344, 0]],
@@ -311,9 +314,9 @@ def test_maps_are_those_that_the_package_grad_cam_made():
 def test_fused_cam_is_the_product_of_both_maps_with_a_highest_value_of_one(classifier: TumorClassifier):
     for mirror in (False, True):
         model = TumorClassifier(classifier.model, classifier.processor, device="cpu", mirror=mirror)
-        pixels = torch.rand(2, 3, *model.image_size, generator=torch.Generator().manual_seed(1))
+        pixels = np.random.default_rng(1).random((2, 3, *model.image_size), np.float32)
         if mirror:  # the product is taken view by view, before the mean
-            pixels = torch.cat([pixels, pixels.flip(-1)])
+            pixels = np.concatenate([pixels, pixels[..., ::-1]])
         plain = TumorClassifier(classifier.model, classifier.processor, device="cpu")
         classes = [0] * len(pixels)
         coarse, fine = (heat_maps(plain, pixels, classes, method=m)[0] for m in ("grad-cam", "layer-cam"))
@@ -328,7 +331,7 @@ def test_fused_cam_is_the_product_of_both_maps_with_a_highest_value_of_one(class
 
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_of_a_batch_is_kept_after_its_maps(classifier: TumorClassifier, method: str):
-    views, _ = forward(classifier, torch.rand(1, 3, *classifier.image_size), method)
+    views, _ = forward(classifier, np.zeros((1, 3, *classifier.image_size), np.float32), method)
     kept = [weakref.ref(tensor) for pair in views[0][0].paths.values() for tensor in pair]
     for target in range(2):
         mean_maps(views, [target], classifier.image_size)
