@@ -6,7 +6,6 @@ import argparse
 import csv
 import ctypes
 import io
-import json
 import os
 import platform
 import shutil
@@ -154,12 +153,12 @@ def prepare_output_dir(args: RunArguments, parameters: int) -> str | None:
     settings = run_settings(args)
     record = folder / RUN_FILE
     if record.is_file():
-        before = json.loads(record.read_text())
-        if changed := [key for key in settings if before.get(key) != settings[key]]:
-            what = ", ".join(f"{key} {before.get(key)} -> {settings[key]}" for key in changed[:5])
+        before = read_json(record, "choose another --output_dir, or remove it")
+        if changed := [key for key in sorted(settings | before) if before.get(key) != settings.get(key)]:
+            what = ", ".join(f"{key} {before.get(key)} -> {settings.get(key)}" for key in changed[:5])
             raise UserError(f"{folder}: holds a run with other settings ({what}); choose another --output_dir")
     elif args.training.process_index == 0:
-        record.write_text(json.dumps(settings, indent=2, sort_keys=True))
+        write_json(record, settings)
     return _checkpoint_to_go_on_from(args)
 
 
