@@ -534,6 +534,21 @@ def test_a_folder_with_another_runs_settings_is_refused_and_says_what_differs(tm
         prepare_output_dir(parse_arguments([*base, "--learning_rate", "0.1"]), parameters=1000)
 
 
+def test_other_data_and_another_number_of_processes_are_another_run(tmp_path):
+    args = parse_arguments(["--output_dir", str(tmp_path / "run")])
+    prepare_output_dir(args, 1000, {"split_fingerprint": "a"})
+    assert prepare_output_dir(args, 1000, {"split_fingerprint": "a"}) is None
+    with pytest.raises(UserError, match="split_fingerprint a -> b"):
+        prepare_output_dir(args, 1000, {"split_fingerprint": "b"})
+    record = tmp_path / "run" / "run.json"
+    record.write_text(record.read_text().replace('"processes": 1', '"processes": 2'))
+    with pytest.raises(UserError, match="processes 2 -> 1"):
+        prepare_output_dir(args, 1000, {"split_fingerprint": "a"})
+    record.write_text("")
+    with pytest.raises(UserError, match=r"run\.json"):
+        prepare_output_dir(args, 1000, {"split_fingerprint": "a"})
+
+
 def test_the_recorded_settings_hold_no_folder_of_the_machine(tmp_path):
     args = parse_arguments(["--output_dir", str(tmp_path), "--data_dir", str(tmp_path), "--hub_token", "hf_secret"])
     text = json.dumps(arguments.run_settings(args))
