@@ -54,13 +54,14 @@ class Queue:
             db.execute(_TABLE)
 
     def received(self, uid: str, study: str, source: str, instances: int) -> None:
-        """Note that a series has so many instances; one that was answered or refused stays so."""
+        """Note that a series has so many instances and more may come; one that was answered or refused stays so."""
         with self._open() as db:
             db.execute(
-                "insert into series (uid, study, state, source, instances, changed) values (?, ?, ?, ?, ?, ?) "
-                "on conflict (uid) do update set instances = excluded.instances, changed = excluded.changed "
-                "where state in (?, ?) and instances <> excluded.instances",
-                (uid, study, RECEIVING, source, instances, time.time(), RECEIVING, INCOMPLETE),
+                "insert into series (uid, study, state, source, instances, changed, reason) "
+                "values (?, ?, ?, ?, ?, ?, 'arriving, or the sender broke off') on conflict (uid) do update set "
+                "state = excluded.state, instances = excluded.instances, changed = excluded.changed, "
+                "reason = excluded.reason where state in (?, ?)",
+                (uid, study, INCOMPLETE, source, instances, time.time(), RECEIVING, INCOMPLETE),
             )
 
     def ended(self, uid: str, whole: bool) -> None:

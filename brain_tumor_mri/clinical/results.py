@@ -190,6 +190,7 @@ def _report(sources: dict[str, Dataset], prediction: VolumePrediction, model: Mo
         return sr.CodedConcept(value, _SCHEME, meaning)
 
     titles = {c.name: c.title for c in CLASSES}
+    label = str(prediction.label)
     keys = [s.sop_instance_uid for s in prediction.slices if s.index in prediction.key_slices and s.sop_instance_uid]
     evidence = [sources[uid] for uid in dict.fromkeys(keys) if uid in sources] or [first]
     sides = {s.side for s in prediction.slices if s.index in prediction.key_slices} & {"left", "right"}
@@ -207,7 +208,7 @@ def _report(sources: dict[str, Dataset], prediction: VolumePrediction, model: Mo
             for name, p in prediction.probabilities.items()
         ],
         qualitative_evaluations=[
-            sr.QualitativeEvaluation(code("CLASS", "Class"), code(str(prediction.label)[:16], titles[prediction.label])),
+            sr.QualitativeEvaluation(code("CLASS", "Class"), code(label[:16], titles[label])),
             sr.QualitativeEvaluation(
                 code("DECISION", "Decision"), code(str(prediction.decision)[:16], str(prediction.decision))
             ),

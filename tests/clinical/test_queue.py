@@ -13,6 +13,7 @@ from brain_tumor_mri.clinical.queue import Queue
 def test_a_series_is_claimed_when_it_is_stable_and_only_once(tmp_path) -> None:
     queue = Queue(tmp_path / "q.sqlite")
     queue.received("1.2", "1", "dimse", 3)
+    queue.ended("1.2", whole=True)
     assert queue.claim(stable_seconds=60) is None
     assert queue.claim(stable_seconds=0).uid == "1.2"
     queue.finish("1.2", q.DONE)
@@ -35,6 +36,7 @@ def test_a_failing_series_is_tried_again_later_and_then_fails_with_its_reason(tm
     monkeypatch.setattr(q, "FIRST_WAIT", 0.05)
     queue = Queue(tmp_path / "q.sqlite", max_attempts=2)
     queue.received("1.2", "1", "dimse", 3)
+    queue.ended("1.2", whole=True)
     queue.retry(queue.claim(0), "no route")
     assert queue.claim(0) is None
     time.sleep(0.1)
@@ -44,6 +46,7 @@ def test_a_failing_series_is_tried_again_later_and_then_fails_with_its_reason(tm
 
 def test_what_a_killed_process_had_taken_is_taken_again(tmp_path) -> None:
     Queue(tmp_path / "q.sqlite").received("1.2", "1", "dimse", 3)
+    Queue(tmp_path / "q.sqlite").ended("1.2", whole=True)
     code = f"""
 import os, signal
 from brain_tumor_mri.clinical.queue import Queue
