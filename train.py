@@ -35,6 +35,7 @@ from brain_tumor_mri.training.run import (
     describe_training,
     epoch_rows,
     prepare_output_dir,
+    split_fingerprint,
     start_missing_processes,
     tune_for_cpu,
     write_run,
@@ -86,7 +87,9 @@ def main(argv: list[str]) -> None:
         from_scratch=args.model.from_scratch,
         image_size=args.model.image_size,
     )
-    checkpoint = prepare_output_dir(args, parameters=model.num_parameters())
+    parts = {"train": train_part, "validation": validation_part, "test": slices.splits["test"]}
+    fingerprints = {"data_fingerprint": slices.fingerprint, "split_fingerprint": split_fingerprint(parts)}
+    checkpoint = prepare_output_dir(args, parameters=model.num_parameters(), data=fingerprints)
     augment = transforms.TrainTransform(model.config, args.augmentation)
     preprocess = transforms.eval_transform(model.config)
     teacher = None
@@ -142,6 +145,12 @@ def main(argv: list[str]) -> None:
         print(report.summary_table([record]) + "\n" + report.class_table(record))
         if tumours:
             print(report.external_table([record]))
+        print(
+            f"\nThe model is in {output_dir}. Next:\n"
+            f"  brain-tumor-mri calibrate --model {output_dir} --data_dir {args.data.data_dir}\n"
+            f"  brain-tumor-mri predict --model {output_dir} IMAGE\n"
+            f"  brain-tumor-mri export --model {output_dir}"
+        )
     trainer.accelerator.wait_for_everyone()
     if args.training.push_to_hub and trainer.is_world_process_zero():
         print(publish.publish_run(output_dir, trainer.hub_model_id, token=args.training.hub_token).url)
@@ -154,3 +163,7 @@ if __name__ == "__main__":
         if os.environ.get("RANK", "0") == "0":
             print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -5,6 +5,9 @@ A file, or a file and a test's name without its parameters. Tests with the mark 
 
 SLOW = {
     "test_app_browser.py",
+    "benchmarks/test_latency.py::test_a_run_times_every_format_of_the_export_beside_eager_and_the_peer",
+    "benchmarks/test_shortcut.py::test_a_blind_classifier_tells_two_collections_apart_by_their_borders",
+    "benchmarks/test_shortcut.py::test_a_run_writes_figures_without_paths_and_takes_up_what_it_kept",
     "data/test_br35h.py::test_training_with_them_measures_them_and_external_alone_is_no_protocol_to_train",
     "federated/test_federate_command.py::test_a_simulation_needs_no_network_and_leaves_no_process",
     "federated/test_federate_command.py::test_no_hospital_left_ends_with_1_and_one_line",

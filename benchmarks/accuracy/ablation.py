@@ -10,7 +10,6 @@ of both models' answers together. It is one training a step, so it holds the luc
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.harness import add_data_arguments, run
 from brain_tumor_mri.data.br35h import load_external
 from brain_tumor_mri.data.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
 from brain_tumor_mri.data.slices import load_slices
@@ -27,7 +27,7 @@ from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation.metrics import external_figures, mean_figure
 from brain_tumor_mri.evaluation.record import describe_data, describe_model, run_record
 from brain_tumor_mri.evaluation.split import predict_split, split_figures
-from brain_tumor_mri.files import write_json
+from brain_tumor_mri.files import read_json
 from brain_tumor_mri.inference.classifier import TumorClassifier
 from brain_tumor_mri.labels import LABEL2ID, NO_TUMOR
 from brain_tumor_mri.reports.tables import ablation_table
@@ -43,10 +43,10 @@ def read_model(folder: str, protocol: ProtocolArguments) -> tuple[TumorClassifie
     classifier = TumorClassifier.from_pretrained(folder)
     file = Path(folder) / "metrics.json"
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file)
         trained_under, weights = record["protocol"], record["model"]["weights_sha256"]
         settings = {name: record["config"].get(name) for name in SETTINGS}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (UserError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} does not say how the model was trained; give a folder that train.py wrote") from error
     if weights != classifier.describe()["sha256"]:
         raise UserError(f"{file} belongs to other weights; give the folder that train.py wrote")
@@ -103,8 +103,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return record | {"benchmark": "ablation", "steps": steps}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step",
         nargs=2,
@@ -113,21 +112,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar=("TITLE", "FOLDER"),
         help="a row of the table and the folder that train.py wrote; in the order in which changes are shown",
     )
-    parser.add_argument("--data_dir", type=Path, required=True, help="the Kaggle set: holds Training/ and Testing/")
-    parser.add_argument("--external_dir", type=Path, required=True, help="the Br35H tumours: holds images/")
-    parser.add_argument("--protocol", default=PATIENT_DISJOINT, choices=(PATIENT_DISJOINT, OFFICIAL))
-    parser.add_argument("--fold", type=int, default=1)
-    parser.add_argument("--output", type=Path, required=True, help="write the figures to this metrics.json")
-    args = parser.parse_args(argv)
-    try:
-        record = measure(args)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.output, record)
+    add_data_arguments(parser, (PATIENT_DISJOINT, OFFICIAL))
+
+
+def show(record: dict[str, Any], _: argparse.Namespace) -> None:
     print(ablation_table(record))
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(__doc__, add_arguments, measure, argv, show=show, output="results/ablation/metrics.json")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Precision and recall of the copy finder on copies made of real slices, with neighbouring slices as hard negatives.
 
-``python benchmarks/accuracy/audit_accuracy.py --data_dir DATA`` writes results/audit-accuracy/metrics.json. For every
+``python benchmarks/accuracy/audit_accuracy.py --data_dir DATA --output results/audit-accuracy/metrics.json``. For every
 kind of copy a pool is searched that holds 500 slices, one copy of each, and the slices next to them of the same
 patient: a pair is right if both show the same slice, and wrong otherwise. The same is done on the published Kaggle
 files that trace to a Figshare slice, where nobody made the copies for this purpose. ``--growth 5000 10000 20000``
-instead prints time and peak memory of a search among so many synthetic thumbnails, a process a number.
+instead tells time and peak memory of a search among so many synthetic thumbnails, a process a number.
 """
 
 import argparse
@@ -13,25 +13,23 @@ import io
 import itertools
 import json
 import multiprocessing
-import os
-import platform
 import resource
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
-import scipy
-import sklearn
 from PIL import Image, ImageEnhance, ImageOps
+from scipy.stats import binomtest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.harness import run
 from brain_tumor_mri.audit.copies import (
     CANDIDATE_CORRELATION,
     COPY_SCORE,
@@ -41,7 +39,10 @@ from brain_tumor_mri.audit.copies import (
     orient,
     thumbnail,
 )
+from brain_tumor_mri.data.outlines import read_provenance
+from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.images.read import load_image
+from brain_tumor_mri.machine import cpu_count, hardware, versions
 
 Change = Callable[[Image.Image], Image.Image]
 
@@ -118,14 +119,10 @@ BEYOND: dict[str, tuple[int, Change]] = {
 }
 
 
-def wilson(hits: int, total: int) -> list[float]:
-    """95 % interval of a proportion (Wilson 1927)."""
-    if total == 0:
-        return [0.0, 1.0]
-    z, share = 1.959964, hits / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * np.sqrt(share * (1 - share) / total + z * z / (4 * total**2)) / (1 + z * z / total)
-    return [round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)]
+def proportion(name: str, hits: int, total: int) -> dict[str, Any]:
+    """Return a proportion and its 95 % interval (Wilson 1927), rounded."""
+    interval = binomtest(hits, total).proportion_ci(method="wilson")
+    return {name: round(hits / total, 4), f"{name}_ci95": [round(float(end), 4) for end in interval]}
 
 
 def copy_thumbnail(original: Image.Image, quality: int, change: Change) -> np.ndarray:
@@ -135,14 +132,14 @@ def copy_thumbnail(original: Image.Image, quality: int, change: Change) -> np.nd
     return thumbnail(load_image(file.getvalue()))
 
 
-def measure(data_dir: Path, count: int, seed: int, workers: int) -> dict[str, Any]:
+def measure_made(data_dir: Path, count: int, seed: int) -> dict[str, Any]:
     root = data_dir / "figshare-brain-tumor"
     with (root / "slices.csv").open(newline="") as file:
         patient = {int(row["image_id"]): row["patient_id"] for row in csv.DictReader(file)}
     chosen = sorted(np.random.default_rng(seed).choice(sorted(patient), count, replace=False).tolist())
     near = {n for i in chosen for n in (i - 1, i + 1) if patient.get(n) == patient[i]} - set(chosen)
     slices = chosen + sorted(near)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(cpu_count()) as pool:
         originals = list(pool.map(lambda i: load_image(root / "images" / f"{i}.jpg"), chosen))
         small = list(pool.map(thumbnail, originals))
         small += pool.map(lambda i: thumbnail(load_image(root / "images" / f"{i}.jpg")), sorted(near))
@@ -168,8 +165,7 @@ def measure(data_dir: Path, count: int, seed: int, workers: int) -> dict[str, An
                 "promised": name in PROMISED,
                 "copies": count,
                 "found": found,
-                "recall": round(found / count, 4),
-                "recall_ci95": wilson(found, count),
+                **proportion("recall", found, count),
                 "wrong_pairs": false,
             }
             if name in PROMISED:
@@ -185,10 +181,8 @@ def measure(data_dir: Path, count: int, seed: int, workers: int) -> dict[str, An
         "neighbouring_pairs": len(neighbours),
         "neighbouring_pairs_highest_score": round(float(neighbour_scores.max()), 4),
         "neighbouring_pairs_taken_for_copies": int((neighbour_scores >= COPY_SCORE).sum()),
-        "recall": round(right / total, 4),
-        "recall_ci95": wilson(right, total),
-        "precision": round(right / (right + wrong), 4),
-        "precision_ci95": wilson(right, right + wrong),
+        **proportion("recall", right, total),
+        **proportion("precision", right, right + wrong),
         "right_pairs": right,
         "wrong_pairs": wrong,
         "wrong_slice_pairs": sorted(wrong_slices)[:20],
@@ -196,13 +190,12 @@ def measure(data_dir: Path, count: int, seed: int, workers: int) -> dict[str, An
     }
 
 
-def measure_kaggle(data_dir: Path, provenance: Path, workers: int) -> dict[str, Any]:
+def measure_kaggle(data_dir: Path) -> dict[str, Any]:
     """Pairs among the published files that trace to a slice: right if both trace to the same slice."""
-    with provenance.open(newline="") as file:
-        slice_of = {r["path"]: r["figshare_id"] for r in csv.DictReader(file) if r["figshare_id"]}
+    slice_of = {path: slice_ for path, (slice_, _) in read_provenance().items()}
     root = data_dir / "brain-tumor-mri-dataset"
     paths = [path for path in slice_of if (root / path).is_file()]
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(cpu_count()) as pool:
         small = np.stack(list(pool.map(lambda path: thumbnail(load_image(root / path)), paths)))
     pairs = find_copies(small)
     shown = np.array([int(slice_of[path]) for path in paths])
@@ -213,10 +206,8 @@ def measure_kaggle(data_dir: Path, provenance: Path, workers: int) -> dict[str, 
         "right_pairs": right,
         "wrong_pairs": len(pairs) - right,
         "pairs_of_the_same_slice": possible,
-        "recall": round(right / possible, 4),
-        "recall_ci95": wilson(right, possible),
-        "precision": round(right / len(pairs), 4),
-        "precision_ci95": wilson(right, len(pairs)),
+        **proportion("recall", right, possible),
+        **proportion("precision", right, len(pairs)),
     }
 
 
@@ -264,46 +255,41 @@ def measure_growth(count: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_dir", type=Path, help="holds figshare-brain-tumor, brain-tumor-mri-dataset")
-    parser.add_argument("--provenance", type=Path, default=Path("brain_tumor_mri/data/splits/provenance.csv"))
-    parser.add_argument("--output_dir", type=Path, default=Path("results/audit-accuracy"))
     parser.add_argument("--count", type=int, default=500, help="slices to copy (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--growth", type=int, nargs="+", metavar="N", help="numbers of images to search among")
-    args = parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.growth:
+        rows = []
         for count in args.growth:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                print(json.dumps(pool.apply(measure_growth, (count,))), flush=True)
-        return
+                rows.append(pool.apply(measure_growth, (count,)))
+        return {"what": "time and memory of find_copies", "growth": rows}
     if not args.data_dir:
-        parser.error("give --data_dir, or --growth")
-    started = time.monotonic()
-    metrics = {
+        raise UserError("give --data_dir, or --growth")
+    packages = ("numpy", "pillow", "scikit-learn", "scipy")
+    return {
         "what": "pairs of copies found by brain_tumor_mri.audit.copies.find_copies",
         "min_score": COPY_SCORE,
         "min_correlation": CANDIDATE_CORRELATION,
         "seed": args.seed,
-        "constructed": measure(args.data_dir, args.count, args.seed, args.workers),
-        "kaggle_traced": measure_kaggle(args.data_dir, args.provenance, args.workers),
-        "seconds": round(time.monotonic() - started),
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,
-            "scikit-learn": sklearn.__version__,
-            "scipy": scipy.__version__,
-        },
+        "constructed": measure_made(args.data_dir, args.count, args.seed),
+        "kaggle_traced": measure_kaggle(args.data_dir),
+        "hardware": hardware(),
+        "versions": versions() | {name: metadata.version(name) for name in packages},
     }
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    (args.output_dir / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    brief = {k: metrics["constructed"][k] for k in ("recall", "recall_ci95", "precision", "precision_ci95")}
-    print(json.dumps({"constructed": brief, "kaggle_traced": metrics["kaggle_traced"]}, indent=1))
+
+
+def show(record: dict[str, Any], _: argparse.Namespace) -> None:
+    keys = ("recall", "recall_ci95", "precision", "precision_ci95")
+    parts = ("constructed", "kaggle_traced")
+    shown = record.get("growth") or {part: {key: record[part][key] for key in keys} for part in parts}
+    print(json.dumps(shown, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(__doc__, add_arguments, measure, show=show))

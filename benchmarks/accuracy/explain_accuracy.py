@@ -6,7 +6,7 @@
 Scored are the tumours of a protocol's test part that are copies of a Figshare slice, whose outline is known, and those
 of Br35H's test part; each map is for the class answered. Beside the model's maps stand a centred Gaussian, a random
 map, and the maps of the same model with its head, then all of its weights, randomised: a map that does not change with
-the weights tells nothing of the model (Adebayo et al. 2018, arXiv:1810.03292). Writes metrics.json.
+the weights tells nothing of the model (Adebayo et al. 2018, arXiv:1810.03292).
 """
 
 import argparse
@@ -36,6 +36,7 @@ from benchmarks.accuracy.heat_map_scores import (
     score,
 )
 from benchmarks.accuracy.shortcut import images_met
+from benchmarks.harness import add_data_arguments, run
 from brain_tumor_mri.data.br35h import external_rows
 from brain_tumor_mri.data.outlines import (
     FILE_NAME,
@@ -51,7 +52,6 @@ from brain_tumor_mri.data.slices import load_slices
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation.metrics import bootstrap, describe_interval, figure, weighted_share
 from brain_tumor_mri.evaluation.record import describe_data, describe_model, run_record
-from brain_tumor_mri.files import write_json
 from brain_tumor_mri.heat_maps.explain import DEFAULT_METHOD, METHODS, heat_maps
 from brain_tumor_mri.images.read import load_image
 from brain_tumor_mri.inference.classifier import TumorClassifier
@@ -268,35 +268,28 @@ def method_table(record: dict[str, Any]) -> str:
     return markdown_table(header, rows)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_dir", type=Path, required=True, help="the Kaggle set: holds Training/ and Testing/")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_arguments(parser, (PATIENT_DISJOINT, OFFICIAL))
     parser.add_argument("--figshare_dir", type=Path, required=True, help="the Figshare set: borders.jsonl")
-    parser.add_argument("--external_dir", type=Path, required=True, help="Br35H: images/*.jpg and borders.jsonl")
     parser.add_argument(
         "--model", action="append", help="folder or Hub id (default: model); given again, an ensemble of all"
     )
     parser.add_argument("--mirror", action="store_true", help="average answers and maps with the mirror image's")
     parser.add_argument("--method", choices=METHODS, default=DEFAULT_METHOD)
-    parser.add_argument("--protocol", default=PATIENT_DISJOINT, choices=(OFFICIAL, PATIENT_DISJOINT))
-    parser.add_argument("--fold", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of random maps, randomised weights and the bootstrap")
     parser.add_argument("--n_resamples", type=int, default=2000, help="of the bootstrap over groups")
     parser.add_argument("--title", help="what stands in tables for the model (default: architecture and input size)")
     parser.add_argument("--limit", type=int, help="images of each set, for a trial")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best one here)")
     parser.add_argument("--provenance", type=Path, default=PROVENANCE, help="which file is which Figshare slice")
-    parser.add_argument("--output_dir", type=Path, default=Path("results/explain"))
-    args = parser.parse_args(argv)
-    try:
-        record = measure(args)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(args.output_dir / "metrics.json", record)
+
+
+def show(record: dict[str, Any], _: argparse.Namespace) -> None:
     Console().print(Markdown(method_table(record)))
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(__doc__, add_arguments, measure, argv, show=show, output="results/explain/metrics.json")
 
 
 if __name__ == "__main__":

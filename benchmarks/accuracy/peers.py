@@ -26,7 +26,9 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.harness import add_data_arguments
 from benchmarks.processes import RefusedError, Worker
+from brain_tumor_mri.commands.script import run_script
 from brain_tumor_mri.data.br35h import load_external
 from brain_tumor_mri.data.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
 from brain_tumor_mri.data.slices import load_slices
@@ -61,6 +63,14 @@ class Asked(NamedTuple):
     unanswered: list[dict[str, str]]
 
 
+def describe_peer(worker: Worker, python: str) -> dict[str, Any]:
+    """Return what the peer says of itself, with the hash of its weights; another release is refused."""
+    about = worker.ask("about")
+    if (found := about["versions"][NAME]) != VERSION:
+        raise UserError(f"--peer_python {python}: has {NAME} {found}; install {NAME}=={VERSION} there")
+    return about | {"weights_sha256": hashlib.sha256(Path(about["weights"]).read_bytes()).hexdigest()}
+
+
 class Peer:
     """The package at work in its own interpreter; a context manager."""
 
@@ -68,17 +78,9 @@ class Peer:
         self.worker = Worker(
             f"--peer_python {python}", NAME, python=python, environment=os.environ | {"PYTHONUTF8": "1"}
         )
-        about = self.worker.ask("about")
-        if (found := about["versions"][NAME]) != VERSION:
-            raise UserError(f"--peer_python {python}: has {NAME} {found}; install {NAME}=={VERSION} there")
-        weights = Path(about["weights"]).read_bytes()
-        self.model = {
-            "name": f"{NAME} {VERSION}",
-            "architecture": "vgg16 (ONNX)",
-            "image_size": about["image_size"],
-            "weights_sha256": hashlib.sha256(weights).hexdigest(),
-            "versions": about["versions"],
-        }
+        about = describe_peer(self.worker, python)
+        self.model = {"name": f"{NAME} {VERSION}", "architecture": "vgg16 (ONNX)"}
+        self.model |= {key: about[key] for key in ("image_size", "weights_sha256", "versions")}
         self.title = f"{NAME} {VERSION}, {self.model['architecture']}"
         self.kept = kept
         self.answers: dict[str, dict[str, float]] = {}
@@ -198,20 +200,16 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return records
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_dir", type=Path, required=True, help="the Kaggle set: holds Training/ and Testing/")
-    parser.add_argument("--external_dir", type=Path, required=True, help="the Br35H tumours (images/)")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_arguments(parser)
     add_peer_arguments(parser)
     parser.add_argument("--output_dir", type=Path, default=Path(f"results/peers/{NAME}-{VERSION}"))
     parser.add_argument("--answers", type=Path, help="keep the answers in this JSON file, and take up what it holds")
     parser.add_argument("--limit", type=int, help="images of each part, for a trial")
-    args = parser.parse_args(argv)
-    try:
-        records = measure(args)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+
+
+def write_and_show(args: argparse.Namespace) -> None:
+    records = measure(args)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name, record in records.items():
         write_json(args.output_dir / f"{name}.json", record)
@@ -220,7 +218,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables = [summary_table([*records.values()]), *(class_table(record) for record in records.values())]
     for text in (*tables, external_table([records[PATIENT_DISJOINT]]), TRAINING_DATA_NOTE):
         Console().print(Markdown(text))
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_script(__doc__, add_arguments, write_and_show, argv)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
 """How well the class can be told from the source collection alone, by classifiers that cannot see a tumour.
 
     python benchmarks/accuracy/shortcut.py --data_dir ../shared/data/brain-tumor-mri-dataset \
-        --external_dir ../shared/data/br35h-tumour --model model --output_dir results/shortcut
+        --external_dir ../shared/data/br35h-tumour --model model
 
 Three blind classifiers learn the Kaggle set from an image's border, its histogram, or its framing. They and a full
 model are then asked about tumours of Br35H, the collection of most `notumor` images: whoever learned the collections
-answers `notumor`. Writes metrics.json and shortcut.png, which shows no pixel of any image. With `--work_dir` the same
-command takes an interrupted run up again.
+answers `notumor`. The figure shows no pixel of any image. With `--work_dir` the same command takes an interrupted run
+up again.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -19,19 +18,21 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy import ndimage
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import log_loss
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from brain_tumor_mri.data.protocols import PARTS, PATIENT_DISJOINT, PROTOCOLS, ProtocolArguments, assign, leaking_share
+from benchmarks.harness import add_data_arguments, run
+from brain_tumor_mri.data.outlines import Outlines, external_outlines, outline_mask
+from brain_tumor_mri.data.protocols import OFFICIAL, PARTS, PATIENT_DISJOINT, ProtocolArguments, assign, leaking_share
 from brain_tumor_mri.data.slices import load_slices, scan_folders
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation.metrics import classification_figures, mean_figure
 from brain_tumor_mri.evaluation.record import describe_data, describe_model, run_record
-from brain_tumor_mri.files import write_json
+from brain_tumor_mri.files import read_json
 from brain_tumor_mri.images.read import load_image
 from brain_tumor_mri.inference.classifier import TumorClassifier
 from brain_tumor_mri.labels import LABEL2ID, LABELS
@@ -40,7 +41,7 @@ from brain_tumor_mri.reports.tables import percent
 SIDE, FRAME, BLOCK = 224, 11, 8  # pixels: a slice's side, the width of its border (5 %), the length of a border block
 PATCH, STRIDE, SHOWN = 32, 16, 3  # occlusion: pixels, pixels, tumours in the figure
 NOTUMOR = LABEL2ID["notumor"]
-OcclusionMap = tuple[np.ndarray, list[np.ndarray], np.ndarray]  # change of P(tumour), tumour outlines, head mask
+OcclusionMap = tuple[np.ndarray, Outlines, np.ndarray]  # change of P(tumour), tumour outlines, head mask
 SEES = {
     "border": "the outermost 5 % of the image: block means along it; mean, spread and maximum of each side",
     "histogram": "the 64-bin histogram of grey values",
@@ -122,7 +123,7 @@ def called_tumour(probabilities: np.ndarray, n_resamples: int = 2000, seed: int 
 def images_met(model: str, data_dir: Path, test_paths: Sequence[str]) -> dict[str, Any]:
     """Return the protocol a model was made under, and which of the test images it then met, as its record tells."""
     record = Path(model) / "metrics.json"
-    made_under = json.loads(record.read_text())["protocol"] if record.is_file() else "unknown"
+    made_under = read_json(record)["protocol"] if record.is_file() else "unknown"
     name, _, fold = made_under.partition(" fold ")
     if name not in ("official", PATIENT_DISJOINT):
         return {"protocol": made_under}
@@ -151,18 +152,13 @@ def ask(classifier: TumorClassifier, images: Sequence[Any]) -> np.ndarray:
     return np.array([[answer.probabilities[name] for name in LABELS] for answer in classifier.predict(images)])
 
 
-def read_external(folder: Path) -> tuple[list[Path], dict[str, list[np.ndarray]]]:
-    """Return the tumours' files, and by name their outlines, (P, 2) x and y in pixels of the 224 px slice."""
-    paths, outlines = sorted((folder / "images").glob("*.jpg")), {}
-    try:
-        for row in map(json.loads, (folder / "borders.jsonl").read_text(encoding="utf-8").splitlines()):
-            scale = np.array([SIDE / row["width"], SIDE / row["height"]])
-            outlines[row["file"]] = [np.array(border) * scale for border in row["borders"]]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / 'borders.jsonl'}: no tumour outlines ({error}); give another folder") from error
-    if not paths or not {path.name for path in paths} <= outlines.keys():
+def read_external(folder: Path) -> tuple[list[Path], dict[str, Outlines]]:
+    """Return the tumours' files, and by name their outlines, (P, 2) x and y as shares of the slice."""
+    known = external_outlines(folder)
+    paths = sorted((folder / "images").glob("*.jpg"))
+    if not paths or not {f"images/{path.name}" for path in paths} <= known.keys():
         raise UserError(f"{folder}: give --external_dir a folder with images/*.jpg, each with a line in borders.jsonl")
-    return paths, outlines
+    return paths, {Path(name).name: outlines for name, outlines in known.items()}
 
 
 def most_confident(paths: Sequence[Path], probabilities: np.ndarray) -> list[int]:
@@ -178,13 +174,10 @@ def most_confident(paths: Sequence[Path], probabilities: np.ndarray) -> list[int
     return chosen
 
 
-def mean_changes(change: np.ndarray, outlines: Sequence[np.ndarray], head: np.ndarray) -> dict[str, float | None]:
+def mean_changes(change: np.ndarray, outlines: Outlines, head: np.ndarray) -> dict[str, float | None]:
     """Return the mean change of P(tumour) over patches centred on the tumour, on the rest of the head, beside it."""
-    canvas = Image.new("1", (SIDE, SIDE))
-    for outline in outlines:
-        ImageDraw.Draw(canvas).polygon([tuple(point) for point in outline.tolist()], fill=1)
     centres = slice(PATCH // 2, SIDE - PATCH // 2 + 1, STRIDE)
-    tumour, head = np.asarray(canvas)[centres, centres], head[centres, centres]
+    tumour, head = outline_mask(outlines, (SIDE, SIDE))[centres, centres], head[centres, centres]
     regions = {"tumour": tumour, "rest_of_head": head & ~tumour, "beside_the_head": ~head & ~tumour}
     return {name: float(change[region].mean()) if region.any() else None for name, region in regions.items()}
 
@@ -234,7 +227,7 @@ def draw(record: dict[str, Any], maps: Sequence[OcclusionMap], path: Path) -> No
         shown = axes.imshow(change, cmap="PuOr", vmin=-limit, vmax=limit, extent=extent)
         axes.contour(head, levels=[0.5], colors="0.6", linewidths=0.8)
         for outline in outlines:
-            axes.plot(*np.vstack([outline, outline[:1]]).T, color="black", linewidth=1.5)
+            axes.plot(*np.vstack([outline, outline[:1]]).T * SIDE, color="black", linewidth=1.5)
         axes.set(xlim=(0, SIDE), ylim=(SIDE, 0), xticks=[], yticks=[])
     if maps:
         label = f"change of P(tumour) where a {PATCH} px patch hides the slice"
@@ -245,8 +238,8 @@ def draw(record: dict[str, Any], maps: Sequence[OcclusionMap], path: Path) -> No
     figure.savefig(path, dpi=100)
 
 
-def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[OcclusionMap]]:
-    """Return the record, and the occlusion maps for the figure."""
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the record, and draw its figure."""
     tumours, outlines = read_external(args.external_dir)
     protocol = ProtocolArguments(args.protocol, args.fold)
     classifier = TumorClassifier.from_pretrained(args.model)
@@ -300,7 +293,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[OcclusionMap
     for key in ("splits", "training"):  # the full model's figures on images it met must not pass for the protocol's
         del record[key]
     record["versions"] |= {name: metadata.version(name) for name in ("numpy", "scipy", "scikit-learn", "matplotlib")}
-    return record | {
+    record |= {
         "benchmark": "shortcut",
         "note": note,
         "external": {
@@ -311,32 +304,28 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[OcclusionMap
         },
         "classifiers": classifiers,
         "occlusion": {"patch": PATCH, "stride": STRIDE, "side": SIDE, "fill": "median grey", "tumours": occluded},
-    }, maps[:SHOWN]
+    }
+    args.plot.parent.mkdir(parents=True, exist_ok=True)
+    draw(record, maps[:SHOWN], args.plot)
+    return record
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_dir", type=Path, required=True, help="the Kaggle set: holds Training/ and Testing/")
-    parser.add_argument("--external_dir", type=Path, required=True, help="tumours: images/*.jpg and borders.jsonl")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_arguments(parser, (PATIENT_DISJOINT, OFFICIAL))
     parser.add_argument("--model", default="model", help="folder or Hub id of the full model (%(default)s)")
-    parser.add_argument("--output_dir", type=Path, default=Path("results/shortcut"))
     parser.add_argument("--work_dir", type=Path, help="keep what is computed here, to take an interrupted run up again")
-    parser.add_argument("--protocol", default=PATIENT_DISJOINT, choices=PROTOCOLS)
-    parser.add_argument("--fold", type=int, default=1)
-    args = parser.parse_args(argv)
-    try:
-        record, maps = measure(args)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    draw(record, maps, args.output_dir / "shortcut.png")
-    write_json(args.output_dir / "metrics.json", record)
+    parser.add_argument("--plot", type=Path, default=Path("results/shortcut/shortcut.png"), help="default: %(default)s")
+
+
+def show(record: dict[str, Any], _: argparse.Namespace) -> None:
     for name, row in record["classifiers"].items():
         test = {key: percent(row["test"][key]) for key in ("accuracy", "balanced_accuracy")}
         test["auroc"] = percent(row["test"]["per_class"]["notumor"]["auroc"])
         print(name, test, "tumours called a tumour", percent(row["external"]["called_tumour"]))
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(__doc__, add_arguments, measure, argv, show=show, output="results/shortcut/metrics.json")
 
 
 if __name__ == "__main__":

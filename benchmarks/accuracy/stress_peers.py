@@ -20,6 +20,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.accuracy.peers import TRAINING_DATA_NOTE, Peer, add_peer_arguments, start_peer
+from brain_tumor_mri.commands.script import run_script
 from brain_tumor_mri.commands.stress import add_stress_arguments, check_targets, measured, show
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.files import read_json
@@ -62,22 +63,16 @@ def measure(args: argparse.Namespace) -> None:
     show(args, record, beside)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_stress_arguments(parser)
     add_peer_arguments(parser)
     parser.add_argument(
         "--beside", type=Path, action="append", default=[], metavar="FILE", help="record of a model to compare with"
     )
-    try:
-        measure(parser.parse_args(argv))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
-        return 130
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_script(__doc__, add_arguments, measure, argv)
 
 
 if __name__ == "__main__":

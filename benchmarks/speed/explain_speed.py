@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.speed.harness import run, spread, take_turns
+from benchmarks.harness import run, spread, take_turns
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.heat_maps.explain import DEFAULT_METHOD, METHODS, explain, heat_maps
 from brain_tumor_mri.inference.classifier import TumorClassifier

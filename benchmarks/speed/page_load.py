@@ -27,7 +27,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.speed.harness import ROOT, run, write_slices
+from benchmarks.harness import ROOT, run, write_slices
 
 START_LIMIT_S = 180
 UPLOADS_GONE_S = 14 * 60  # the page looks every minute for uploads older than ten

@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.speed.harness import run, run_watched, take_turns, write_slices
+from benchmarks.harness import run, run_watched, take_turns, write_slices
 from brain_tumor_mri.inference.classifier import TumorClassifier
 
 BATCH = 32

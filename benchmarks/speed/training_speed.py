@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.speed.harness import ROOT, run, run_watched
+from benchmarks.harness import ROOT, run, run_watched
 
 WARM_UP = 4
 KINDS = ("train.py", "bare loop", "fixed batch")

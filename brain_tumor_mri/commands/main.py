@@ -26,6 +26,8 @@ COMMANDS = {
     "publish": "push a version of the model, or the Space that shows it, to the Hugging Face Hub",
     "app": "serve the page on this machine",
     "train": "fine-tune a network; the flags are those of train.py",
+    "node": "answer the series that a PACS sends, as DICOM and FHIR; research use only",
+    "ping": "try what the node needs of the PACS, a line each",
     "models": "list the released models by name: where they are, size and figures",
     "info": "say which model and versions are here, without loading them",
 }

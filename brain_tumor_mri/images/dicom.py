@@ -172,6 +172,10 @@ def _check_codestream(dataset: Dataset) -> None:
     """Refuse JPEG and JPEG 2000 that are larger than rows and columns say, before a decoder makes room for them."""
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     check_scans(frame)
+    # Pillow does not know JPEG-LS, which a plugin may decode: its frame header has rows and columns after the depth
+    header = re.search(rb"\xff\xf7...(....)", frame, re.DOTALL)
+    if header and header[1] != int(dataset.Rows).to_bytes(2, "big") + int(dataset.Columns).to_bytes(2, "big"):
+        raise DicomError("a DICOM file whose pixels do not fit its rows and columns; export it again")
     with suppress(UnidentifiedImageError), Image.open(BytesIO(frame), formats=("JPEG", "JPEG2000")) as image:
         if image.size != (dataset.Columns, dataset.Rows):
             raise DicomError("a DICOM file whose pixels do not fit its rows and columns; export it again")

@@ -205,6 +205,8 @@
       const input = document.querySelector(`#${id} input[type=file]`);
       if (input && !input.ariaLabel) input.ariaLabel = name;
     }
+    // what scrolls sideways on a phone must be reached by keyboard
+    document.querySelectorAll("#model-card :is(table, pre):not([tabindex])").forEach((part) => { part.tabIndex = 0; });
     drawn("#viewer .viewer", (viewer) => {
       draw();
       const slider = viewer.querySelector("input[name=heat-opacity]");

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,18 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ..data.br35h import ExternalArguments
 from ..data.collections import CollectionArguments
-from ..data.protocols import EXTERNAL, LEAVE_COLLECTION_OUT, ProtocolArguments
+from ..data.protocols import ProtocolArguments
 from ..data.slices import DataArguments
-from ..errors import UserError
+from ..errors import UserError, safe_line
 from .augmentation import AugmentationArguments
 from .backbone import DEFAULT_BACKBONE
+from .checks import check_arguments
 from .losses import GuidanceArguments
+
+FOLDERS = {
+    "data_dir", "external_dir", "collections_dir", "outlines_dir", "teacher", "model_name_or_path",
+    "resume_from_checkpoint",
+}  # fmt: skip
 
 
 @dataclass
@@ -110,44 +117,36 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
     parser.set_defaults(use_cpu=on_cpu, dataloader_pin_memory=not on_cpu, hub_strategy="end")
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
-        parser.set_defaults(**_read_config(Path(argv.pop(0)), {action.dest for action in parser._actions}))
+        parser.set_defaults(**_read_config(Path(argv.pop(0)).expanduser(), parser._actions))
     try:
         args = RunArguments(*parser.parse_args_into_dataclasses(argv))
-    except (ValueError, ImportError) as error:
-        raise UserError(str(error).strip().replace("\n", " ")) from error
-    if args.protocol.protocol == EXTERNAL:
-        raise UserError(f"--protocol {EXTERNAL}: it only measures; train under another with --external_dir")
-    if args.protocol.train_on_validation and args.training.load_best_model_at_end:
-        raise UserError(
-            "--train_on_validation: nothing is left to choose an epoch by; keep the last one with "
-            "--load_best_model_at_end false"
-        )
-    if args.protocol.protocol == LEAVE_COLLECTION_OUT and not args.collections.collections_dir:
-        raise UserError(f"--protocol {LEAVE_COLLECTION_OUT}: give --collections_dir, the folder of the collections")
-    if not 0 <= args.model.weight_averaging < 1:
-        raise UserError(f"--weight_averaging {args.model.weight_averaging}: give a decay from 0 to below 1")
-    if args.model.weight_averaging and args.training.load_best_model_at_end:
-        raise UserError("--weight_averaging: the average of the last step is kept; add --load_best_model_at_end false")
-    if not 0 <= args.model.teacher_weight <= 1:
-        raise UserError(f"--teacher_weight {args.model.teacher_weight}: give a share from 0 to 1")
-    if args.model.mixup < 0:
-        raise UserError(f"--mixup {args.model.mixup}: give 0 or more")
+    except UserError:
+        raise
+    except Exception as error:  # whatever TrainingArguments raises is about what it was given
+        raise UserError(safe_line(str(error).strip() or type(error).__name__)) from error
+    for topic in fields(args):
+        for name in FOLDERS & vars(settings := getattr(args, topic.name)).keys():
+            if value := getattr(settings, name):
+                setattr(settings, name, os.path.expanduser(value))
+    check_arguments(args, optimizer_class(args))
     if args.guidance.outlines_dir:
-        if args.model.mixup:
-            raise UserError("--mixup and --outlines_dir: a mixed slice has no outline; use one of them")
         args.training.remove_unused_columns = False  # the masks are the loss's, not the model's
     return args
 
 
-def _read_config(path: Path, known: set[str]) -> dict[str, Any]:
+def _read_config(path: Path, actions: Sequence[argparse.Action]) -> dict[str, Any]:
+    choices = {action.dest: action.choices for action in actions}
     try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot read this configuration ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a configuration; give lines of the form 'name: value'")
-    if unknown := sorted(set(config) - known):
+    if unknown := sorted(map(str, config.keys() - choices.keys())):
         raise UserError(f"{path}: unknown setting {', '.join(unknown)}; see train.py --help for the names")
+    for key, value in config.items():  # argparse looks at those of flags only
+        if choices[key] and value is not None and value not in choices[key]:
+            raise UserError(f"{path}: {key}: {value} is none of {', '.join(map(str, choices[key]))}")
     # YAML reads 1e-4 as a string, lists as lists; argparse converts strings, so hand it those for plain numbers.
     return {k: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for k, v in config.items()}
 

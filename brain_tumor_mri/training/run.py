@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import csv
 import ctypes
+import hashlib
 import io
-import json
 import os
 import platform
 import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import psutil
 import torch
 from safetensors import SafetensorError, safe_open
@@ -123,11 +124,22 @@ def tune_for_cpu(args: TrainingArguments) -> None:
             mallopt(parameter, value)
 
 
-def prepare_output_dir(args: RunArguments, parameters: int) -> str | None:
+def split_fingerprint(parts: Mapping[str, datasets.Dataset]) -> str:
+    """Return a SHA-256 over part, path, label and bytes of each slice, in their order."""
+    digest = hashlib.sha256()
+    for name, split in parts.items():
+        files = split.cast_column("image", datasets.Image(decode=False))["image"][:]
+        for path, label, file in zip(split["path"][:], split["label"][:], files, strict=True):
+            digest.update(f"{name} {path} {label} {os.path.getsize(file['path'])}\n".encode())
+    return digest.hexdigest()
+
+
+def prepare_output_dir(args: RunArguments, parameters: int, data: Mapping[str, str] | None = None) -> str | None:
     """Check before training that the run can be saved, and find where to take it up.
 
     Args:
         args: of this run. Settings that change the result must equal those of a run already begun in the folder.
+        data: fingerprints of the slices and of their parts, which must equal those of the run as well.
         parameters: of the model; a checkpoint is about 12 bytes each (weights and two Adam moments, float32).
 
     Returns:
@@ -151,15 +163,17 @@ def prepare_output_dir(args: RunArguments, parameters: int) -> str | None:
             f"{folder}: {needed / 1e9:.1f} GB are needed for checkpoints and {free / 1e9:.1f} GB are free; "
             "choose another --output_dir or a lower --save_total_limit"
         )
-    settings = run_settings(args)
+    added = {**(data or {}), "processes": args.training.world_size}
+    settings = run_settings(args) | added
     record = folder / RUN_FILE
     if record.is_file():
-        before = json.loads(record.read_text())
-        if changed := [key for key in settings if before.get(key) != settings[key]]:
-            what = ", ".join(f"{key} {before.get(key)} -> {settings[key]}" for key in changed[:5])
+        # runs begun by earlier versions noted no data
+        before = added | read_json(record, "choose another --output_dir, or remove it")
+        if changed := [key for key in sorted(settings | before) if before.get(key) != settings.get(key)]:
+            what = ", ".join(f"{key} {before.get(key)} -> {settings.get(key)}" for key in changed[:5])
             raise UserError(f"{folder}: holds a run with other settings ({what}); choose another --output_dir")
     elif args.training.process_index == 0:
-        record.write_text(json.dumps(settings, indent=2, sort_keys=True))
+        write_json(record, settings)
     return _checkpoint_to_go_on_from(args)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import HfHubHTTPError
@@ -21,6 +22,9 @@ from ..evaluation.metrics import TumorClassificationMetric
 from ..labels import ANY_TUMOR, LABEL2ID, NO_TUMOR
 from .backbone import save_release
 from .losses import ALLOWED_CLASSES, EvidenceGuide, Teacher, weighted_cross_entropy_sum, with_any_tumor_weight
+
+VALIDATION_FIGURES = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+"""What every epoch is judged by, and an epoch can be chosen by."""
 
 
 class WeightedLossTrainer(Trainer):
@@ -76,6 +80,7 @@ class WeightedLossTrainer(Trainer):
             keep_depthwise_in_float32(self.model)
         self._reset_epoch_totals()
         self.add_callback(_EpochStart(self))
+        self.add_callback(_Divergence())
         self.average = WeightAverage(self.model, weight_averaging) if weight_averaging else None
         if self.average is not None:
             self.add_callback(self.average)
@@ -84,7 +89,10 @@ class WeightedLossTrainer(Trainer):
         """Train, or go on from a checkpoint's folder; the average of the weights is taken up there, too."""
         if self.average is not None:
             self.average.checkpoint = resume_from_checkpoint
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        result = super().train(resume_from_checkpoint, *args, **kwargs)
+        if not result.global_step:
+            raise UserError("not a single step was trained: fewer slices than --per_device_train_batch_size")
+        return result
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         """Create the schedule over ``schedule_epochs`` epochs; one on a plateau follows ``greater_is_better``."""
@@ -163,6 +171,14 @@ class WeightedLossTrainer(Trainer):
         with self.average.in_place() if self.average is not None else contextlib.nullcontext():
             return super().evaluate(*args, **kwargs)
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
+        """Load every slice, whatever ``dataloader_drop_last`` leaves out of an epoch of training."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def evaluation_loop(
         self,
         dataloader: torch.utils.data.DataLoader,
@@ -229,6 +245,19 @@ class _EpochStart(TrainerCallback):
         self.trainer._reset_epoch_totals()
 
 
+class _Divergence(TrainerCallback):
+    """Stops a training whose gradients are no numbers any more, in all processes at the same step."""
+
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at the gradients, which the processes have averaged; fp16 skips such steps by itself."""
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if not args.fp16 and not torch.nn.utils.get_total_norm(gradients).isfinite():
+            raise UserError(
+                f"step {state.global_step + 1}, epoch {state.epoch:.2f}: the training diverged, its gradient is no "
+                "number; lower --learning_rate, or give --max_grad_norm 1"
+            )
+
+
 class WeightAverage(TrainerCallback):
     """The moving average of a model's weights; it is stored in every checkpoint and taken up from ``checkpoint``.
 
@@ -283,12 +312,14 @@ def validation_figures(prediction: EvalPrediction) -> dict[str, float]:
         prediction: ``predictions`` are logits (N, 4), ``label_ids`` (N,) class indices or ``ANY_TUMOR``.
     """
     labels = prediction.label_ids
+    if not np.isfinite(prediction.predictions).all():
+        raise UserError("the training diverged: answers on the validation part are no numbers; lower --learning_rate")
     probabilities = torch.from_numpy(prediction.predictions).double().softmax(-1).numpy()
     known = labels != ANY_TUMOR
     figures = TumorClassificationMetric().compute(
         predictions=probabilities[known], references=labels[known], n_resamples=0
     )
-    result = {key: figures[key]["value"] for key in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")}
+    result = {key: figures[key]["value"] for key in VALIDATION_FIGURES if key in figures}
     if not known.all():
         result["tumours_found"] = float((probabilities[~known].argmax(1) != LABEL2ID[NO_TUMOR]).mean())
     return result

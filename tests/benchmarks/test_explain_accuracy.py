@@ -134,7 +134,7 @@ def test_the_benchmark_writes_a_record_without_paths(
     traced = write_sets(tmp_path, phantom_dir)
     line = ["--model", tiny_model_dir, "--data_dir", phantom_dir, "--figshare_dir", tmp_path / "figshare"]
     line += ["--external_dir", tmp_path / "external", "--provenance", tmp_path / "provenance.csv"]
-    line += ["--protocol", "official", "--n_resamples", 50, "--output_dir", tmp_path / "out"]
+    line += ["--protocol", "official", "--n_resamples", 50, "--output", tmp_path / "out" / "metrics.json"]
     assert explain_accuracy.main(list(map(str, line))) == 0
     text = (tmp_path / "out" / "metrics.json").read_text()
     assert str(tmp_path) not in text and str(tiny_model_dir) not in text

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import harness
 from benchmarks.render_tables import speed_table
-from benchmarks.speed import explain_speed, harness
+from benchmarks.speed import explain_speed
 
 
 def test_turns_alternate_their_order_and_the_warm_up_is_not_counted(monkeypatch: pytest.MonkeyPatch):

@@ -64,8 +64,16 @@ def test_a_run_writes_figures_without_paths_and_takes_up_what_it_kept(
 ):
     external = external_set(tmp_path / "external", phantom_dir)
     flags = ["--data_dir", str(phantom_dir), "--external_dir", str(external), "--model", str(tiny_model_dir)]
-    flags += ["--protocol", "official", "--work_dir", str(tmp_path / "work"), "--output_dir"]
-    assert shortcut.main([*flags, str(tmp_path / "out")]) == 0
+    flags += [
+        "--protocol",
+        "official",
+        "--work_dir",
+        str(tmp_path / "work"),
+        "--plot",
+        str(tmp_path / "shortcut.png"),
+        "--output",
+    ]
+    assert shortcut.main([*flags, str(tmp_path / "out" / "metrics.json")]) == 0
     text = (tmp_path / "out" / "metrics.json").read_text()
     record = json.loads(text)
     assert record["protocol"] == "official" and str(tmp_path) not in text
@@ -73,9 +81,9 @@ def test_a_run_writes_figures_without_paths_and_takes_up_what_it_kept(
     for row in record["classifiers"].values():
         assert row["test"]["n"] == 16 and sum(row["external"]["answers"].values()) == 16
         assert list(row["external"]["answers"]) == list(LABELS)
-    assert Image.open(tmp_path / "out" / "shortcut.png").width == 1200
+    assert Image.open(tmp_path / "shortcut.png").width == 1200
     monkeypatch.setattr(shortcut, "ask", None)
-    assert shortcut.main([*flags, str(tmp_path / "again")]) == 0
+    assert shortcut.main([*flags, str(tmp_path / "again" / "metrics.json")]) == 0
     assert json.loads((tmp_path / "again" / "metrics.json").read_text())["classifiers"] == record["classifiers"]
 
 

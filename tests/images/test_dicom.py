@@ -182,12 +182,22 @@ def test_every_encoding_of_one_slice_gives_the_same_pixels():
         ("rtplan.dcm", "without an image"),
         ("waveform_ecg.dcm", "without an image"),
         ("MR_truncated.dcm", "cut off"),
-        ("MR_small_jpeg_ls_lossless.dcm", "compressed as JPEG-LS"),
         ("image_dfl.dcm", "deflated"),
     ],
 )
 def test_what_is_no_single_slice_is_refused_in_words(name: str, said: str):
     assert said in reason(str(get_testdata_file(name)))
+
+
+def test_jpeg_ls_is_read_where_its_decoder_is_installed_and_else_named():
+    path = str(get_testdata_file("MR_small_jpeg_ls_lossless.dcm"))
+    if pydicom.pixels.get_decoder(pydicom.uid.JPEGLSLossless).is_available:
+        np.testing.assert_array_equal(grey(path), grey(str(get_testdata_file("MR_small.dcm"))))
+        assert "do not fit" in reason(
+            Path(path).read_bytes().replace(b"\xff\xf7\0\x0b\x10\0\x40", b"\xff\xf7\0\x0b\x10\xff\x40")
+        )
+    else:
+        assert "compressed as JPEG-LS" in reason(path)
 
 
 def test_a_file_of_many_frames_is_no_slice():

@@ -368,6 +368,49 @@ def test_wrong_arguments_are_one_line_that_names_them(argv, named):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--metric_for_best_model", "nonsense"),
+        ("--prediction_loss_only", "true"),
+        ("--report_to", "wandb"),
+        ("--neftune_noise_alpha", "5"),
+        ("--label_names", "x"),
+        ("--batch_eval_metrics", "true"),
+        ("--optim", "adamw_bnb_8bit"),
+        ("--per_device_train_batch_size", "0"),
+        ("--seed", "-1"),
+        ("--fsdp", "full_shard"),
+        ("--num_train_epochs", "-1"),
+        ("--learning_rate", "nan"),
+        ("--dataloader_persistent_workers", "true"),
+    ],
+)
+def test_a_setting_that_would_fail_later_is_one_line_at_once(flag, value):
+    with pytest.raises(UserError) as error:
+        parse_arguments([flag, value])
+    assert flag.removeprefix("--")[:8] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_inverse_weights_of_a_class_without_slices_are_refused_before_a_file_is_read():
+    with pytest.raises(UserError, match="--class_weights inverse"):
+        parse_arguments(["--protocol", "figshare-5fold", "--class_weights", "inverse"])
+
+
+def test_a_training_that_diverges_stops_in_one_line_at_its_step(tmp_path):
+    trainer = small_trainer(tmp_path, max_steps=9, learning_rate=1e30, max_grad_norm=0, optim="sgd", disable_tqdm=True)
+    trainer.train_dataset = probe.RandomSlices(16)
+    with pytest.raises(UserError, match=r"step \d, epoch .* diverged"):
+        trainer.train()
+
+
+def test_folders_in_a_file_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("data_dir: ~/x\n")
+    assert parse_arguments([str(tmp_path / "c.yaml")]).data.data_dir == str(tmp_path / "x")
+
+
 def test_an_unknown_setting_in_a_file_is_named(tmp_path):
     (tmp_path / "c.yaml").write_text("learning_rat: 1e-4\n")
     with pytest.raises(UserError, match="learning_rat"):
@@ -489,6 +532,21 @@ def test_a_folder_with_another_runs_settings_is_refused_and_says_what_differs(tm
     assert prepare_output_dir(parse_arguments([*base, "--dataloader_num_workers", "1"]), parameters=1000) is None
     with pytest.raises(UserError, match=r"learning_rate 5e-05 -> 0\.1"):
         prepare_output_dir(parse_arguments([*base, "--learning_rate", "0.1"]), parameters=1000)
+
+
+def test_other_data_and_another_number_of_processes_are_another_run(tmp_path):
+    args = parse_arguments(["--output_dir", str(tmp_path / "run")])
+    prepare_output_dir(args, 1000, {"split_fingerprint": "a"})
+    assert prepare_output_dir(args, 1000, {"split_fingerprint": "a"}) is None
+    with pytest.raises(UserError, match="split_fingerprint a -> b"):
+        prepare_output_dir(args, 1000, {"split_fingerprint": "b"})
+    record = tmp_path / "run" / "run.json"
+    record.write_text(record.read_text().replace('"processes": 1', '"processes": 2'))
+    with pytest.raises(UserError, match="processes 2 -> 1"):
+        prepare_output_dir(args, 1000, {"split_fingerprint": "a"})
+    record.write_text("")
+    with pytest.raises(UserError, match=r"run\.json"):
+        prepare_output_dir(args, 1000, {"split_fingerprint": "a"})
 
 
 def test_the_recorded_settings_hold_no_folder_of_the_machine(tmp_path):

@@ -1,10 +1,9 @@
-"""What the speed scripts share: turns by the clock, peak memory, slices to ask about, the command that writes."""
+"""What the benchmarks share: the command that writes a record, turns by the clock, peak memory, slices to ask about."""
 
 from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch  # noqa: F401, so that hardware() can ask it
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
+from brain_tumor_mri.commands.script import run_script
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.files import check_writable, write_json
 from brain_tumor_mri.labels import LABELS
 from brain_tumor_mri.machine import hardware, versions
 from data_scripts.make_phantoms import make_phantom
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 3
 """Turns that are not counted: the first passes set up memory and kernels."""
 
@@ -34,30 +33,38 @@ def run(
     argv: Sequence[str] | None = None,
     *,
     show: Callable[[dict[str, Any], argparse.Namespace], None] | None = None,
+    output: str | None = None,
 ) -> int:
-    """Measure what the flags say, write the record to ``--output``, and show it."""
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    add_arguments(parser)
-    parser.add_argument("--output", type=Path, help="write the record here")
-    args = parser.parse_args(argv)
-    try:
+    """Measure what the flags say, write the record to ``--output``, and show it, by default the rows of ``summary``."""
+
+    def add_all(parser: argparse.ArgumentParser) -> None:
+        add_arguments(parser)
+        parser.add_argument("--output", type=Path, default=output, help="write the record here (default: %(default)s)")
+
+    def work(args: argparse.Namespace) -> None:
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             check_writable(args.output)
         record = measure(args)
-        import torch  # noqa: F401, so that hardware() can ask it
-
-        record |= {"versions": versions(), "hardware": hardware()}
+        if "versions" not in record:
+            record |= {"versions": versions(), "hardware": hardware()}
         if args.output:
             write_json(args.output, record)
         if show:
             show(record, args)
         else:
             print("\n".join(" | ".join(row) for row in record["summary"]))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+
+    return run_script(doc, add_all, work, argv)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, protocols: Sequence[str] = ()) -> None:
+    """Define the flags of the data sets and, of several ``protocols``, which one: the first by default."""
+    parser.add_argument("--data_dir", type=Path, required=True, help="the Kaggle set: holds Training/ and Testing/")
+    parser.add_argument("--external_dir", type=Path, required=True, help="the Br35H tumours: holds images/")
+    if protocols:
+        parser.add_argument("--protocol", default=protocols[0], choices=protocols)
+        parser.add_argument("--fold", type=int, default=1)
 
 
 def take_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
