@@ -44,10 +44,11 @@ def test_a_second_run_gives_the_same_uids_and_another_model_others(tmp_path) -> 
 
 def test_the_report_is_preliminary_and_says_class_model_and_notice(tmp_path) -> None:
     report = results_of(series("sr"), tmp_path / "in").datasets["SR"]
-    text = report.to_json()
+    report.save_as(tmp_path / "sr.dcm", enforce_file_format=True)
+    stored = (tmp_path / "sr.dcm").read_bytes()
     assert report.PreliminaryFlag == "PRELIMINARY" and report.StudyInstanceUID == series("sr")[0].StudyInstanceUID
     for expected in ("eningioma", MODEL.sha256, NOTICE):
-        assert expected in text
+        assert expected.encode() in stored
 
 
 @pytest.mark.parametrize(
