@@ -7,6 +7,13 @@ import threading
 
 from .. import __version__
 from ..errors import UserError
+from ..inference.volume import VolumeClassifier
+
+try:
+    from ..clinical.node import Node, Queue, read_config
+    from ..clinical.results import ModelId
+except ModuleNotFoundError as error:
+    raise UserError(f"{error.name} is missing; pip install 'brain-tumor-mri[clinical]'") from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,18 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C, or print the queue."""
-    try:
-        from ..clinical.node import Node, Queue, read_config  # an extra
-        from ..clinical.results import ModelId
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is missing; pip install 'brain-tumor-mri[clinical]'") from None
     config = read_config(args.config)
     if args.action == "status":
         for e in Queue(config.folder / "queue.sqlite").entries():
             print(f"{e.state}\t{e.uid}\t{e.instances} slices\t{e.reason}")
         return 0
-    from ..inference.volume import VolumeClassifier  # loads torch, which status does not wait for
-
     classifier = VolumeClassifier.from_pretrained(args.model)
     facts = classifier.slice_classifier.describe()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")

@@ -4,6 +4,11 @@ import argparse
 
 from ..errors import UserError
 
+try:
+    from ..clinical.node import ping, read_config
+except ModuleNotFoundError as error:
+    raise UserError(f"{error.name} is missing; pip install 'brain-tumor-mri[clinical]'") from None
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
@@ -12,10 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a line a verb; 1 where one fails."""
-    try:
-        from ..clinical.node import ping, read_config  # an extra
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is missing; pip install 'brain-tumor-mri[clinical]'") from None
     found = ping(read_config(args.config))
     for verb, problem in found:
         print(f"{verb}: {problem or 'ok'}")
