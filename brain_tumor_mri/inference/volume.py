@@ -1,6 +1,6 @@
-"""The model on whole examinations: ``VolumeClassifier.from_pretrained().predict("scan.nii.gz")`` -> ``VolumePrediction``.
+"""The model on whole examinations: ``VolumeClassifier.from_pretrained().predict("scan.nii.gz")``.
 
-The slice model answers every slice; their answers are combined to one. The combination is a fixed rule, see docs/volumes.md.
+The slice model answers every slice; their answers are combined to one. The bodies are not written yet (issue 19).
 """
 
 from __future__ import annotations
