@@ -67,6 +67,7 @@ RENDERERS: dict[str, Callable[[Records], str]] = {
     "protocols": protocol_table,
     "external": _external,
     "collections": lambda records: f"{collections_table(records)}\n{collections_note(records[0])}",
+    "left-out": lambda records: collections_table(records, pooled=True),
     "ablation": _each(ablation_table),
 }
 

@@ -173,15 +173,16 @@ def external_note(record: dict[str, Any]) -> str:
     return note + "\n"
 
 
-def collections_table(records: Sequence[dict[str, Any]]) -> str:
-    """Return, for each record with further collections, one Markdown row for all, one a family and one a sequence."""
+def collections_table(records: Sequence[dict[str, Any]], *, pooled: bool = False) -> str:
+    """Return a Markdown row for all further collections of a record and, unless ``pooled``, one a family and a sequence."""
     keys = ("tumours_found", "type_right", "healthy_called_tumour", "found_at_90_specificity", "auroc", "ece")
     rows = []
     for record in records:
         measured = record["collections"]
         shown = [(f"{model_title(record)}, {record['protocol']}", measured["pooled"])]
-        shown += [(f"- {name}", figures) for name, figures in measured["by_family"].items()]
-        shown += [(f"- sequence {name}", figures) for name, figures in measured["by_sequence"].items()]
+        if not pooled:
+            shown += [(f"- {name}", figures) for name, figures in measured["by_family"].items()]
+            shown += [(f"- sequence {name}", figures) for name, figures in measured["by_sequence"].items()]
         rows += [[name, str(figures["n"]), *(percent(figures[key]) for key in keys)] for name, figures in shown]
     header = ["further collections", "slices", "tumours found", "type right", "healthy called a tumour"]
     return markdown_table([*header, "found at 90 % specificity", "AUROC", "ECE"], rows)
