@@ -14,12 +14,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from ..errors import UserError, first_line
 from ..files import check_writable, is_stream, replacing
-from ..images.find import DICOM_SUFFIXES, IMAGE_SUFFIXES, find_images
+from ..images.find import DICOM_SUFFIXES, IMAGE_SUFFIXES, VOLUME_SUFFIXES, find_images
 from ..inference.prediction import CSV_COLUMNS, SCHEMA_VERSION, Prediction, Tally, csv_row
 from ..labels import LABELS, RESEARCH_NOTICE, TITLES
 from ..trust.decision import DECISIONS
@@ -49,9 +50,16 @@ class Output(Protocol):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="image file, folder (with all below it) or pattern")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="image file, folder (with all below it) or pattern; or volumes: NIfTI, MGZ, NRRD, MHA",
+    )
     add_model_arguments(parser)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row an image to FILE")
+    parser.add_argument("--volume", action="store_true", help="folders and zips are DICOM series: one answer a series")
+    parser.add_argument("--heat_map", type=Path, metavar="FILE", help="of a volume: write its heat map as NIfTI")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, and nothing else there")
 
 
@@ -68,6 +76,13 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     if args.batch_size < 1:
         raise UserError(f"--batch_size must be at least 1, not {args.batch_size}")
+    volumes = [path for path in args.paths if args.volume or path.lower().endswith(VOLUME_SUFFIXES)]
+    if volumes and len(volumes) < len(args.paths):
+        raise UserError(f"{volumes[0]} is a volume and others are not; give volumes and slices in two commands")
+    if volumes:
+        return import_module(f"{__package__}.predict_volumes").run(args)
+    if args.heat_map:
+        raise UserError("--heat_map is for volumes; brain-tumor-mri explain draws it for slices")
     files = find_images(args.paths)
     if args.csv:
         check_target(args.csv, args.json)

@@ -12,6 +12,8 @@ IMAGE_SUFFIXES: frozenset[str] = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".
 """What a picture's name ends with; data sets hold these alone."""
 DICOM_SUFFIXES: frozenset[str] = frozenset({".dcm", ".dicom", ".ima"})
 """What a folder or pattern yields besides; and files without suffix, as scanners write them, that begin as DICOM."""
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd")
+"""What a volume's name ends with; a series of DICOM files is one, too."""
 _FOUND_SUFFIXES = IMAGE_SUFFIXES | DICOM_SUFFIXES
 
 

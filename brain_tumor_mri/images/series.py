@@ -24,6 +24,7 @@ from pydicom import Dataset, dcmread
 
 from ..errors import UserError, first_line, safe_line
 from .archive import Archive, ArchiveError, is_archive
+from .find import VOLUME_SUFFIXES
 
 SEQUENCES = ("t1", "t1c", "t2", "flair", "pd", "dwi", "adc", "other", "unknown")
 """What ``tell_sequence`` says; ``t1c`` is T1 with contrast, ``other`` a map or sequence that is none of the others."""
@@ -31,7 +32,6 @@ SEQUENCE_TITLES = {
     "t1": "T1", "t1c": "T1 with contrast", "t2": "T2", "flair": "FLAIR", "pd": "PD", "dwi": "DWI", "adc": "ADC map",
     "other": "another sequence", "unknown": "unknown sequence",
 }  # fmt: skip
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd")
 """What the name of a volume in one file ends with, in lower case."""
 MAX_FILES = 20_000
 """Most files of a folder that are looked into."""

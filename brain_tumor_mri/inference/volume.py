@@ -1,19 +1,40 @@
-"""The model on whole examinations: ``VolumeClassifier.from_pretrained().predict("scan.nii.gz")``.
+"""The slice model on whole volumes: ``VolumeClassifier.from_pretrained().predict("scan.nii.gz")``.
 
-The slice model answers every slice; their answers are combined to one. The bodies are not written yet (issue 19).
+Every slice of the head is answered; the answers are combined by a fixed rule, ``combine``, that was fitted to nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
+from PIL import Image
 
-from ..images.volume import Volume
+from ..errors import UserError
+from ..images.series import UnreadableVolumeError, find_series
+from ..images.volume import Volume, read_volume, write_nifti
+from ..labels import LABELS, NO_TUMOR
+from ..trust.decision import ANSWER, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
 from .classifier import TumorClassifier
+from .prediction import Prediction
+
+MEASURED_SEQUENCES = ("t1c",)
+"""Sequences on which the kinds of tumour were measured; on others the decision is ``unfamiliar``."""
+BAND = {"axial": (0.3, 0.9), "coronal": (0.15, 0.85), "sagittal": (0.15, 0.85)}
+"""Shares of the head's extent, from the lowest, rearmost or rightmost slice, between which slices count: at the base of
+the skull and at the crown the slice model calls tumours where there are none."""
+WINDOW_MM = 20.0
+"""A tumour shows on neighbouring slices: the volume is as suspicious as its most suspicious stretch of this length."""
+HEAD_LEVEL = 0.1
+"""Share of the volume's 99.5th percentile above which a voxel is head."""
+SHORT_SIDE = 8
+"""Voxels; a volume with a shorter side in the slice's plane shows no head."""
+_ORIENTATIONS = {"axial": "SPL", "coronal": "PIL", "sagittal": "LIP"}
+"""Plane -> where slices, rows and columns run to, so that slices stand upright, the patient's left on the right."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +107,10 @@ class VolumePrediction:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, ready for ``json.dumps``: everything but voxels, with ``study_uid`` and ``series_uid``."""
-        raise NotImplementedError
+        left_out = {"volume", "heat_map", "mask", "slices"}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        uids = {name: getattr(self.volume, name, None) for name in ("study_uid", "series_uid")}
+        return {**plain, **uids, "slices": [asdict(slice_) for slice_ in self.slices]}
 
     def write_heat_map(self, path: str | Path) -> None:
         """Write the heat map as NIfTI in the input's geometry (float32).
@@ -95,11 +119,19 @@ class VolumePrediction:
             UserError: it cannot be written.
             ValueError: there is no heat map.
         """
-        raise NotImplementedError
+        self._write(path, self.heat_map)
 
     def write_mask(self, path: str | Path) -> None:
         """Write the mask as NIfTI in the input's geometry (uint8); errors as of ``write_heat_map``."""
-        raise NotImplementedError
+        self._write(path, self.mask)
+
+    def _write(self, path: str | Path, array: np.ndarray | None) -> None:
+        if array is None or self.volume is None:
+            raise ValueError("there is no heat map: predict with heat_map=True")
+        try:
+            write_nifti(path, array, self.volume.affine)
+        except (OSError, nibabel.filebasedimages.ImageFileError) as error:
+            raise UserError(f"{path} cannot be written ({error}); give a name that ends in .nii or .nii.gz") from error
 
 
 class VolumeClassifier:
@@ -122,13 +154,212 @@ class VolumeClassifier:
 
         Args:
             source: as for ``images.volume.read_volume``, or a volume that was read.
-            heat_map: also compute ``heat_map``, ``mask`` and the sides of key slices; takes three times as long.
+            heat_map: also compute ``heat_map``, ``mask`` and the sides of key slices, for the key slices only.
 
         Raises:
-            UnreadableVolumeError: it cannot be read.
+            UnreadableVolumeError: it cannot be read, or shows no head.
         """
-        raise NotImplementedError
+        volume = source if isinstance(source, Volume) else read_volume(source)
+        upright = Upright(volume)
+        pictures = {k: upright.picture(k) for k in upright.head_slices()}
+        answers = dict(zip(pictures, self.slice_classifier.predict_stream(pictures.values()), strict=True))
+        combined = combine(upright, answers)
+        if not heat_map:
+            return combined
+        maps = np.zeros(upright.array.shape, np.float32)
+        by_index = {upright.input_index(k): k for k in pictures}
+        key = [by_index[index] for index in combined.key_slices]
+        target = combined.label if combined.label != NO_TUMOR else None
+        for k in key if target else ():
+            heat = self.slice_classifier.explain(pictures[k], target).heat_map
+            maps[k] = upright.uncropped(heat) * (1 - answers[k].probabilities[NO_TUMOR])
+        return replace(
+            combined,
+            slices=tuple(
+                replace(s, side=upright.side(maps[by_index[s.index]])) if s.index in combined.key_slices else s
+                for s in combined.slices
+            ),
+            heat_map=upright.back(maps),
+            mask=upright.back((maps > 0.5).astype(np.uint8)),
+        )
 
     def predict_all(self, path: str | Path, *, heat_map: bool = False) -> Iterator[VolumePrediction]:
         """Answer every series of a file, folder or zip; a series that cannot be answered has its ``error``."""
-        raise NotImplementedError
+        for series in find_series(path):
+            try:
+                yield self.predict(read_volume(series), heat_map=heat_map)
+            except UnreadableVolumeError as error:
+                yield VolumePrediction(series.name, error=error.reason, sequence=series.sequence.name)
+
+
+class Upright:
+    """A volume turned by its affine so that slices stand upright, cropped to the head, and the way back.
+
+    Axes are only swapped and flipped, never resampled, so what is found lies exactly where the input has it.
+
+    Attributes:
+        plane: ``axial``, ``coronal`` or ``sagittal``: across the largest voxel spacing; axial where all are alike.
+        array: float32 (slices, rows, columns), grey values in 0..1.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+        ours = nibabel.orientations.io_orientation(volume.affine)
+        if np.isnan(ours).any():
+            raise UnreadableVolumeError(volume.name, "its geometry is broken: an axis has no direction")
+        by_world = [volume.spacing[int(np.flatnonzero(ours[:, 0] == axis)[0])] for axis in range(3)]
+        across = int(np.argmax(by_world)) if max(by_world) > 1.5 * min(by_world) else 2
+        self.plane = ("sagittal", "coronal", "axial")[across]
+        wanted = nibabel.orientations.axcodes2ornt(_ORIENTATIONS[self.plane])
+        self._turn = nibabel.orientations.ornt_transform(ours, wanted)
+        self._turn_back = nibabel.orientations.ornt_transform(wanted, ours)
+        turned = nibabel.orientations.apply_orientation(np.nan_to_num(volume.array), self._turn).astype(np.float32)
+        low, high = np.percentile(turned, (0.5, 99.5))
+        if not high > max(low, 0):
+            raise UnreadableVolumeError(volume.name, "it is blank")
+        self.array = np.clip((turned - max(low, 0)) / (high - max(low, 0)), 0, 1)
+        self.slice_axis = int(np.flatnonzero(self._turn[:, 0] == 0)[0])
+        self._steps = [volume.spacing[int(np.flatnonzero(self._turn[:, 0] == axis)[0])] for axis in range(3)]
+        head = self.array > HEAD_LEVEL
+        rows, columns = (np.flatnonzero(head.any((0, axis))) for axis in (2, 1))
+        self._crop = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        if min(len(rows), len(columns)) < SHORT_SIDE:
+            raise UnreadableVolumeError(volume.name, "it shows no head")
+        self._areas = head.sum((1, 2))
+
+    def head_slices(self) -> list[int]:
+        """Slices of which a good part is head."""
+        return np.flatnonzero(self._areas > 0.2 * self._areas.max()).tolist()
+
+    def picture(self, k: int) -> Image.Image:
+        """Slice k, cropped to the head and padded to a square of square pixels, as the slice model was trained."""
+        cropped = Image.fromarray(np.uint8(255 * self.array[k][self._crop]))
+        size = self._size_in_pixels()
+        square = Image.new("L", (max(size), max(size)))
+        square.paste(cropped.resize(size, Image.Resampling.BILINEAR), self._offset(size))
+        return square.convert("RGB")
+
+    def uncropped(self, heat: np.ndarray) -> np.ndarray:
+        """Put a map (h, w) of a ``picture`` of any size back into the slice's rows and columns; 0 outside."""
+        size = self._size_in_pixels()
+        (left, top), side = self._offset(size), max(size)
+        whole = Image.fromarray(heat.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
+        rows, columns = self._crop
+        shape = columns.stop - columns.start, rows.stop - rows.start
+        part = whole.crop((left, top, left + size[0], top + size[1])).resize(shape, Image.Resampling.BILINEAR)
+        slice_ = np.zeros(self.array.shape[1:], np.float32)
+        slice_[self._crop] = np.asarray(part)
+        return slice_
+
+    def back(self, array: np.ndarray) -> np.ndarray:
+        """Turn an array like ``self.array`` back to the input's axes."""
+        return np.ascontiguousarray(nibabel.orientations.apply_orientation(array, self._turn_back))
+
+    def input_index(self, k: int) -> int:
+        """The index of slice k along ``slice_axis`` of the input."""
+        return k if self._turn[self.slice_axis, 1] > 0 else len(self.array) - 1 - k
+
+    def position(self, k: int) -> float:
+        """Millimetres of the slice's centre along the plane's axis, to the right, anterior or superior."""
+        index = (np.array(self.volume.array.shape) - 1) / 2
+        index[self.slice_axis] = self.input_index(k)
+        world = self.volume.affine @ np.append(index, 1)
+        return float(world[("sagittal", "coronal", "axial").index(self.plane)])
+
+    def side(self, heat: np.ndarray) -> str | None:
+        """On which side of the head (the patient's) the map's weight lies: ``left``, ``right`` or ``middle``."""
+        if self.plane == "sagittal" or not heat.any():
+            return None
+        columns = self._crop[1]
+        centre = (heat.sum(0) @ np.arange(heat.shape[1]) / heat.sum() - columns.start) / (columns.stop - columns.start)
+        return "middle" if abs(centre - 0.5) < 0.05 else "left" if centre > 0.5 else "right"
+
+    @property
+    def step(self) -> float:
+        """Millimetres from slice to slice."""
+        return self._steps[0]
+
+    def _size_in_pixels(self) -> tuple[int, int]:
+        """Width and height of the cropped slice in square pixels."""
+        rows, columns = self._crop
+        pixel = min(self._steps[1:])
+        sides = (columns.stop - columns.start) * self._steps[2], (rows.stop - rows.start) * self._steps[1]
+        return round(sides[0] / pixel), round(sides[1] / pixel)
+
+    @staticmethod
+    def _offset(size: tuple[int, int]) -> tuple[int, int]:
+        return (max(size) - size[0]) // 2, (max(size) - size[1]) // 2
+
+
+def combine(upright: Upright, answers: dict[int, Prediction]) -> VolumePrediction:
+    """Combine the answers to slices, by their place in ``upright``, to one for the volume.
+
+    P(tumour) is the highest mean over ``WINDOW_MM`` of neighbouring slices (three at least) within ``BAND``; the kinds
+    of tumour share it as in that stretch.
+    """
+    volume, places = upright.volume, sorted(answers)
+    low, high = (places[0] + share * (places[-1] - places[0]) for share in BAND[upright.plane])
+    used = [k for k in places if low <= k <= high] or places
+    tumours = [name for name in LABELS if name != NO_TUMOR]
+    suspicion = np.array([1 - answers[k].probabilities[NO_TUMOR] for k in used])
+    length = min(max(3, round(WINDOW_MM / upright.step)), len(used))
+    means = np.convolve(suspicion, np.ones(length) / length, "valid")
+    first = int(means.argmax())
+    stretch = used[first : first + length]
+    shares = np.array([np.mean([answers[k].probabilities[name] for k in stretch]) for name in tumours])
+    p_tumour = float(means[first])
+    kinds = dict(zip(tumours, (p_tumour * shares / max(shares.sum(), 1e-12)).tolist(), strict=True))
+    probabilities = {name: 1 - p_tumour if name == NO_TUMOR else kinds[name] for name in LABELS}
+    label = max(probabilities, key=probabilities.__getitem__)
+    decision, reason = _decide(volume, label, [answers[k] for k in stretch], [answers[k] for k in used])
+    files = volume.slice_files
+    slices = sorted(
+        (
+            SliceAnswer(
+                index := upright.input_index(k),
+                upright.position(k),
+                1 - answers[k].probabilities[NO_TUMOR],
+                dict(answers[k].probabilities),
+                used=k in used,
+                sop_instance_uid=files[index].sop_instance_uid
+                if files and upright.slice_axis == 2 and files[index]
+                else None,
+            )
+            for k in places
+        ),
+        key=lambda slice_: slice_.index,
+    )
+    strongest = sorted(stretch, key=lambda k: answers[k].probabilities[label], reverse=True)
+    return VolumePrediction(
+        name=volume.name,
+        label=label,
+        confidence=probabilities[label],
+        probabilities=probabilities,
+        decision=decision,
+        reason=reason,
+        sequence=volume.sequence.name,
+        sequence_evidence=volume.sequence.evidence,
+        plane=upright.plane,
+        slice_axis=upright.slice_axis,
+        slices=tuple(slices),
+        key_slices=tuple(upright.input_index(k) for k in strongest),
+        warnings=volume.warnings,
+        volume=volume,
+    )
+
+
+def _decide(
+    volume: Volume, label: str, stretch: list[Prediction], used: list[Prediction]
+) -> tuple[str | None, str | None]:
+    if used[0].decision is None:  # a model without trust.json
+        return None, None
+    if sum(answer.decision == NOT_A_BRAIN_MRI for answer in used) > len(used) / 2:
+        return NOT_A_BRAIN_MRI, "most of its slices do not look like a brain MRI"
+    if volume.doubt:
+        return UNFAMILIAR, volume.doubt
+    if volume.sequence.name not in MEASURED_SEQUENCES:
+        return UNFAMILIAR, f"the kinds of tumour were not measured on this sequence ({volume.sequence.name})"
+    agreeing = sum(answer.decision == ANSWER and answer.label == label for answer in stretch)
+    if agreeing > len(stretch) / 2:
+        return ANSWER, None
+    return UNCERTAIN, "its most suspicious slices are not sure, or not of one mind"
