@@ -174,7 +174,7 @@ def external_note(record: dict[str, Any]) -> str:
 
 
 def collections_table(records: Sequence[dict[str, Any]], *, pooled: bool = False) -> str:
-    """Return a Markdown row for all further collections of a record and, unless ``pooled``, one a family and a sequence."""
+    """Return a row for each record's further collections and, unless ``pooled``, one a family and a sequence."""
     keys = ("tumours_found", "type_right", "healthy_called_tumour", "found_at_90_specificity", "auroc", "ece")
     rows = []
     for record in records:
