@@ -19,6 +19,7 @@ from brain_tumor_mri.data.slices import scan_folders
 from brain_tumor_mri.export import parity
 from brain_tumor_mri.export import slices as export_slices
 from brain_tumor_mri.export import write_onnx as onnx_writing
+from brain_tumor_mri.inference import model_folder
 from brain_tumor_mri.inference.model_folder import find_model
 from brain_tumor_mri.inference.prediction import Prediction
 from brain_tumor_mri.inference.run_pytorch import stage_of
@@ -31,7 +32,8 @@ def add_trust(folder: Path) -> None:
     """Give a model a trust.json under which its slices get different decisions."""
     classifier = TumorClassifier.from_pretrained(folder, device="cpu")
     stage = stage_of(classifier.model.timm_model)
-    width = next(row["num_chs"] for row in classifier.model.timm_model.feature_info if row["module"] == stage)
+    names = stage.split("+")
+    width = sum(row["num_chs"] for row in classifier.model.timm_model.feature_info if row["module"] in names)
     calibration = Calibration(0.7, {90: np.full(4, 0.5), 95: np.full(4, 0.65)})
     check = InDistribution(stage, np.zeros(width), np.eye(2, width), np.ones(2), 1.0, 1.0)
     slices = sorted((folder.parent / "phantoms").glob("Testing/*/*.png"))
@@ -205,14 +207,18 @@ def test_export_json_says_whose_weights_and_what_the_check_found(pair):
     assert {"config.json", "trust.json", "export.json", "onnx"} == {path.name for path in output.iterdir()}
 
 
-def test_the_backend_follows_from_the_files_or_is_chosen(pair, tmp_path: Path):
+def test_the_backend_follows_from_the_files_or_is_chosen(pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model, output = pair
     assert TumorClassifier.from_pretrained(output).describe()["backend"] == "onnx"
     small = TumorClassifier.from_pretrained(output, backend="onnx-int8")
     assert small.describe()["sha256"] != TumorClassifier.from_pretrained(output).describe()["sha256"]
     both = Path(shutil.copytree(output, tmp_path / "both"))
     shutil.copy2(model / "model.safetensors", both)
-    assert TumorClassifier.from_pretrained(both, device="cpu").describe()["backend"] == "torch"
+    for gpu, first in ((True, "torch"), (False, "onnx")):
+        monkeypatch.setattr(model_folder, "has_gpu", lambda gpu=gpu: gpu)
+        classifier = TumorClassifier.from_pretrained(both, device="cpu")
+        assert classifier.describe()["backend"] == first
+    assert sum(p.numel() for p in classifier.model.parameters()) > 0  # PyTorch's weights, only now
     assert TumorClassifier.from_pretrained(both, backend="onnx").describe()["backend"] == "onnx"
     with pytest.raises(UserError, match=r"no onnx/model\.onnx.*export"):
         TumorClassifier.from_pretrained(model, backend="onnx")
@@ -379,7 +385,7 @@ def test_predict_info_and_explain_on_an_export(exported: Path, slices: list[Path
     assert described["sha256"] != described["exported_sha256"]
     assert main(["explain", files[0], "--model", str(exported), "--output_dir", str(tmp_path / "maps")]) == 2
     told = capsys.readouterr().err
-    assert "needs the PyTorch weights" in told and told.count("\n") == 1
+    assert "needs the model that it was made from" in told and told.count("\n") == 1
 
 
 def test_calibration_takes_training_slices_and_passes_over_damaged_ones(home: Path, tmp_path: Path):
