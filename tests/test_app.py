@@ -47,7 +47,7 @@ def slice_png(pixels: np.ndarray, tmp_path: Path) -> Path:
 
 
 FIELDS = {"label", "title", "confidence", "probabilities", "decision", "reason", "prediction_set", "prediction_sets"}
-FIELDS |= {"model", "notice"}
+FIELDS |= {"model", "notice", "top_class"}
 
 
 def picture(uri: str) -> Image.Image:

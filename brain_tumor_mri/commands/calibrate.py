@@ -39,8 +39,8 @@ from ..files import write_json
 from ..images.find import find_images
 from ..images.read import UnreadableImageError, load_image
 from ..inference.classifier import TumorClassifier
+from ..inference.load import pytorch
 from ..inference.model_folder import DEFAULT_MODEL, find_model
-from ..inference.run_pytorch import stage_of
 from ..labels import ANY_TUMOR, RESEARCH_NOTICE
 from ..machine import versions
 from ..reports.plots import plot_reliability
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
     classifier = TumorClassifier.from_pretrained(args.model, device=args.device, use_trust=False)
     network = getattr(classifier.model, "timm_model", classifier.model)
-    stage = trust.in_distribution.stage if trust else stage_of(network)
+    stage = trust.in_distribution.stage if trust else pytorch().stage_of(network)
     gather = _Gatherer(classifier, stage, seed, progress=not args.json)
     left_out, measured_unseen, fitted_on = None, None, trust.record.get("fitted_on") if trust else None
     if trust is None:
@@ -243,7 +243,7 @@ def _answers_of_others(args: argparse.Namespace, seed: int) -> Outputs:
         name = args.unseen.replace("{collection}", family)
         classifier = TumorClassifier.from_pretrained(name, device=args.device, use_trust=False)
         network = getattr(classifier.model, "timm_model", classifier.model)
-        gather = _Gatherer(classifier, stage_of(network), seed, progress=not args.json)
+        gather = _Gatherer(classifier, pytorch().stage_of(network), seed, progress=not args.json)
         slices = load_collections(args.collections_dir, family)["test"]
         answers.append(gather(slices, None, f"{family}, never seen"))
     return _joined(answers)

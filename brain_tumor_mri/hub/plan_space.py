@@ -28,7 +28,7 @@ EXAMPLE = "examples/phantom-glioma.png"
 _PACKAGE_SUFFIXES = {".py", ".md", ".css", ".js", ".html", ".svg", ".json", ".csv"}
 REQUIREMENTS = (
     "gradio", "huggingface-hub", "jinja2", "matplotlib", "numpy", "pillow", "psutil", "pydicom", "rich",
-    "safetensors", "timm", "torch", "torchvision", "transformers",
+    "safetensors", "scipy", "timm", "torch", "torchvision", "transformers",
 )  # fmt: skip
 """What the app runs on; their own dependencies are left to pip, as a Space's builder installs packages of its own."""
 _HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"

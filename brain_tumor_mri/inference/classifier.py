@@ -24,7 +24,7 @@ from ..labels import LABELS
 from ..machine import cpu_count
 from ..trust.decision import COVERAGES, DEFAULT_COVERAGE, decide, picture_fault
 from ..trust.trust_file import Trust
-from .load import check_device
+from .load import check_device, pytorch
 from .member import Member
 from .model_folder import DEFAULT_MODEL, ModelFolder
 from .network import Network
@@ -84,10 +84,8 @@ class TumorClassifier:
         if coverage not in COVERAGES:
             raise ValueError(f"coverage must be one of {', '.join(map(str, COVERAGES))}, not {coverage!r}")
         if hasattr(model, "state_dict"):  # a PyTorch module; without torch installed there is none
-            from .run_pytorch import TorchNetwork, choose_device
-
             stage = trust.in_distribution.stage if trust else None
-            model = TorchNetwork(model, choose_device(device), stage)
+            model = pytorch().TorchNetwork(model, pytorch().choose_device(device), stage)
         if not isinstance(model, Sequence):
             model = [Member(model, processor, mirror=mirror, trust=trust)]
         if not model:

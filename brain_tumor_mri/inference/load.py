@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from importlib import import_module
+from types import ModuleType
 
 from ..errors import UserError
 from .model_folder import EXPORT_FILE, TENSORRT, TORCH, ModelFolder, runtime_of
@@ -18,12 +19,17 @@ _RUNTIMES = {
 _DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
 
 
+def pytorch() -> ModuleType:
+    """The module ``run_pytorch``, imported only now: PyTorch and transformers take seconds that an answer need not."""
+    return import_module(f"{__package__}.run_pytorch")
+
+
 def check_device(device: str | None, backend: str | None) -> None:
     """Refuse a device that can be seen to be wrong before the model is there: runtimes of exports know their own."""
     if device is not None and not _DEVICE.fullmatch(device):
         raise UserError(f"device {device} is not available here; leave it out to have one chosen")
     if backend == TORCH:
-        import_module(f"{__package__}.run_pytorch").choose_device(device)
+        pytorch().choose_device(device)
 
 
 def load_network(folder: ModelFolder, device: str | None, stage: str | None) -> Network:
@@ -39,8 +45,8 @@ def load_network(folder: ModelFolder, device: str | None, stage: str | None) -> 
             no such stage.
     """
     if folder.export is None:
-        pytorch = import_module(f"{__package__}.run_pytorch")
-        return pytorch.TorchNetwork(pytorch.load_module(folder), pytorch.choose_device(device), stage)
+        torch_side = pytorch()
+        return torch_side.TorchNetwork(torch_side.load_module(folder), torch_side.choose_device(device), stage)
     (file,) = folder.weights
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != folder.run_sha256():

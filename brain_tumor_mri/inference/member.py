@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..trust.decision import COVERAGES
 from ..trust.trust_file import Calibration, Trust, load_trust
-from .load import load_network, require_features
+from .load import load_network, pytorch, require_features
 from .model_folder import TORCH, ModelFolder, find_model
 from .network import Network
 from .prediction import Answers
@@ -72,9 +72,7 @@ class Member:
     @cached_property
     def processor(self) -> Any:
         """The model's own image processor, of transformers."""
-        from .run_pytorch import load_processor  # transformers and torch: seconds that an answer does not need
-
-        return self._processor or load_processor(self.folder)
+        return self._processor or pytorch().load_processor(self.folder)
 
     @cached_property
     def torch_network(self) -> Network:

@@ -51,7 +51,7 @@ BATCH = (
     f"{MAX_ARCHIVE_BYTES // 2**20} MB each), {MAX_FILES} files in all. Output: JSON with model, notice, predictions "
     "(in order, an object a file: name, label, top_class, confidence, probabilities, error, decision, reason, "
     "prediction_set, prediction_sets, unlikeness, foreign; a file that cannot be read has only name and error, and "
-    "ends nothing) and summary (images, answered, refused, errors, per_label, per_decision, complete)."
+    "ends nothing), summary (images, answered, refused, errors, per_label, per_decision, complete) and schema_version."
 )
 
 

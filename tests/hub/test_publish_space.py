@@ -336,8 +336,8 @@ from brain_tumor_mri.page.view_model import model_facts
 from brain_tumor_mri.page.view_slice import answer_slice, explain_slice
 handle = ModelHandle(model)
 build_page(handle, "examples")
-_, panel, explainable = answer_slice(handle, example)
-assert "finding" in panel and explainable, panel
+answer = answer_slice(handle, example)
+assert "finding" in answer.panel and answer.explainable, answer.panel
 assert "--heat-glioma" in explain_slice(handle, example)
 assert batch_answer(handle.get(), "model", [example])["summary"]["answered"] == 1
 assert model_facts(handle.get(), "model")[1]

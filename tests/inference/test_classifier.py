@@ -250,7 +250,7 @@ def test_the_plain_transformers_pipeline_gives_the_same_uncalibrated_probabiliti
 def refusal(model: object, **options: object) -> str:
     with pytest.raises(UserError) as caught:
         TumorClassifier.from_pretrained(model, **options)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500  # a long temporary path, twice
     return str(caught.value)
 
 
