@@ -314,7 +314,7 @@ def test_info_json_answers_within_a_second_without_torch(tiny_model_dir: Path):
     times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         # of the processor, which other work on this machine does not lengthen
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
