@@ -242,7 +242,9 @@ def ping(config: NodeConfig) -> list[tuple[str, str | None]]:
         found.append((verb, problem))
 
     if "dicomweb" in config.send:
-        attempt("QIDO", lambda: DICOMwebClient(config.send["dicomweb"]).search_for_studies(limit=1))
+        client = DICOMwebClient(config.send["dicomweb"])
+        client.set_http_retry_params(retry=False)  # a PACS that is off is to be told now, not after half a minute
+        attempt("QIDO", lambda: client.search_for_studies(limit=1))
     else:
         attempt("C-ECHO", lambda: _echo(config))
     return found
