@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import UserError
+from ..files import check_writable
 from ..images.series import UnreadableVolumeError
 from ..inference.volume import VolumeClassifier, VolumePrediction
 from ..labels import NO_TUMOR, RESEARCH_NOTICE, TITLES
@@ -25,6 +26,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--csv is for slices; give --json for volumes")
     if args.heat_map and len(args.paths) > 1:
         raise UserError("--heat_map is the file of one volume; give one path")
+    if args.heat_map:
+        check_writable(args.heat_map, "--heat_map")
+        if not args.heat_map.name.endswith((".nii", ".nii.gz")):
+            raise UserError(f"--heat_map {args.heat_map}: give a name that ends in .nii or .nii.gz")
     classifier = VolumeClassifier(load_classifier(args))
     predictions: list[VolumePrediction] = []
     for path in args.paths:
@@ -33,14 +38,14 @@ def run(args: argparse.Namespace) -> int:
         except UnreadableVolumeError as error:
             predictions.append(VolumePrediction(error.name, error=error.reason))
     answered = [prediction for prediction in predictions if prediction.error is None]
-    if args.heat_map and answered:
-        _only(answered, args.heat_map).write_heat_map(args.heat_map)
     if args.json:
         volumes = [prediction.to_dict() for prediction in predictions]
         json.dump({"model": classifier.slice_classifier.describe(), "volumes": volumes}, sys.stdout, indent=2)
         print()
     else:
         _print(predictions)
+    if args.heat_map and answered:
+        _only(answered, args.heat_map).write_heat_map(args.heat_map)
     return 0 if answered else 2
 
 

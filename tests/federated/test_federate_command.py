@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -139,7 +140,7 @@ def certificates(folder: Path) -> None:
         "ssh-keygen -q -t ecdsa -b 384 -N '' -f south",
         "ssh-keygen -q -t ecdsa -b 384 -N '' -f stranger",
     ):
-        subprocess.run(command, shell=True, cwd=folder, check=True, capture_output=True)
+        subprocess.run(shlex.split(command), cwd=folder, check=True, capture_output=True)
 
 
 @needs_flower

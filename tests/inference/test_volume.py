@@ -130,5 +130,10 @@ def test_the_command_answers_volumes_beside_what_cannot_be_read(tiny_model_dir: 
     assert '"sequence": "t1c"' in out and out.count('"label"') == 2 and "Traceback" not in out
     assert main([*arguments, str(broken)]) == 2
     capsys.readouterr()
+    for place, told in (("missing/heat.nii.gz", "there is no folder"), ("heat.png", "ends in .nii")):
+        assert main([*arguments, str(scan), "--heat_map", str(tmp_path / place)]) == 2
+        said = capsys.readouterr()
+        assert told in said.err and not said.out  # before the work, not after it
+    capsys.readouterr()
     assert main([*arguments, str(scan), str(tmp_path)]) == 2
     assert "two commands" in capsys.readouterr().err
