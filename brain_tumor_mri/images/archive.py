@@ -9,6 +9,7 @@ import os
 import stat
 import zipfile
 import zlib
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,20 @@ MAX_TOTAL_BYTES = 512 * 2**20
 MAX_RATIO = 200
 """Most that a member of over a megabyte may grow; deflate reaches 1,032 on zeros, image files hardly grow at all."""
 _SMALL = 2**20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an archive may cost: bytes as packed, members, bytes of a member and of all of them unpacked."""
+
+    archive_bytes: int
+    members: int
+    member_bytes: int
+    total_bytes: int
+
+
+EXAMINATIONS = Limits(2 * 2**30, 20_000, 2**30, 4 * 2**30)
+"""Of zips of whole examinations, whose members are read one at a time; others keep to the limits above."""
 
 _CENTRAL_ENTRY = b"PK\x01\x02"
 _STARTS = (b"PK\x03\x04", b"PK\x05\x06")
@@ -55,25 +70,30 @@ class Archive:
         members: the members' names as text to show, in the archive's order; at least one.
     """
 
-    def __init__(self, path: str | Path, name: str | None = None) -> None:
+    def __init__(self, path: str | Path, name: str | None = None, limits: Limits | None = None) -> None:
         """Read the archive's table of contents.
 
         Args:
             path: of the zip file.
             name: what errors call it; by default the file's name.
+            limits: what it may cost; by default that of a batch of slices.
 
         Raises:
             ArchiveError: no zip file, damaged, too large, too many members, members that overlap, or none.
         """
         self.name = shown_name(name if name is not None else Path(path).name)
         self._unpacked = 0
+        allowed = limits or Limits(MAX_ARCHIVE_BYTES, MAX_MEMBERS, MAX_MEMBER_BYTES, MAX_TOTAL_BYTES)
+        self._limits = allowed
         try:
-            if os.path.getsize(path) > MAX_ARCHIVE_BYTES:
-                raise ArchiveError(self.name, f"the archive is over {MAX_ARCHIVE_BYTES // 2**20} MB; send it in parts")
+            if os.path.getsize(path) > allowed.archive_bytes:
+                raise ArchiveError(
+                    self.name, f"the archive is over {allowed.archive_bytes // 2**20} MB; send it in parts"
+                )
             # Each entry starts with this mark, whatever the counts in the archive claim; counted before zipfile makes
             # an object of each. A mark within packed data is one in 2**32, so twice as many are let through here.
-            if _count(path, _CENTRAL_ENTRY) > 2 * MAX_MEMBERS + 1000:
-                raise ArchiveError(self.name, f"the archive holds over {MAX_MEMBERS} files; send it in parts")
+            if _count(path, _CENTRAL_ENTRY) > 2 * allowed.members + 1000:
+                raise ArchiveError(self.name, f"the archive holds over {allowed.members} files; send it in parts")
             self._zip = zipfile.ZipFile(path)
         except OSError as error:
             raise ArchiveError(self.name, error.strerror or "the archive cannot be read") from error
@@ -81,8 +101,8 @@ class Archive:
             raise ArchiveError(self.name, "the zip archive is damaged; make or download it again") from error
         try:
             self._infos = [info for info in self._zip.infolist() if _may_be_image(info)]
-            if len(self._infos) > MAX_MEMBERS:
-                raise ArchiveError(self.name, f"the archive holds over {MAX_MEMBERS} files; send it in parts")
+            if len(self._infos) > allowed.members:
+                raise ArchiveError(self.name, f"the archive holds over {allowed.members} files; send it in parts")
             if not self._infos:
                 raise ArchiveError(self.name, "the archive holds no files")
             if _overlap(self._zip.infolist()):
@@ -97,7 +117,7 @@ class Archive:
 
         Raises:
             ArchiveError: the member is damaged, encrypted, a link, another archive, too large, packed too tightly, or
-                all members together exceed ``MAX_TOTAL_BYTES``.
+                all members together exceed their limit.
         """
         info, name = self._infos[number], self.members[number]
         if info.flag_bits & 0x1:
@@ -106,8 +126,8 @@ class Archive:
             raise ArchiveError(name, "a link, not a file; pack the file itself")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ArchiveError(name, "packed by a method other than deflate; pack it in the usual way")
-        left = MAX_TOTAL_BYTES - self._unpacked
-        limit = min(MAX_MEMBER_BYTES, max(MAX_RATIO * info.compress_size, _SMALL), left)
+        left = self._limits.total_bytes - self._unpacked
+        limit = min(self._limits.member_bytes, max(MAX_RATIO * info.compress_size, _SMALL), left)
         try:
             with self._zip.open(info) as stream:
                 content = stream.read(limit + 1)
@@ -115,12 +135,19 @@ class Archive:
             raise ArchiveError(name, "damaged in the archive; pack it again") from None
         self._unpacked += len(content)
         if len(content) > limit:
-            raise ArchiveError(name, _too_much(limit, left))
+            raise ArchiveError(name, self._too_much(limit, left))
         if content.startswith(_STARTS):
             raise ArchiveError(name, "an archive within the archive is not opened; unpack it first")
         if not content:
             raise ArchiveError(name, "the file is empty")
         return content
+
+    def _too_much(self, limit: int, left: int) -> str:
+        if limit == left:
+            return f"the archive unpacks to over {self._limits.total_bytes // 2**20} MB; send it in parts"
+        if limit == self._limits.member_bytes:
+            return f"over {limit // 2**20} MB when unpacked"
+        return f"unpacks to over {MAX_RATIO} times its packed size, as a decompression bomb does"
 
     def close(self) -> None:
         """Close the file."""
@@ -156,14 +183,6 @@ def _count(path: str | Path, mark: bytes) -> int:
             count += (tail + piece).count(mark)
             tail = piece[1 - len(mark) :]  # too short to hold a mark, so that none is counted twice
     return count
-
-
-def _too_much(limit: int, left: int) -> str:
-    if limit == left:
-        return f"the archive unpacks to over {MAX_TOTAL_BYTES // 2**20} MB; send it in parts"
-    if limit == MAX_MEMBER_BYTES:
-        return f"over {MAX_MEMBER_BYTES // 2**20} MB when unpacked"
-    return f"unpacks to over {MAX_RATIO} times its packed size, as a decompression bomb does"
 
 
 def _may_be_image(info: zipfile.ZipInfo) -> bool:

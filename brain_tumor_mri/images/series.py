@@ -12,7 +12,7 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -23,7 +23,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 
 from ..errors import UserError, first_line, safe_line
-from .archive import Archive, ArchiveError, is_archive
+from .archive import EXAMINATIONS, Archive, ArchiveError, is_archive
 from .find import VOLUME_SUFFIXES
 
 SEQUENCES = ("t1", "t1c", "t2", "flair", "pd", "dwi", "adc", "other", "unknown")
@@ -32,7 +32,6 @@ SEQUENCE_TITLES = {
     "t1": "T1", "t1c": "T1 with contrast", "t2": "T2", "flair": "FLAIR", "pd": "PD", "dwi": "DWI", "adc": "ADC map",
     "other": "another sequence", "unknown": "unknown sequence",
 }  # fmt: skip
-"""What the name of a volume in one file ends with, in lower case."""
 MAX_FILES = 20_000
 """Most files of a folder that are looked into."""
 
@@ -143,7 +142,7 @@ class Series:
         path: of the file, folder or zip.
         sequence: what it is.
         frames: of DICOM, in no order; empty of other formats.
-        contents: of a zip, the bytes of its members by name.
+        members: of a zip, the numbers of its members by name.
         study_uid: StudyInstanceUID; None of other formats.
         series_uid: SeriesInstanceUID; None of other formats.
         fault: why it is nothing to answer, one line; else None.
@@ -154,7 +153,7 @@ class Series:
     path: Path
     sequence: SequenceGuess
     frames: tuple[Frame, ...] = ()
-    contents: dict[str, bytes] = field(default_factory=dict)
+    members: dict[str, int] = field(default_factory=dict)
     study_uid: str | None = None
     series_uid: str | None = None
     fault: str | None = None
@@ -179,7 +178,7 @@ def find_series(path: str | Path) -> list[Series]:
         elif not path.exists():
             raise UnreadableVolumeError(name, "no such file or folder")
         elif is_volume_file(path):
-            found = [Series(name, path, _of_file(path))]
+            found = [Series(name, path, _of_file(str(path)))]
         elif is_archive(path):
             found = _of_zip(path, name)
         else:
@@ -303,10 +302,9 @@ def _by_text(text: str) -> tuple[str | None, bool]:
     return (found.pop() if len(found) == 1 else None), contrast
 
 
-def _of_file(path: Path) -> SequenceGuess:
+def _of_file(path: str) -> SequenceGuess:
     """Of a volume in one file: by the BIDS sidecar beside it, else by its name."""
-    stem = next(str(path)[: -len(s)] for s in sorted(VOLUME_SUFFIXES, key=len, reverse=True)
-                if str(path).lower().endswith(s))  # fmt: skip
+    stem = next(path[: -len(s)] for s in sorted(VOLUME_SUFFIXES, key=len, reverse=True) if path.lower().endswith(s))
     physics, described = Physics(), ""
     try:
         sidecar = Path(stem + ".json")
@@ -343,27 +341,49 @@ def _of_folder(folder: Path, name: str) -> list[Series]:
             raise UnreadableVolumeError(name, f"the folder holds over {MAX_FILES:,} files; give its studies one by one")
     volumes = [file for file in files if is_volume_file(file)]
     others = [(str(file), file) for file in files if not is_volume_file(file)]
-    return [*_of_dicom(others, folder, name), *(Series(str(v), v, _of_file(v)) for v in volumes)]
+    return [*_of_dicom(others, folder, name), *(Series(str(v), v, _of_file(str(v))) for v in volumes)]
 
 
 def _of_zip(path: Path, name: str) -> list[Series]:
+    members: dict[str, int] = {}
+    faults: list[str] = []
     try:
-        with Archive(path) as archive:
-            members = [(member, archive.read(i)) for i, member in enumerate(archive.members)]
+        with Archive(path, limits=EXAMINATIONS) as archive:
+            for number, member in enumerate(archive.members):  # names that are shown alike are still two members
+                members[member if member not in members else f"{member} ({number})"] = number
+            found = _of_dicom(_contents(archive, members, faults), path, name)
     except ArchiveError as error:
         raise UnreadableVolumeError(name, error.reason) from error
-    return _of_dicom(members, path, name)
+    volumes = [Series(f"{name}/{m}", path, _of_file(m), members={m: members[m]}) for m in members if is_volume_file(m)]
+    if faults and not found and not volumes:
+        raise UnreadableVolumeError(name, faults[0])
+    notes = (f"{len(faults)} files of the archive were left out ({faults[0]})",) if faults else ()
+    found = [
+        replace(s, members={frame.file: members[frame.file] for frame in s.frames}, warnings=s.warnings + notes)
+        for s in found
+    ]
+    return [*found, *volumes]
 
 
-def _of_dicom(files: Sequence[tuple[str, Path | bytes]], path: Path, name: str) -> list[Series]:
+def _contents(archive: Archive, members: dict[str, int], faults: list[str]) -> Iterator[tuple[str, bytes]]:
+    """What may be DICOM, one member at a time; why others could not be read goes to ``faults``."""
+    for member, number in members.items():
+        if not is_volume_file(member):
+            try:
+                yield member, archive.read(number)
+            except ArchiveError as error:
+                faults.append(error.reason)
+
+
+def _of_dicom(files: Iterable[tuple[str, Path | bytes]], path: Path, name: str) -> list[Series]:
     """Group what is DICOM among the files; the rest is passed over."""
-    groups: dict[tuple[str, str], list[tuple[str, Dataset, Path | bytes]]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[tuple[str, Dataset]]] = defaultdict(list)
     with quiet():
         for file, content in files:
             header = _header(content)
             if header is not None:
                 key = (str(header.get("StudyInstanceUID", "")), str(header.get("SeriesInstanceUID", "")))
-                groups[key].append((file, header, content))
+                groups[key].append((file, header))
         found = [_one_series(members, path, name) for members in groups.values()]
     found.sort(key=lambda pair: (pair[1].study_uid or "", pair[0], pair[1].series_uid or ""))
     if len(found) == 1:
@@ -390,14 +410,13 @@ def _header(content: Path | bytes) -> Dataset | None:
         return None
 
 
-def _one_series(members: list[tuple[str, Dataset, Path | bytes]], path: Path, name: str) -> tuple[int, Series]:
+def _one_series(members: list[tuple[str, Dataset]], path: Path, name: str) -> tuple[int, Series]:
     """A series number, and the series of these files."""
     notes: list[str] = []
     seen: set[str] = set()
     frames: list[Frame] = []
-    contents: dict[str, bytes] = {}
     fault = None
-    for file, header, content in members:
+    for file, header in members:
         uid = str(header.get("SOPInstanceUID", "")) or file
         if uid in seen:
             notes.append("files that are there twice were read once")
@@ -408,8 +427,6 @@ def _one_series(members: list[tuple[str, Dataset, Path | bytes]], path: Path, na
         except Exception as error:  # as in _header
             notes.append(f"a file whose header is damaged was left out ({type(error).__name__})")
             continue
-        if isinstance(content, bytes):
-            contents[file] = content
     first = members[0][1]
     modality = str(first.get("Modality") or "MR").strip().upper()
     physics = _dicom_physics(first)
@@ -428,7 +445,7 @@ def _one_series(members: list[tuple[str, Dataset, Path | bytes]], path: Path, na
             path,
             tell_sequence(physics, text),
             tuple(frames),
-            contents,
+            {},
             str(first.get("StudyInstanceUID") or "") or None,
             str(first.get("SeriesInstanceUID") or "") or None,
             fault,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +22,7 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import first_line
+from .archive import EXAMINATIONS, Archive, ArchiveError
 from .series import Frame, SequenceGuess, Series, UnreadableVolumeError, find_series, number_of, of_frame, quiet
 
 MAX_VOXELS = 400_000_000
@@ -101,6 +103,8 @@ def read_volume(source: str | Path | Series, *, series_uid: str | None = None) -
         volume = _from_dicom(series) if series.frames else _from_file(series)
     except UnreadableVolumeError:
         raise
+    except ArchiveError as error:
+        raise UnreadableVolumeError(series.name, error.reason) from None
     except MemoryError:
         raise UnreadableVolumeError(series.name, "reading it needs more memory than there is") from None
     except OSError as error:
@@ -137,13 +141,28 @@ def _only_series(path: str | Path, series_uid: str | None) -> Series:
     return usable[0]
 
 
+def _archive_of(series: Series) -> AbstractContextManager[Archive | None]:
+    return Archive(series.path, limits=EXAMINATIONS) if series.members else nullcontext()
+
+
 def _from_file(series: Series) -> Volume:
     """A volume in one file: NIfTI and MGZ by nibabel, NRRD and MHA by SimpleITK."""
+    if series.members:
+        return _from_member(series)
     if str(series.path).lower().endswith(_NIBABEL):
         array, affine, notes, doubt = _by_nibabel(series)
     else:
         array, affine, notes, doubt = _by_simpleitk(series)
     return Volume(series.name, array, affine, (), series.sequence, warnings=tuple(notes), doubt=doubt)
+
+
+def _from_member(series: Series) -> Volume:
+    """A volume in a zip: by a copy beside, which is gone again before it is answered."""
+    ((name, number),) = series.members.items()
+    with tempfile.TemporaryDirectory() as folder, _archive_of(series) as archive:
+        file = Path(folder, "volume" + "".join(Path(name.lower()).suffixes[-2:]))
+        file.write_bytes(archive.read(number))
+        return _from_file(replace(series, path=file, members={}))
 
 
 def _by_nibabel(series: Series) -> tuple[np.ndarray, np.ndarray, list[str], str | None]:
@@ -354,14 +373,14 @@ def _filled(
 
 
 def _decode(series: Series, order: Sequence[Frame | None], array: np.ndarray) -> None:
-    """Fill (column, row, slice) with modality values; each file is opened once."""
+    """Fill (column, row, slice) with modality values; each file is opened once, one at a time."""
     wanted: dict[str, list[tuple[int, Frame]]] = defaultdict(list)
     for k, frame in enumerate(order):
         if frame is not None:
             wanted[frame.file].append((k, frame))
-    with quiet():
+    with quiet(), _archive_of(series) as archive:
         for file, places in wanted.items():
-            content = series.contents.get(file)
+            content = archive.read(series.members[file]) if archive else None
             dataset = dcmread(BytesIO(content) if content is not None else file, force=True)
             pixels, rescaled = _pixels(dataset, file, content)
             for k, frame in places:
