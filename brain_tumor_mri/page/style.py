@@ -1,6 +1,6 @@
 """How the page looks: theme, style sheet and script, as Gradio takes them at launch.
 
-The style sheet is page.css, the script page.js; both lie beside this file and fetch nothing.
+The style sheet is page.css, the script page.js, those of the examination lie beside them; they fetch nothing.
 """
 
 from pathlib import Path
@@ -37,10 +37,15 @@ THEME = gr.themes.Base(
     color_accent="*primary_700",
 )
 
-CSS = (_HERE / "page.css").read_text(encoding="utf-8")
+
+def _read(*names: str) -> str:
+    return "".join((_HERE / name).read_text(encoding="utf-8") for name in names)
+
+
+CSS = _read("page.css", "examination.css")
 
 # One rule is here because Gradio confines CSS to its content: on phones it hides the footer's API link but not the dot.
 HEAD = (
     "<style>@media (max-width: 640px) { footer .divider { display: none; } }</style>\n"
-    f"<script>\n{(_HERE / 'page.js').read_text(encoding='utf-8')}</script>\n"
+    f"<script>\n{_read('page.js', 'examination.js')}</script>\n"
 )
