@@ -22,7 +22,7 @@ from pydicom import Dataset, dcmread
 from pydicom.encaps import get_frame
 from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, get_decoder
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit, RLELossless
 
 from .formats import ImageFault, check_scans, size_fault
 
@@ -30,6 +30,9 @@ MAX_BYTES = 128 * 2**20
 """Largest file that is read, which takes twice as much memory; a single slice has about 0.5 MB."""
 MAX_RLE = 2048 * 2048
 """Most samples that are decoded from run-length coding, which makes gigabytes of megabytes."""
+_MAX_READS = 200_000  # of a file while it is parsed, two an element: pydicom makes Python objects of each
+_MAX_BESIDE = 2 * 2**20  # bytes of a header, without private elements: as numbers they take two hundred times as much
+_MAX_FRAGMENTS = 20_000  # of packed pixels
 
 _PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _TRANSFORMATION, _VALUE_OF_INTEREST = "PixelValueTransformationSequence", "FrameVOILUTSequence"
@@ -58,11 +61,24 @@ _ELSEWHERE = (
 # pydicom's warnings quote values of the header. The filter is set once: changing it around each file is not safe with
 # threads. Its log is silent only where this module reads; other users of pydicom keep theirs.
 warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
+_LOGS = ("pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils")  # a filter is not asked about children's
 _here = threading.local()
 
 
 class DicomError(Exception):
     """The file has no slice that can be shown; the text says why and holds nothing of the file's header but numbers."""
+
+
+class _Counted(BytesIO):
+    """A file's bytes, which pydicom may ask for only so often."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads > _MAX_READS:
+            raise DicomError("a DICOM file of more elements than a slice has; export the slice again")
+        return super().read(size)
 
 
 def read_slice(file: BinaryIO) -> np.ndarray:
@@ -87,7 +103,8 @@ def read_slice(file: BinaryIO) -> np.ndarray:
         raise DicomError("a deflated DICOM file, which is not read; export the slice without compression")
     with _quiet():
         try:
-            dataset = dcmread(BytesIO(content), force=True)  # without its preamble a file is as readable
+            dataset = dcmread(_Counted(content), force=True)  # without its preamble a file is as readable
+            _check_size(dataset, len(content))
             kind = _checked_kind(dataset)
             pixels = _pixels(dataset)
             if pixels.ndim not in (2, 3) or pixels.shape[:2] != (dataset.Rows, dataset.Columns):
@@ -99,6 +116,17 @@ def read_slice(file: BinaryIO) -> np.ndarray:
             raise DicomError("decoding this DICOM file needs more memory than there is") from None
         except Exception as error:  # damaged headers raise nearly anything; its text could quote the header
             raise DicomError(f"the DICOM file is damaged or of an unsupported kind ({type(error).__name__})") from None
+
+
+def _check_size(dataset: Dataset, size: int) -> None:
+    """Refuse a header of megabytes, and pixels that say they are numbers, before pydicom makes objects of them."""
+    elements = list(map(dataset.get_item, dataset.keys()))  # as they are in the file; iterating would convert them
+    pixels = [element for element in elements if element.tag >> 16 == 0x7FE0]
+    if any(element.VR not in (None, "OB", "OW", "OF", "OD", "UN") for element in pixels):
+        raise DicomError("the DICOM file is damaged (its pixels are of the wrong kind); copy or export it again")
+    apart = [len(e.value or b"") for e in elements if e in pixels or (e.tag.is_private and isinstance(e.value, bytes))]
+    if size - sum(apart) > _MAX_BESIDE:
+        raise DicomError(f"a DICOM file whose header is over {_MAX_BESIDE // 2**20} MB; export the slice again")
 
 
 def _checked_kind(dataset: Dataset) -> str:
@@ -153,6 +181,8 @@ def _pixels(dataset: Dataset) -> np.ndarray:
             dataset.BitsStored += spare
             return dataset.pixel_array >> spare
         return dataset.pixel_array
+    if dataset.PixelData.count(b"\xfe\xff\x00\xe0") > _MAX_FRAGMENTS:
+        raise DicomError("a DICOM file whose pixels are in too many pieces; export the slice again")
     # Two bytes of run-length coding stand for 128: what the runs may fill is bounded by what they may be.
     samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel)
     if syntax == RLELossless and (samples > MAX_RLE or len(dataset.PixelData) > 2 * _expected_bytes(dataset) + 2**16):
@@ -160,12 +190,18 @@ def _pixels(dataset: Dataset) -> np.ndarray:
     # the UID's registered name: an unregistered one could say anything
     name = syntax.name if syntax.name != str(syntax) else "a private syntax"
     _check_codestream(dataset)
+    unknown = DicomError(f"a DICOM file compressed as {name}, which cannot be decoded here; export it as PNG")
     try:
-        if get_decoder(syntax).is_available:
-            return dataset.pixel_array
-    except (NotImplementedError, RuntimeError):  # no image's syntax, such as video; or no decoder can cope
-        pass
-    raise DicomError(f"a DICOM file compressed as {name}, which cannot be decoded here; export it as PNG")
+        if not get_decoder(syntax).is_available:
+            raise unknown
+        return dataset.pixel_array
+    except NotImplementedError:  # no image's syntax, such as video
+        raise unknown from None
+    except RuntimeError:  # every decoder gave up; of 12 bits because none can cope
+        if syntax == JPEGExtended12Bit and int(dataset.BitsStored) > 8:
+            raise unknown from None
+        damaged = f"the DICOM file is damaged within its pixels (compressed as {name}); copy or export it again"
+        raise DicomError(damaged) from None
 
 
 def _check_codestream(dataset: Dataset) -> None:
@@ -324,9 +360,9 @@ def _first(value: Any) -> float | None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep pydicom's log, which quotes the header, off stderr while this thread reads."""
-    log = logging.getLogger("pydicom")
-    if _only_others not in log.filters:
-        log.addFilter(_only_others)
+    for log in map(logging.getLogger, _LOGS):
+        if _only_others not in log.filters:
+            log.addFilter(_only_others)
     _here.reading = True
     try:
         yield

@@ -20,9 +20,10 @@ MAX_SIDE = 20_000
 """Longest side, in pixels: resizing takes memory by it, so that a line of pixels would cost gigabytes."""
 MAX_BYTES = 256 * 2**20
 """Largest file that is read: a picture of ``MAX_PIXELS`` with four channels of 16 bits has 200 MB."""
-_MAX_SCANNED = 10_000_000_000  # pixels x scans of a progressive JPEG: seconds
+_MAX_SCANS = 100  # of a JPEG, each over all pixels; cameras and editors write about ten
 _MAX_STRIPS, _MAX_NUMBERS = 20_000, 200_000  # of a TIFF: Pillow makes a Python object of each; a palette has 196,608
 _MAX_TEXT, _MAX_TEXTS = 1_000, 60_000  # bytes: deflate makes at most 1,032 of one, and Pillow refuses over 1 MB
+_MAX_EXIF = 2**16  # bytes, as in a JPEG: Pillow makes a Python object of each of its numbers
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0")
@@ -76,11 +77,8 @@ def prepared(file: BinaryIO) -> BinaryIO:
 
 
 def check_scans(jpeg: bytes) -> None:
-    """Refuse a JPEG whose scans, each over all pixels, take seconds; ImageFault."""
-    scans = jpeg.count(b"\xff\xda")
-    frame = re.search(rb"\xff[\xc0-\xc2]..\x08(....)", jpeg, re.DOTALL)
-    height, width = struct.unpack(">HH", frame[1]) if frame else (0, 0)
-    if scans * width * height > _MAX_SCANNED:
+    """Refuse a JPEG of endless scans, of which few bytes take seconds each; ImageFault."""
+    if (scans := jpeg.count(b"\xff\xda")) > _MAX_SCANS:
         raise ImageFault(f"a JPEG image of {scans:,} scans, which is no picture of a scanner; save it again")
 
 
@@ -96,7 +94,7 @@ def _without_texts(file: BinaryIO) -> BinaryIO:
             if extra:
                 continue
             raise ImageFault("the file is damaged (a check sum is wrong); copy or download it again")
-        if kind == b"iCCP":
+        if kind == b"iCCP" or (kind == b"eXIf" and length > _MAX_EXIF):
             continue
         if kind in (b"tEXt", b"zTXt", b"iTXt"):
             room -= length
@@ -205,6 +203,8 @@ def plain_tiff(file: BinaryIO) -> tuple[np.ndarray, int, bool]:
         raise ImageFault(fault)
     dtype = np.dtype(f"{'<' if head[:1] == b'I' else '>'}{kind}{min(bits) // 8}")
     count = width * height * samples
+    if count * dtype.itemsize > MAX_BYTES:  # strips may all be the same bytes of a small file
+        raise ImageFault(f"a TIFF file of over {MAX_BYTES // 2**20} MB of pixels, which is no single slice")
     data = bytearray()
     for start, length in zip(directory[273], directory.get(279, (MAX_BYTES,)), strict=False):
         file.seek(start)

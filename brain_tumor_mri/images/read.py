@@ -212,8 +212,12 @@ def _decode(file: BinaryIO, label: str) -> Image.Image:
     except ImageFault as fault:
         raise UnreadableImageError(label, str(fault)) from fault
     except Exception as error:  # on damaged headers decoders raise nearly anything: struct.error, KeyError, ...
-        raise UnreadableImageError(label, _damage(error)) from error
+        raise UnreadableImageError(label, damage(error)) from error
     with image:
+        if image.format == "TIFF" and image.mode == "1":
+            raise UnreadableImageError(
+                label, "a TIFF file of black and white alone (1 bit), as of a fax, and no MRI slice"
+            )
         return _plain_tiff(file, label) if has_deep_planes(image) else _to_rgb(image, label, file)
 
 
@@ -234,8 +238,8 @@ def _plain_tiff(file: BinaryIO, label: str) -> Image.Image:
         rgb = _rgb_of(values, white_zero)
     except (ImageFault, ValueError) as fault:
         raise UnreadableImageError(label, str(fault)) from fault
-    except Exception as damage:  # as of Pillow's decoders
-        raise UnreadableImageError(label, _damage(damage)) from damage
+    except Exception as error:  # as of Pillow's decoders
+        raise UnreadableImageError(label, damage(error)) from error
     return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
 
 
@@ -267,7 +271,7 @@ def _to_rgb(image: Image.Image, label: str, file: BinaryIO | None = None) -> Ima
     except ImageFault as fault:
         raise UnreadableImageError(label, str(fault)) from fault
     except Exception as error:  # as above: damaged data surfaces as any kind of error
-        raise UnreadableImageError(label, _damage(error)) from error
+        raise UnreadableImageError(label, damage(error)) from error
 
 
 def _convert(image: Image.Image) -> Image.Image:
@@ -380,8 +384,8 @@ def _top(values: np.ndarray) -> np.generic:
     return values.dtype.type(1 if values.dtype.kind == "f" and high <= 1.001 else _depth(float(high)))
 
 
-def _damage(error: Exception) -> str:
-    """A reason for a file that looked like an image and could not be decoded."""
+def damage(error: Exception) -> str:
+    """Return the reason, for a person, of a file that looked like an image and could not be decoded or prepared."""
     if isinstance(error, MemoryError):
         return "decoding it needs more memory than there is"
     detail = str(error) or type(error).__name__

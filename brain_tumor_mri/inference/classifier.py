@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..images.read import ImageSource, UnreadableImageError, is_single, load_image, name_of
+from ..images.read import ImageSource, UnreadableImageError, damage, is_single, load_image, name_of
 from ..labels import LABELS
 from ..machine import cpu_count
 from ..trust.decision import COVERAGES, DEFAULT_COVERAGE, decide, picture_fault
@@ -343,9 +343,11 @@ class TumorClassifier:
         """Read and preprocess an image; one that cannot be read is a ``Reading`` with its error."""
         try:
             image = load_image(source, name=name)
+            return Reading(name, self.preprocess(image), image.size, picture_fault(image))
         except UnreadableImageError as error:
             return Reading(name, error=error)
-        return Reading(name, self.preprocess(image), image.size, picture_fault(image))
+        except Exception as error:  # such as MemoryError: whatever nobody thought of ends this image, not the batch
+            return Reading(name, error=UnreadableImageError(name, damage(error)))
 
     def answer_readings(
         self, readings: Sequence[Reading], on_error: OnError = "record", answers: Answers | None = None

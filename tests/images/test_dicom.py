@@ -2,6 +2,8 @@
 
 import io
 import logging
+import struct
+import time
 import warnings
 from pathlib import Path
 
@@ -11,7 +13,13 @@ import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, MRImageStorage, RLELossless
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    MRImageStorage,
+    RLELossless,
+)
 
 from brain_tumor_mri.images.dicom import MAX_BYTES, windowed
 from brain_tumor_mri.images.read import UnreadableImageError, load_image
@@ -454,3 +462,64 @@ def test_a_file_too_large_for_a_slice_is_not_read_into_memory(tmp_path: Path):
         file.write(dicom())
         file.truncate(MAX_BYTES + 1)
     assert "128 MB" in reason(str(path)).replace("slice.dcm", "")
+
+
+def elements(count: int, inside: str = "") -> bytes:
+    """So many empty elements, explicit, little endian, in the root or within a sequence of known or unknown length."""
+    many = struct.pack("<HH2sH", 0x0029, 0x1000, b"LO", 0) * count
+    if not inside:
+        return many
+    head = struct.pack("<HH2sHL", 0x0028, 0x3010, b"SQ", 0, 2**32 - 1 if inside == "unknown" else len(many) + 8)
+    if inside == "unknown":
+        ends = struct.pack("<HHLHHL", 0xFFFE, 0xE00D, 0, 0xFFFE, 0xE0DD, 0)
+        return head + struct.pack("<HHL", 0xFFFE, 0xE000, 2**32 - 1) + many + ends
+    return head + struct.pack("<HHL", 0xFFFE, 0xE000, len(many)) + many
+
+
+def with_elements(extra: bytes) -> bytes:
+    content = dicom()
+    at = content.index(struct.pack("<HH", 0x7FE0, 0x10))
+    return content[:at] + extra + content[at:]
+
+
+@pytest.mark.parametrize(("inside", "said"), [("", "elements"), ("unknown", "elements"), ("known", "header is over")])
+def test_a_file_of_endless_elements_is_refused_within_a_second(inside: str, said: str):
+    began = time.process_time()
+    assert said in reason(with_elements(elements(600_000, inside)))
+    assert time.process_time() - began < 2
+    np.testing.assert_array_equal(grey(with_elements(elements(2_000, inside))), grey(dicom()))
+
+
+def test_a_private_element_of_megabytes_does_not_matter_and_another_one_does():
+    for group, refused in ((0x0029, False), (0x0028, True)):
+        content = with_elements(struct.pack("<HH2sHL", group, 0x1101, b"OB", 0, 3 * 2**20) + bytes(3 * 2**20))
+        if refused:
+            assert "header is over 2 MB" in reason(content)
+        else:
+            np.testing.assert_array_equal(grey(content), grey(dicom()))
+
+
+@pytest.mark.parametrize("kind", [b"DS", b"UT", b"UL", b"SQ"])
+def test_pixels_that_say_they_are_numbers_or_text_are_refused(kind: bytes):
+    assert "of the wrong kind" in reason(
+        dicom().replace(struct.pack("<HH", 0x7FE0, 0x10) + b"OW", b"\xe0\x7f\x10\0" + kind)
+    )
+
+
+def test_pixels_in_endless_pieces_are_refused():
+    content = encapsulated(b"\x01" + bytes(63), RLELossless)
+    end = content.rindex(struct.pack("<HH", 0xFFFE, 0xE0DD))
+    assert "in too many pieces" in reason(
+        content[:end] + struct.pack("<HHL", 0xFFFE, 0xE000, 0) * 30_000 + content[end:]
+    )
+
+
+@pytest.mark.parametrize(("kind", "syntax"), [("JPEG", JPEGBaseline8Bit), ("JPEG2000", JPEG2000Lossless)])
+def test_damage_within_compressed_pixels_is_told_as_damage_and_not_logged(kind: str, syntax: str, caplog):
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(40 * 56, dtype=np.uint8).reshape(40, 56)).save(buffer, kind)
+    cut = buffer.getvalue()[: len(buffer.getvalue()) // 2]
+    assert "damaged within its pixels (compressed as JPEG" in reason(encapsulated(cut, syntax))
+    assert "damaged within its pixels (compressed as RLE" in reason(encapsulated(b"\x01" + bytes(90), RLELossless))
+    assert "cannot be decoded here" in reason(as_mr("JPEG-lossy.dcm"))  # 12 bits
+    assert not caplog.records

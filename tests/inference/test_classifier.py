@@ -435,3 +435,23 @@ def test_with_mirror_a_slice_and_its_mirror_image_get_one_answer(tiny_model_dir:
     assert row(mirrored.predict(image)) == pytest.approx(np.mean(rows, axis=0), abs=1e-4)
     assert row(mirrored.predict(flipped)) == pytest.approx(row(mirrored.predict(image)), abs=1e-4)
     assert mirrored.describe()["mirror"] is True
+
+
+def test_whatever_reading_or_preparing_an_image_raises_is_a_row_and_not_the_end_of_the_batch(
+    classifier: TumorClassifier, slices: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    sizes = iter(range(9))
+    prepared = classifier.preprocess
+
+    def out_of_memory_once(image: Image.Image) -> np.ndarray:
+        if next(sizes) == 1:
+            raise MemoryError
+        return prepared(image)
+
+    monkeypatch.setattr(classifier, "preprocess", out_of_memory_once)
+    monkeypatch.setattr("brain_tumor_mri.inference.classifier._READERS", 1)
+    answers = classifier.predict(slices[:3], on_error="record")
+    assert [answer.error for answer in answers] == [None, "decoding it needs more memory than there is", None]
+    monkeypatch.setattr(classifier, "preprocess", lambda image: 1 / 0)
+    with pytest.raises(UnreadableImageError, match="division by zero"):
+        classifier.predict(slices[0])
