@@ -12,7 +12,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	@echo 'Once: about 7 GB of packages into $(VENV), minutes; pip shows each as it comes.'
 	@command -v nvidia-smi >/dev/null || echo 'No NVIDIA driver: PIP_EXTRA_INDEX_URL set to an index of CPU builds of torch saves most of it.'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -r requirements.txt -e .
+	$(BIN)/pip install -r requirements.txt
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt

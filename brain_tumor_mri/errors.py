@@ -3,9 +3,27 @@
 Commands catch :class:`UserError`, print its message and exit with 2; anything else is a bug and keeps its traceback.
 """
 
+_EXTRAS = {
+    "torch": "train", "torchvision": "train", "timm": "train", "transformers": "train", "datasets": "train",
+    "evaluate": "train", "accelerate": "train", "torchio": "train", "sklearn": "train", "scipy": "train",
+    "matplotlib": "train", "jinja2": "train", "yaml": "train", "kagglehub": "train", "gradio": "page",
+    "pydicom": "dicom", "nibabel": "volumes", "SimpleITK": "volumes", "pynetdicom": "clinical",
+    "dicomweb_client": "clinical", "highdicom": "clinical", "onnx": "export", "onnxscript": "export",
+    "flwr": "federated",
+}  # fmt: skip
+"""Package that the core does without -> the extra of pyproject.toml that brings it."""
+
 
 class UserError(Exception):
     """The user's input (a path, a flag, a file, a missing download) is wrong; ``str(error)`` is one readable line."""
+
+
+def missing_package(error: ImportError) -> UserError | None:
+    """Say how to install what was not found; None where it is in no extra, which is a bug and no user's doing."""
+    package = (error.name or "").partition(".")[0]
+    if package not in _EXTRAS:
+        return None
+    return UserError(f"{package} is not installed: pip install 'brain-tumor-mri[{_EXTRAS[package]}]'")
 
 
 def safe_line(text: str) -> str:

@@ -97,14 +97,16 @@ def headline(file: Path) -> dict[str, Any] | None:
 
 
 def dependencies() -> dict[str, str | None]:
-    """Installed version of every direct dependency, by name; None for one that is missing."""
+    """Installed version of every direct dependency, by name; None for one that is missing; of extras what is there."""
     try:
         wanted = metadata.requires("brain-tumor-mri") or []
     except metadata.PackageNotFoundError:  # run from a checkout that was never installed, as a Space does
         listed = Path(__file__).parents[2] / "requirements.txt"
         wanted = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
-    names = [match[0] for line in wanted if "extra ==" not in line and (match := re.match(r"[A-Za-z0-9][\w.-]*", line))]
-    return {name: _version(name) for name in sorted(names)}
+    found = {match[0]: "extra ==" in line for line in wanted if (match := re.match(r"[A-Za-z0-9][\w.-]*", line))}
+    found.pop("brain-tumor-mri", None)  # extras name each other by it
+    versions = {name: _version(name) for name in sorted(found)}
+    return {name: version for name, version in versions.items() if version or not found[name]}
 
 
 def _version(name: str) -> str | None:

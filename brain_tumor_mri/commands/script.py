@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, missing_package
 from ..images.quiet import quiet_decoders
 
 
@@ -36,6 +36,11 @@ def exit_status(name: str, work: Callable[[], Any]) -> int:
         return status if isinstance(status, int) else 0
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (told := missing_package(error)) is None:
+            raise
+        print(f"{name}: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"{name}: {str(stop) or 'stopped'}", file=sys.stderr)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -22,14 +22,21 @@ from ..inference.classifier import OnError, TumorClassifier, pixels_of
 from ..inference.prediction import Answers, Prediction, Reading
 from ..labels import LABEL2ID, LABELS, NO_TUMOR
 from ..machine import cpu_count
+from ..trust.decision import ANSWER, UNCERTAIN
 from . import DEFAULT_METHOD, METHODS
 from .cam import forward, mean_maps
 from .head import head_mask
 
-COLOURS = "plasma"
-"""matplotlib's name of the colour scale: even to the eye, and told apart by colour-blind people."""
+COLOURS = (
+    "0d0887", "2f0596", "4903a0", "6100a7", "7801a8", "8e0ca4", "a21d9a", "b42e8d", "c43e7f",
+    "d24f71", "de6164", "e97257", "f3854b", "f99a3e", "fdaf31", "fdc627", "f8df25", "f0f921",
+)  # fmt: skip
+"""The colour scale, from 0 to 1: every 15th of matplotlib's ``plasma`` (CC0), which is even to the eye, and told apart
+by colour-blind people. Between them colours are mixed, which is off by at most 5 of 255."""
 SEEN = 0.05
 """Of a drawn map; what nowhere reaches it is called empty."""
+MOSTLY = 0.5
+"""Share of the evidence outside the head above which neither map nor answer is to be relied on."""
 _READERS = min(4, cpu_count())
 
 
@@ -85,6 +92,20 @@ class Explanation:
         return float(heat[~self._head].sum()) / total if total else 0.0
 
     @property
+    def judged(self) -> Prediction:
+        """The prediction; ``uncertain`` instead of ``answer`` where most evidence for its class lies outside the head.
+
+        Raises:
+            ValueError: there is no map.
+        """
+        prediction = self.prediction
+        doubtful = self.target == prediction.label != NO_TUMOR and self.outside_head > MOSTLY
+        if prediction.decision != ANSWER or not doubtful:
+            return prediction
+        reason = f"{self.outside_head:.0%} of the evidence for it lies outside the head"
+        return replace(prediction, decision=UNCERTAIN, reason=reason)
+
+    @property
     def is_empty(self) -> bool:
         """Whether ``shown_map`` has nothing that an eye would see.
 
@@ -127,7 +148,8 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, ready for ``json.dumps``: the prediction's, and ``target``."""
-        return self.prediction.to_dict() | {"target": self.target}
+        prediction = self.prediction if self.heat_map is None else self.judged
+        return prediction.to_dict() | {"target": self.target}
 
     def _require_map(self) -> np.ndarray:
         if self.heat_map is None:
@@ -226,11 +248,10 @@ def explain_classes(
 
 def colour(heat: np.ndarray) -> np.ndarray:
     """Return the colours, uint8 (..., 3), of a map in [0, 1]."""
-    import matplotlib  # half a second that a map's numbers do not need
-
-    # a table of 256: matplotlib's own call makes four float64 a pixel, 3 GB for the largest image that is read
-    table = np.rint(255 * matplotlib.colormaps[COLOURS](np.arange(256))[:, :3]).astype(np.uint8)
-    return table[np.rint(255 * heat).astype(np.uint8)]
+    stops = np.array([list(bytes.fromhex(colour)) for colour in COLOURS])
+    levels = np.linspace(0, len(stops) - 1, 256)
+    table = np.stack([np.interp(levels, np.arange(len(stops)), channel) for channel in stops.T], axis=1)
+    return np.rint(table).astype(np.uint8)[np.rint(255 * heat).astype(np.uint8)]
 
 
 def _checked_method(method: str | None) -> str:

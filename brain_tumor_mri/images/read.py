@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 from PIL import Image
 
-from ..errors import UserError, safe_line
+from ..errors import UserError, missing_package, safe_line
 from .formats import (
     MAX_PIXELS,
     TIFF_STARTS,
@@ -245,7 +245,10 @@ def _plain_tiff(file: BinaryIO, label: str) -> Image.Image:
 
 def _decode_dicom(file: BinaryIO, label: str) -> Image.Image:
     """Decode a DICOM file's single slice; ``from None`` keeps pydicom's messages, which quote headers, out of logs."""
-    from .dicom import DicomError, read_slice  # pydicom: 0.2 s that other files do not need
+    try:
+        from .dicom import DicomError, read_slice  # pydicom: 0.2 s that other files do not need
+    except ModuleNotFoundError as error:
+        raise UnreadableImageError(label, f"DICOM: {missing_package(error) or error}") from error
 
     try:
         return Image.fromarray(read_slice(file)).convert("RGB")

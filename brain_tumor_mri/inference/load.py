@@ -7,7 +7,7 @@ import re
 from importlib import import_module
 from types import ModuleType
 
-from ..errors import UserError
+from ..errors import UserError, missing_package
 from .model_folder import EXPORT_FILE, TENSORRT, TORCH, ModelFolder, runtime_of
 from .network import Network
 
@@ -21,7 +21,15 @@ _DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
 
 def pytorch() -> ModuleType:
     """The module ``run_pytorch``, imported only now: PyTorch and transformers take seconds that an answer need not."""
-    return import_module(f"{__package__}.run_pytorch")
+    try:
+        return import_module(f"{__package__}.run_pytorch")
+    except ModuleNotFoundError as error:
+        told = missing_package(error)
+        if told is None:
+            raise
+        raise UserError(
+            f"{told}; or give a model folder with an ONNX file (`brain-tumor-mri export` writes it)"
+        ) from error
 
 
 def check_device(device: str | None, backend: str | None) -> None:

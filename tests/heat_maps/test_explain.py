@@ -360,9 +360,7 @@ def test_the_overlay_colours_the_slice_as_the_model_saw_it():
     np.testing.assert_array_equal(answer.image, image)
     assert answer.overlay().mode == "RGB" and answer.overlay().size == (SIDE, SIDE)
     np.testing.assert_array_equal(answer.overlay(0), image)
-    import matplotlib
-
-    top = np.rint(255 * np.array(matplotlib.colormaps[COLOURS](1.0)[:3]))
+    top = np.array(list(bytes.fromhex(COLOURS[-1])))
     np.testing.assert_array_equal(np.asarray(answer.overlay(1))[answer.heat_map == 1], np.tile(top, (1, 1)))
     with pytest.raises(ValueError, match="opacity"):
         answer.overlay(2)
