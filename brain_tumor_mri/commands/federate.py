@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from importlib.util import find_spec
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: Flower is missing, or a setting or the data cannot be used.
     """
-    if missing := [name for name in ("flwr", "ray", "dp_accounting") if find_spec(name) is None]:
+    if missing := [name for name in ("flwr", "dp_accounting") if find_spec(name) is None]:
         raise UserError(
             f"federate needs {missing[0]}, which is not installed here; `make federated` makes .venv-federated with it "
             "(or: pip install 'brain-tumor-mri[federated]' in an environment of its own)"
@@ -36,10 +37,8 @@ def run(args: argparse.Namespace) -> int:
 
     chosen = [*args.set, *([f"output_dir={json.dumps(args.output_dir)}"] if args.output_dir else [])]
     try:
-        record = simulate.simulate(
-            simulate.read_settings(args.config, chosen),
-            say=lambda line: print(line, file=sys.stderr if args.json else None),
-        )
+        with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+            record = simulate.simulate(simulate.read_settings(args.config, chosen))
     except simulate.FederationError as error:
         print(f"brain-tumor-mri: {error}", file=sys.stderr)
         return 1

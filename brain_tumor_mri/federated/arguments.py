@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
 
 from ..errors import UserError, first_line
-from ..training.arguments import RunArguments, parse_arguments
+from ..training.arguments import OneLineParser, RunArguments, parse_arguments, read_config
 from ..training.augmentation import AugmentationArguments
 
 PARTITIONS = ("collection", "patient", "dirichlet", "pooled")
@@ -36,7 +35,7 @@ class FederationArguments:
         default="collection", metadata={"help": f"Simulation: who holds which slice, {', '.join(PARTITIONS)}."}
     )
     hospitals: str | None = field(
-        default=None, metadata={"help": "Partition collection: only these (a,b,...); one name trains it alone."}
+        default=None, metadata={"help": "Only these of the partition's (a,b,...) take part; one name trains it alone."}
     )
     alpha: float = field(
         default=0.5, metadata={"help": "Partition dirichlet: the smaller, the more a hospital has of few classes."}
@@ -87,13 +86,18 @@ class FederationArguments:
             raise UserError(f"delta: {self.delta}: give a number between 0 and 1")
         if self.partition in ("patient", "dirichlet") and not self.clients:
             raise UserError(f"partition: {self.partition}: give clients, the number of hospitals")
-        if self.hospitals and self.partition != "collection":
-            raise UserError(f"hospitals: only with partition: collection, not {self.partition}")
+        if self.hospitals and self.partition == "pooled":
+            raise UserError("hospitals: not with partition: pooled, which is one hospital with everything")
         if self.private:
             if self.strategy == "fedadam":
                 raise UserError("clipping_norm: the privacy accountant knows averages only; use fedavg or fedprox")
             if self.batch_norm != "frozen":
                 raise UserError("clipping_norm: noise would make running variances negative; add batch_norm: frozen")
+
+    @property
+    def wanted(self) -> int:
+        """How many hospitals to wait for, at least."""
+        return len(set(self.hospitals.split(","))) if self.hospitals else self.clients or 1
 
     @property
     def private(self) -> bool:
@@ -121,26 +125,14 @@ SERVER_ONLY = (
 """Settings that stay with the server; in a simulation the hospitals are the same machine and read the data by them."""
 
 
-class _Parser(HfArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"settings of the federation: {message}")
-
-
 def read_settings(config: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a YAML file and ``name=value`` overrides into one flat dictionary.
 
     Raises:
         UserError: the file cannot be read, or a setting is unknown or has no place in a federation.
     """
-    path = Path(config)
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot read this configuration ({first_line(error)})") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: not a configuration; give lines of the form 'name: value'")
+    path = Path(config).expanduser()
+    settings = read_config(path)
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals:
@@ -160,7 +152,8 @@ def parse_settings(settings: Mapping[str, Any]) -> tuple[FederationArguments, Ru
         UserError: a value is of the wrong kind or out of range.
     """
     own = {name: value for name, value in settings.items() if name in FEDERATION}
-    parser = _Parser(FederationArguments, allow_abbrev=False)
+    parser = OneLineParser(FederationArguments, allow_abbrev=False)
+    parser.where = "docs/federated.md"
     try:
         (federation,) = parser.parse_args_into_dataclasses(_flags(own))
     except ValueError as error:

@@ -19,7 +19,6 @@ def partition(
     groups: Sequence[str],
     *,
     clients: int | None = None,
-    hospitals: Sequence[str] = (),
     alpha: float = 0.5,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
@@ -33,7 +32,6 @@ def partition(
         labels: the label of each slice.
         groups: the patient, or group of near-copies, of each slice; names are unique within a collection.
         clients: hospitals, for ``patient`` and ``dirichlet``.
-        hospitals: for ``collection``, the names of those that take part; none for all.
         alpha: of the Dirichlet distribution, the same for every hospital.
         seed: of what is drawn.
 
@@ -41,16 +39,13 @@ def partition(
         Rows in ascending order, (n,) int64, by the hospital's name, in the names' order.
 
     Raises:
-        UserError: a name is unknown, or there are fewer patients than hospitals.
+        UserError: there are fewer patients than hospitals.
     """
     source = np.asarray(sources)
     if method == "pooled":
         return {"pooled": np.arange(len(source))}
     if method == "collection":
-        known = np.unique(source).tolist()
-        if unknown := sorted(set(hospitals) - set(known)):
-            raise UserError(f"hospitals: {unknown[0]}: no such collection here; there are {', '.join(known)}")
-        return {name: np.flatnonzero(source == name) for name in sorted(hospitals or known)}
+        return {name: np.flatnonzero(source == name) for name in np.unique(source).tolist()}
     names, first, members = np.unique(
         [f"{s} {g}" for s, g in zip(sources, groups, strict=True)], return_index=True, return_inverse=True
     )

@@ -7,6 +7,7 @@ of the output folder, as Flower's own exit status tells nothing of it.
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import datasets
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import (
@@ -78,6 +80,17 @@ class AveragedStatisticsFedAdam(FedAdam):
         return ArrayRecord({k: Array(v.astype(np.float32)) for k, v in joined.items()}), metrics
 
 
+class SecretNoise(DifferentialPrivacyClientSideFixedClipping):
+    """Flower's noise comes from NumPy's global generator, whose seed the hospitals know: here it is nobody's."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average and add noise."""
+        np.random.seed(np.frombuffer(os.urandom(64), np.uint32))
+        return super().aggregate_train(server_round, replies)
+
+
 class RecordingGrid(Grid):
     """A ``Grid`` that keeps the run's history: who answered, who failed, what was sent, how long it took.
 
@@ -87,13 +100,16 @@ class RecordingGrid(Grid):
         grid: Flower's, which sends.
         names: each hospital's name by its node.
         history: of the rounds before, which is continued.
+        federation: says how long to wait where nobody is there, and whether it is private: then a round needs all.
 
-    Raises (in ``send_and_receive``):
-        FederationError: no hospital answered a round of training.
+    Raises:
+        FederationError: nobody is there, no hospital answered a round of training, or privacy needs one that is gone.
     """
 
-    def __init__(self, grid: Grid, names: Mapping[int, str], history: list[dict[str, Any]]) -> None:
-        self.grid, self.names, self.history = grid, names, history
+    def __init__(
+        self, grid: Grid, names: Mapping[int, str], history: list[dict[str, Any]], federation: FederationArguments
+    ) -> None:
+        self.grid, self.names, self.history, self.federation = grid, names, history, federation
 
     def set_run(self, run: Any) -> None:
         """As Flower's."""
@@ -109,8 +125,13 @@ class RecordingGrid(Grid):
         return self.grid.create_message(*args, **kwargs)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes that introduced themselves and are there."""
-        return [node for node in self.grid.get_node_ids() if node in self.names]
+        """Return the nodes that introduced themselves and are there; Flower would wait for ever for the first."""
+        deadline = monotonic() + self.federation.connect_timeout
+        while not (found := [node for node in self.grid.get_node_ids() if node in self.names]):
+            if monotonic() > deadline:
+                raise FederationError(f"after round {len(self.history)}: no hospital is left")
+            sleep(0.5)
+        return found
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """As Flower's."""
@@ -130,18 +151,24 @@ class RecordingGrid(Grid):
             self.history.append({"round": len(self.history) + 1})
         for content in {id(message.content): message.content for message in messages}.values():
             content["config"]["server-round"] = len(self.history)
-        asked = [message.metadata.dst_node_id for message in messages]
+        asked = {self.names[message.metadata.dst_node_id] for message in messages}
+        failed = {name: "not there" for name in self.names.values() if name not in asked}
+        if failed and self.federation.private:
+            raise FederationError(f"round {len(self.history)}: privacy needs all hospitals{_listed(failed)}")
         down = sum(sent_bytes(message) for message in messages)
-        replies = list(self.grid.send_and_receive(messages, timeout=timeout))
+        received = list(self.grid.send_and_receive(messages, timeout=timeout))
+        # where a node is gone the SuperLink answers, in its own name; such an answer says no more than its absence
+        replies = [reply for reply in received if reply.metadata.src_node_id in self.names]
         replies.sort(key=lambda reply: self.names[reply.metadata.src_node_id])
         answered = {self.names[r.metadata.src_node_id]: r for r in replies if not r.has_error()}
-        failed = {self.names[r.metadata.src_node_id]: r.error.reason for r in replies if r.has_error()}
-        failed |= {self.names[n]: "no answer in time" for n in asked if self.names[n] not in {*answered, *failed}}
+        failed |= {self.names[r.metadata.src_node_id]: r.error.reason for r in replies if r.has_error()}
+        gone = "it is gone" if len(received) > len(replies) else "no answer in time"
+        failed |= {name: gone for name in asked - {*answered, *failed}}
         figures = {name: _figures(reply) for name, reply in answered.items()}
         entry = self.history[-1]
         if training:
             entry |= {"hospitals": figures, "failed": dict(sorted(failed.items())), "seconds": 0.0, "bytes": 0}
-            _say(f"round {entry['round']}: {len(answered)} of {len(asked)} hospitals trained{_listed(failed)}")
+            _say(f"round {entry['round']}: {len(answered)} of {len(self.names)} hospitals trained{_listed(failed)}")
         else:
             entry["evaluation"] = {"hospitals": figures, "failed": dict(sorted(failed.items()))}
         entry["seconds"] += monotonic() - started
@@ -177,8 +204,6 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that ``settings-file`` describes."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     settings = read_settings(str(context.run_config["settings-file"]))
     folder = Path(settings.get("output_dir", "runs/federated"))
     try:
@@ -203,6 +228,9 @@ def federate(grid: Grid, settings: dict[str, Any]) -> dict[str, Any]:
         UserError: a setting or the server's data cannot be used, or the folder holds another run.
         FederationError: too few hospitals came, or none is left.
     """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     federation, args = parse_settings(settings)
     folder = Path(args.training.output_dir)
     prepare_folder(folder, settings)
@@ -220,7 +248,8 @@ def federate(grid: Grid, settings: dict[str, Any]) -> dict[str, Any]:
     checkpoint = _Checkpoint(folder / CHECKPOINT)
     strategy = build_strategy(federation, len(hospitals))
     weights = checkpoint.restore(strategy) or travelling(model, federation.batch_norm)
-    recording = RecordingGrid(grid, {node: told["name"] for node, told in hospitals.items()}, checkpoint.history)
+    names = {node: told["name"] for node, told in hospitals.items()}
+    recording = RecordingGrid(grid, names, checkpoint.history, federation)
     done, before = len(checkpoint.history), checkpoint.seconds
     if done:
         _say(f"going on after round {done} of {federation.rounds}")
@@ -297,7 +326,7 @@ def build_strategy(federation: FederationArguments, hospitals: int) -> Strategy:
             sampling_method=SamplingMethod.NO_AMPLIFICATION,  # every hospital is in every round
         )
     )
-    return DifferentialPrivacyClientSideFixedClipping(
+    return SecretNoise(
         strategy, federation.noise_multiplier, federation.clipping_norm, hospitals, accountant=accountant
     )
 
@@ -308,7 +337,7 @@ def _plain(strategy: Strategy) -> Strategy:
 
 def _wait_for_hospitals(grid: Grid, federation: FederationArguments) -> dict[int, dict[str, Any]]:
     """Wait until all are there and ask who they are: by node ``name`` and, if told, ``classes`` and ``slices``."""
-    wanted, deadline = federation.clients or 1, monotonic() + federation.connect_timeout
+    wanted, deadline = federation.wanted, monotonic() + federation.connect_timeout
     while len(nodes := sorted(grid.get_node_ids())) < wanted:
         if monotonic() > deadline:
             raise FederationError(f"{len(nodes)} of {wanted} hospitals came within {federation.connect_timeout:g} s")

@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 import timm
 import torch
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback
 
 from ..data.br35h import load_external
 from ..data.collections import TABLE, draw_shares, load_collections
@@ -63,25 +63,24 @@ def simulated_hospitals(settings_file: str) -> dict[str, Hospital]:
     federation, args = parse_settings(read_settings(settings_file))
     held = {}
     for part, slices in _pooled(args).items():
-        hospitals = federation.hospitals.split(",") if federation.hospitals else []
         rows = partition(
             federation.partition,
             slices["hospital"][:],
             slices["label"][:],
             slices["group"][:],
             clients=federation.clients,
-            hospitals=hospitals if part == "train" else [name for name in hospitals if name in slices["hospital"][:]],
             alpha=federation.alpha,
             seed=args.training.seed,
         )
         held[part] = {name: slices.select(of_one) for name, of_one in rows.items()}
     empty = datasets.Dataset.from_dict({"image": [], "label": []})
     found = {name: Hospital(name, own, held["validation"].get(name, empty)) for name, own in held["train"].items()}
-    if without := [name for name, hospital in found.items() if not len(hospital.train)]:
+    chosen = sorted(set(federation.hospitals.split(","))) if federation.hospitals else list(found)
+    if unknown := [name for name in chosen if name not in found]:
+        raise UserError(f"hospitals: {unknown[0]}: no such hospital here; there are {', '.join(found)}")
+    if without := [name for name in chosen if not len(found[name].train)]:
         raise UserError(f"hospital {without[0]} would have no slice; give fewer clients or a larger alpha")
-    if federation.clients and federation.partition == "collection" and federation.clients != len(found):
-        raise UserError(f"clients: {federation.clients}: there are {len(found)} hospitals: {', '.join(found)}")
-    return found
+    return {name: found[name] for name in chosen}
 
 
 def _pooled(args: RunArguments) -> dict[str, datasets.Dataset]:
@@ -115,10 +114,10 @@ def hospital_names(federation: FederationArguments, args: RunArguments) -> list[
     """
     if federation.partition == "pooled":
         return ["pooled"]
+    if federation.hospitals:
+        return sorted(set(federation.hospitals.split(",")))
     if federation.partition != "collection":
         return [f"hospital-{number + 1}" for number in range(federation.clients or 0)]
-    if federation.hospitals:
-        return sorted(federation.hospitals.split(","))
     folder = args.collections.collections_dir
     families = load_collections(folder, args.protocol.collection)["train"]["family"][:] if folder else []
     return sorted({KAGGLE, *([BR35H] if args.external.external_dir else []), *families})
@@ -304,7 +303,7 @@ def _trainer(
     if federation.batch_norm == "frozen":
         _freeze_statistics(model)
     augment = TrainTransform(model.config, args.augmentation)
-    return ProximalTrainer(
+    trainer = ProximalTrainer(
         model=model,
         args=args.training,
         train_dataset=SliceDataset(hospital.train, augment, seed=args.training.seed, **draws),
@@ -315,6 +314,8 @@ def _trainer(
         optimizer_cls_and_kwargs=optimizer_class(args),
         proximal_mu=proximal_mu,
     )
+    trainer.remove_callback(PrinterCallback)  # it would print among the run's own lines
+    return trainer
 
 
 def _freeze_statistics(model: torch.nn.Module) -> None:

@@ -91,11 +91,14 @@ class RunArguments:
     training: TrainingArguments
 
 
-class _OneLineParser(HfArgumentParser):
-    """Says what is wrong in one line instead of printing the usage of 200 flags."""
+class OneLineParser(HfArgumentParser):
+    """Says what is wrong in one line, and ``where`` more is said, instead of printing the usage of 200 flags."""
+
+    where = "train.py --help"
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{message}; see train.py --help")
+        """Raise a ``UserError``."""
+        raise UserError(f"{message}; see {self.where}")
 
 
 def parse_arguments(argv: Sequence[str]) -> RunArguments:
@@ -111,7 +114,7 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
         ModelArguments, DataArguments, ProtocolArguments, ExternalArguments, CollectionArguments, GuidanceArguments,
         AugmentationArguments, TrainingArguments,
     )  # fmt: skip
-    parser = _OneLineParser(classes, allow_abbrev=False)
+    parser = OneLineParser(classes, allow_abbrev=False)
     # Without an accelerator, bf16 needs use_cpu said; and a half-trained model has no business on the Hub.
     on_cpu = not torch.accelerator.is_available()
     parser.set_defaults(use_cpu=on_cpu, dataloader_pin_memory=not on_cpu, hub_strategy="end")
@@ -123,7 +126,9 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
     except UserError:
         raise
     except Exception as error:  # whatever TrainingArguments raises is about what it was given
-        raise UserError(safe_line(str(error).strip() or type(error).__name__)) from error
+        given = [word.split("=")[0] for word in argv if word.startswith("--")]
+        told = safe_line(str(error).strip() or type(error).__name__)
+        raise UserError(told if "--" in told or not given else f"{' or '.join(given)}: {told}") from error
     for topic in fields(args):
         for name in FOLDERS & vars(settings := getattr(args, topic.name)).keys():
             if value := getattr(settings, name):
@@ -134,14 +139,24 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
     return args
 
 
-def _read_config(path: Path, actions: Sequence[argparse.Action]) -> dict[str, Any]:
-    choices = {action.dest: action.choices for action in actions}
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the settings of a YAML file.
+
+    Raises:
+        UserError: it cannot be read, or holds no lines of the form ``name: value``.
+    """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot read this configuration ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a configuration; give lines of the form 'name: value'")
+    return config
+
+
+def _read_config(path: Path, actions: Sequence[argparse.Action]) -> dict[str, Any]:
+    choices = {action.dest: action.choices for action in actions}
+    config = read_config(path)
     if unknown := sorted(map(str, config.keys() - choices.keys())):
         raise UserError(f"{path}: unknown setting {', '.join(unknown)}; see train.py --help for the names")
     for key, value in config.items():  # argparse looks at those of flags only

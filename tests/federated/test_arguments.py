@@ -51,7 +51,7 @@ def test_a_hospital_trains_into_a_folder_of_its_own_and_reports_nowhere(settings
         ({"partition": "patient"}, "give clients"),
         ({"clipping_norm": 1.0}, "batch_norm: frozen"),
         ({"clipping_norm": 1.0, "batch_norm": "frozen", "strategy": "fedadam"}, "averages only"),
-        ({"hospitals": "a", "partition": "pooled"}, "only with partition: collection"),
+        ({"hospitals": "a", "partition": "pooled"}, "not with partition: pooled"),
     ],
 )
 def test_wrong_settings_are_told_in_one_line(settings, changed, said) -> None:

@@ -1,4 +1,4 @@
-"""``brain-tumor-mri federate`` and Flower itself: simulated without a network, and deployed with TLS and keys."""
+"""``brain-tumor-mri federate`` without a network, and Flower's own programs with TLS and keys: the same weights."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,8 +18,12 @@ from ports import free_port
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
-FLOWER = all(find_spec(name) for name in ("flwr", "ray", "dp_accounting"))
+FLOWER = all(find_spec(name) for name in ("flwr", "dp_accounting"))
 BIN = Path(sys.executable).parent
+OFFLINE = {
+    "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"
+}  # fmt: skip
+NAMES = ("north", "south")
 pytestmark = pytest.mark.federated
 needs_flower = pytest.mark.skipif(
     not FLOWER,
@@ -42,21 +48,6 @@ def weights_of(folder: Path) -> dict:
     return {k: v for k, v in load_file(folder / "checkpoint.safetensors").items() if k.startswith("weights/")}
 
 
-def federate(*flags: str, before: str = "", **options) -> subprocess.CompletedProcess:
-    command = f'{before} exec "{sys.executable}" -m brain_tumor_mri.commands.main federate "$@"'
-    return subprocess.run(
-        [*options.pop("wrapped", []), "sh", "-c", command, "federate", *flags],
-        cwd=ROOT, capture_output=True, text=True, timeout=900, **options,
-    )  # fmt: skip
-
-
-def flower_processes() -> set[int]:
-    words = ("flower-super", "flwr-", "raylet", "gcs_server")
-    return {
-        p.pid for p in psutil.process_iter(["cmdline"]) if any(w in " ".join(p.info["cmdline"] or ()) for w in words)
-    }
-
-
 @pytest.mark.skipif(FLOWER, reason="Flower is installed here")
 def test_without_flower_the_command_says_how_to_get_it(phantom_dir, tmp_path, capsys) -> None:
     from brain_tumor_mri.commands import main as cli
@@ -68,64 +59,64 @@ def test_without_flower_the_command_says_how_to_get_it(phantom_dir, tmp_path, ca
 
 
 @needs_flower
-def test_a_wrong_setting_ends_with_2_before_anything_starts(phantom_dir, tmp_path, capsys) -> None:
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("strategy=fedsgd", "give one of fedavg"), ("hospitals=hospital-7", "there are hospital-1, hospital-2")],
+)
+def test_a_wrong_setting_ends_with_2_and_one_line(phantom_dir, tmp_path, capsys, setting, said) -> None:
     from brain_tumor_mri.commands import main as cli
 
     file = settings_of(phantom_dir, tmp_path)
-    assert cli.main(["federate", "--config", str(file), "--set", "strategy=fedsgd"]) == 2
-    assert "give one of fedavg" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    assert cli.main(["federate", "--config", str(file), "--set", setting]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert said in lines[-1]
+    assert not (tmp_path / "run" / "metrics.json").exists()
 
 
 @pytest.fixture(scope="module")
 def simulated(phantom_dir, tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path, set[int]]:
-    """A simulation in a network namespace that has loopback alone."""
+    """A simulation in a network namespace where not even loopback is up."""
     folder = tmp_path_factory.mktemp("simulated")
     alone = ["unshare", "--net", "--map-root-user"]
-    if subprocess.run([*alone, "ip", "link", "set", "lo", "up"], capture_output=True).returncode:
+    if subprocess.run([*alone, "true"], capture_output=True).returncode:
         pytest.skip("network namespaces are not allowed here (unshare --net)")
-    before = flower_processes()
-    done = federate(
-        "--config", str(settings_of(phantom_dir, folder)), "--json", wrapped=alone, before="ip link set lo up;"
-    )
-    time.sleep(1)
-    return done, folder / "run", flower_processes() - before
+    mark = {"FEDERATION_OF_THIS_TEST": str(folder)}
+    command = [sys.executable, "-m", "brain_tumor_mri.commands.main", "federate", "--json", "--config"]
+    done = subprocess.run(
+        [*alone, *command, str(settings_of(phantom_dir, folder))],
+        cwd=ROOT, capture_output=True, text=True, timeout=900, env=os.environ | mark,
+    )  # fmt: skip
+    return done, folder / "run", {pid for pid in psutil.pids() if mark.items() <= environment_of(pid).items()}
 
 
-@pytest.fixture(scope="module")
-def alike(phantom_dir, tmp_path_factory) -> dict:
-    """The weights that the same settings give when the nodes are called in this process."""
-    from in_process_grid import InProcessGrid
-
-    from brain_tumor_mri.federated.server_app import federate
-
-    folder = tmp_path_factory.mktemp("in-process")
-    file = settings_of(phantom_dir, folder)
-    federate(InProcessGrid(str(file), 2), yaml.safe_load(file.read_text()))
-    return weights_of(folder / "run")
+def environment_of(pid: int) -> dict[str, str]:
+    try:
+        return psutil.Process(pid).environ()
+    except psutil.Error:
+        return {}
 
 
 @needs_flower
-def test_a_simulation_needs_no_network_and_leaves_no_process(simulated, alike) -> None:
+def test_a_simulation_needs_no_network_and_leaves_no_process(simulated) -> None:
     done, folder, left = simulated
-    assert done.returncode == 0, done.stderr[-2000:] + (folder / "federation.log").read_text()[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads(done.stdout)
     assert record == json.loads((folder / "metrics.json").read_text())
     assert [entry["failed"] for entry in record["federation"]["rounds"]] == [{}, {}]
     assert "round 2: 2 of 2 hospitals trained" in done.stderr
+    assert "[ROUND 2/2]" in (folder / "federation.log").read_text()
     assert left == set()
-    stored = weights_of(folder)
-    assert all((stored[name] == alike[name]).all() for name in alike)
 
 
 @needs_flower
-def test_no_hospital_left_ends_with_1_and_one_line(phantom_dir, tmp_path) -> None:
+def test_no_hospital_left_ends_with_1_and_one_line(phantom_dir, tmp_path, capsys) -> None:
+    from brain_tumor_mri.commands import main as cli
+
     # an optimizer of a package that the hospitals do not have
-    done = federate("--config", str(settings_of(phantom_dir, tmp_path)), "--set", "optim=adamw_bnb_8bit")
-    assert done.returncode == 1, done.stderr[-2000:]
-    last = done.stderr.strip().splitlines()[-1]
+    file = settings_of(phantom_dir, tmp_path, optim="adamw_bnb_8bit")
+    assert cli.main(["federate", "--config", str(file)]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("brain-tumor-mri: round 1: no hospital is left; failed: hospital-1 (")
-    assert "Traceback" not in done.stderr
 
 
 def certificates(folder: Path) -> None:
@@ -143,59 +134,91 @@ def certificates(folder: Path) -> None:
         subprocess.run(shlex.split(command), cwd=folder, check=True, capture_output=True)
 
 
-@needs_flower
-def test_two_supernodes_with_tls_and_keys_reach_the_same_weights(alike, phantom_dir, tmp_path) -> None:
-    from brain_tumor_mri.federated.simulate import APP, OFFLINE
+def kill(process: subprocess.Popen) -> None:
+    """With all that it started, and at once: as when a machine loses its power."""
+    if process.poll() is None:
+        whole = psutil.Process(process.pid)
+        for one in (*whole.children(recursive=True), whole):
+            one.kill()
+        process.wait()
 
-    certificates(tmp_path)
-    port = free_port()
-    home = tmp_path / "flower"
+
+@contextmanager
+def deployed(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[Callable, dict[str, subprocess.Popen]]]:
+    """A SuperLink that knows north and south, and a SuperNode for each name; ``flwr`` and the SuperNodes."""
+    certificates(folder)
+    port, home = free_port(), folder / "flower"
     home.mkdir()
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{port}"\n'
-        f'root-certificates = "{tmp_path}/ca.crt"\n'
+        f'root-certificates = "{folder}/ca.crt"\n'
     )
     path = os.pathsep.join([str(BIN), os.environ["PATH"]])
-    environment = os.environ | OFFLINE | {"FLWR_HOME": str(home), "PATH": path}
-    file = settings_of(phantom_dir, tmp_path)
-    log = (tmp_path / "log").open("w")
-    started: list[subprocess.Popen] = []
+    options = {"env": os.environ | OFFLINE | {"FLWR_HOME": str(home), "PATH": path}, "cwd": folder, "text": True}
+    log = (folder / "log").open("w")
 
-    def start(*command: str) -> None:
-        options = {"env": environment, "cwd": tmp_path, "stdout": log, "stderr": log, "start_new_session": True}
-        started.append(subprocess.Popen([str(BIN / command[0]), *command[1:]], **options))
+    def start(*command: str) -> subprocess.Popen:
+        return subprocess.Popen([str(BIN / command[0]), *command[1:]], stdout=log, stderr=log, **options)
 
-    def flwr(*command: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [BIN / "flwr", *command], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=900
-        )
+    def flwr(*command: str) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen([BIN / "flwr", *command], **pipes, **options)
 
+    superlink = start(
+        "flower-superlink", "--host", "127.0.0.1", "--port", str(port), "--ssl-ca-certfile", "ca.crt",
+        "--ssl-certfile", "server.pem", "--ssl-keyfile", "server.key", "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+    )  # fmt: skip
+    nodes: dict[str, subprocess.Popen] = {}
     try:
-        start(
-            "flower-superlink", "--host", "127.0.0.1", "--port", str(port), "--ssl-ca-certfile", "ca.crt",
-            "--ssl-certfile", "server.pem", "--ssl-keyfile", "server.key", "--enable-supernode-auth",
-            "--disable-runtime-dependency-installation",
-        )  # fmt: skip
         deadline = time.monotonic() + 200
-        while flwr("supernode", "list", "here").returncode and time.monotonic() < deadline:
+        while flwr("supernode", "list", "here").wait(300) and time.monotonic() < deadline:
             time.sleep(1)
-        for name in ("north", "south"):
+        for name in NAMES:
             registered = flwr("supernode", "register", f"{name}.pub", "here")
-            assert registered.returncode == 0, registered.stdout + registered.stderr
-        for number, name in enumerate(("north", "south", "stranger")):
-            start(
+            said, _ = registered.communicate(timeout=300)
+            assert registered.returncode == 0, said
+        for number, name in enumerate(names):
+            nodes[name] = start(
                 "flower-supernode", "--superlink", f"127.0.0.1:{port}", "--root-certificates", "ca.crt",
                 "--auth-supernode-private-key", name, "--port", str(free_port()),
                 "--node-config", f"partition-id={number} num-partitions=2",
             )  # fmt: skip
-        ran = flwr("run", str(APP), "here", "--stream", "--run-config", f'settings-file="{file}"')
-        said = ran.stdout + ran.stderr + (tmp_path / "log").read_text()[-3000:]
-        assert (tmp_path / "run" / "metrics.json").is_file(), said
+        yield flwr, nodes
     finally:
-        for process in (psutil.Process(p.pid) for p in started if p.poll() is None):
-            for one in (*process.children(recursive=True), process):
-                one.kill()
+        for process in (superlink, *nodes.values()):
+            kill(process)
+
+
+APP = str(ROOT / "brain_tumor_mri" / "federated" / "app")
+
+
+@needs_flower
+def test_two_supernodes_with_tls_and_keys_reach_the_weights_of_the_simulation(simulated, phantom_dir, tmp_path) -> None:
+    file = settings_of(phantom_dir, tmp_path)
+    with deployed(tmp_path, (*NAMES, "stranger")) as (flwr, _):
+        said, _ = flwr("run", APP, "here", "--stream", "--run-config", f'settings-file="{file}"').communicate()
+        assert (tmp_path / "run" / "metrics.json").is_file(), said + (tmp_path / "log").read_text()[-3000:]
     record = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(record["federation"]["hospitals"]) == {"hospital-1", "hospital-2"}
-    deployed = weights_of(tmp_path / "run")
-    assert all((deployed[name] == alike[name]).all() for name in alike)
+    there, here = weights_of(tmp_path / "run"), weights_of(simulated[1])
+    assert set(there) == set(here)
+    assert all((there[name] == here[name]).all() for name in here)
+
+
+@needs_flower
+def test_a_hospital_killed_in_the_middle_of_a_round_is_named_and_the_other_goes_on(phantom_dir, tmp_path) -> None:
+    file = settings_of(phantom_dir, tmp_path)
+    with deployed(tmp_path, NAMES) as (flwr, nodes):
+        run = flwr("run", APP, "here", "--stream", "--run-config", f'settings-file="{file}"')
+        said = []
+        for line in run.stdout:
+            said.append(line)
+            if line.startswith("hospitals: "):  # the first round begins; a node needs seconds to load what trains
+                kill(nodes["south"])
+        run.wait()
+    lines = "".join(said)
+    assert "round 1: 1 of 2 hospitals trained; failed: hospital-2 (it is gone)" in lines, lines[-3000:]
+    assert "round 2: 1 of 2 hospitals trained; failed: hospital-2 (not there)" in lines
+    record = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert [sorted(entry["hospitals"]) for entry in record["federation"]["rounds"]] == [["hospital-1"]] * 2

@@ -48,15 +48,11 @@ def test_the_seed_decides(slices) -> None:
     assert first.tolist() == again.tolist() != other.tolist()
 
 
-def test_a_collection_is_a_hospital_and_one_can_be_alone(slices) -> None:
+def test_a_collection_is_a_hospital_and_pooled_is_one_with_everything(slices) -> None:
     rows = partition("collection", **slices)
     assert list(rows) == ["collection-0", "collection-1", "collection-2"]
     assert {slices["sources"][i] for i in rows["collection-1"]} == {"collection-1"}
-    alone = partition("collection", **slices, hospitals=["collection-1"])
-    assert list(alone) == ["collection-1"]
     assert len(partition("pooled", **slices)["pooled"]) == 300
-    with pytest.raises(UserError, match=r"mars.*collection-0"):
-        partition("collection", **slices, hospitals=["mars"])
 
 
 def test_more_hospitals_than_patients_is_said(slices) -> None:

@@ -15,13 +15,14 @@ WHERE = "run it with .venv-federated/bin/python -m pytest, after `make federated
 pytest.importorskip("flwr", reason=f"Flower is not installed here; {WHERE}")
 pytest.importorskip("dp_accounting", reason=f"Flower's accountant is not installed here; {WHERE}")
 
-from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
-from in_process_grid import InProcessGrid
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.common.serde import message_to_proto
 from transformers import AutoModelForImageClassification
 
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.federated.client_app import app as client_app
 from brain_tumor_mri.federated.server_app import FAILED, FederationError, app, federate
+from brain_tumor_mri.federated.simulate import OneProcessGrid
 from brain_tumor_mri.federated.task import is_statistic, simulated_hospitals
 from brain_tumor_mri.inference.classifier import TumorClassifier
 
@@ -38,13 +39,35 @@ def settings(phantom_dir: Path, tmp_path: Path) -> dict:
     }  # fmt: skip
 
 
-def grid_of(settings: dict, fails=None) -> InProcessGrid:
+class WatchedGrid(OneProcessGrid):
+    """Keeps all that is sent; ``fails(kind, node, round)`` says whose answer is an error."""
+
+    def __init__(self, settings_file: str, hospitals: int, fails=None) -> None:
+        super().__init__(settings_file, hospitals)
+        self.fails = fails or (lambda *_: False)
+        self.wire: list[tuple[Message, bytes]] = []
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return super().send_and_receive(reversed(list(messages)))  # the last asked is the first to answer
+
+    def ask(self, message: Message) -> Message:
+        node, kind = message.metadata.dst_node_id, message.metadata.message_type
+        message.metadata.__dict__["_message_id"] = f"{node}-{len(self.wire)}"
+        if self.fails(kind, node, int(message.content["config"].get("server-round", 0))):
+            reply = Message(Error(code=0, reason="killed"), reply_to=message)
+        else:
+            reply = super().ask(message)
+        self.wire += [(m, message_to_proto(m).SerializeToString()) for m in (message, reply)]
+        return reply
+
+
+def grid_of(settings: dict, fails=None) -> WatchedGrid:
     file = Path(settings["output_dir"]).with_name("settings.yaml")
     file.write_text(yaml.safe_dump(settings))
-    return InProcessGrid(str(file), settings["clients"], fails)
+    return WatchedGrid(str(file), settings["clients"], fails)
 
 
-def run(settings: dict, fails=None) -> tuple[dict, InProcessGrid]:
+def run(settings: dict, fails=None) -> tuple[dict, WatchedGrid]:
     grid = grid_of(settings, fails)
     return federate(grid, settings), grid
 
@@ -127,12 +150,52 @@ def test_what_goes_wrong_in_a_hospital_is_told_by_its_kind_alone(settings, tmp_p
 
 
 def test_a_failed_hospital_is_named_and_the_others_go_on(settings, capsys) -> None:
-    record, _ = run(settings, fails=lambda kind, node, number: (kind, node, number) == ("train", 12, 1))
+    record, _ = run(settings, fails=lambda kind, node, number: (kind, node, number) == ("train", 3, 1))
     first, second = record["federation"]["rounds"]
     assert first["failed"] == {"hospital-2": "killed"}
     assert set(first["hospitals"]) == {"hospital-1"}
     assert second["failed"] == {}
     assert "round 1: 1 of 2 hospitals trained; failed: hospital-2 (killed)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("away", [{3}, {2, 3}])
+def test_a_hospital_that_is_away_between_rounds_is_named_and_nobody_left_ends_the_run(
+    settings, capsys, monkeypatch, away
+) -> None:
+    settings |= {"evaluate_clients": False, "connect_timeout": 0.1}
+    grid = grid_of(settings)
+
+    def then_leave(messages, *, timeout=None, send=grid.send_and_receive):
+        messages = list(messages)
+        replies = send(messages)
+        if messages[0].metadata.message_type == "train":
+            grid.nodes = {node: config for node, config in grid.nodes.items() if node not in away}
+        return replies
+
+    monkeypatch.setattr(grid, "send_and_receive", then_leave)
+    if away == {2, 3}:
+        with pytest.raises(FederationError, match="after round 1: no hospital is left"):
+            federate(grid, settings)
+    else:
+        record = federate(grid, settings)
+        assert record["federation"]["rounds"][1]["failed"] == {"hospital-2": "not there"}
+        assert "round 2: 1 of 2 hospitals trained; failed: hospital-2 (not there)" in capsys.readouterr().out
+
+
+def test_a_killed_node_that_the_superlink_answers_for_is_named(settings, monkeypatch) -> None:
+    grid = grid_of(settings)
+    ask = grid.ask
+
+    def superlink(message: Message) -> Message:
+        reply = ask(message)
+        if message.metadata.dst_node_id == 3 and message.metadata.message_type == "train":
+            reply = Message(Error(code=5, reason="Node Unavailable"), reply_to=message)
+            reply.metadata.__dict__["_src_node_id"] = 1
+        return reply
+
+    monkeypatch.setattr(grid, "ask", superlink)
+    record = federate(grid, settings)
+    assert [entry["failed"] for entry in record["federation"]["rounds"]] == [{"hospital-2": "it is gone"}] * 2
 
 
 def test_no_hospital_left_ends_the_run_and_is_left_in_a_file(settings) -> None:
@@ -150,7 +213,7 @@ def test_no_hospital_left_ends_the_run_and_is_left_in_a_file(settings) -> None:
 
 def test_hospitals_that_do_not_come_end_the_run(settings) -> None:
     grid = grid_of(settings)
-    del grid.nodes[12]
+    del grid.nodes[3]
     with pytest.raises(FederationError, match="1 of 2 hospitals came"):
         federate(grid, settings | {"connect_timeout": 0.1})
 
@@ -195,6 +258,10 @@ def test_a_private_federation_clips_tells_no_counts_and_says_its_epsilon(setting
         moved = sum(((after[n].numpy() - before[n].numpy()) ** 2).sum() for n in after) ** 0.5
         assert moved == pytest.approx(0.01, rel=0.01)
         assert not any(is_statistic(name) for name in after)
+    first = weights_of(settings)
+    shutil.rmtree(settings["output_dir"])
+    run(settings)  # hospitals know the seed: noise that follows from it could be taken off
+    assert not all(torch.equal(first[name], value) for name, value in weights_of(settings).items())
     with pytest.raises(UserError, match="tells no counts"):
         shutil.rmtree(settings["output_dir"])
         run(settings | {"class_weights": "inverse"})

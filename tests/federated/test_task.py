@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.federated.task import (
@@ -15,6 +16,7 @@ from brain_tumor_mri.federated.task import (
     load_weights,
     own_hospital,
     round_seed,
+    simulated_hospitals,
     train_round,
     travelling,
 )
@@ -107,3 +109,18 @@ def test_a_network_comes_by_its_name_alone(model) -> None:
 def test_a_folder_without_slices_is_named(tmp_path) -> None:
     with pytest.raises(UserError, match=str(tmp_path)):
         own_hospital("north", str(tmp_path))
+
+
+def test_hospitals_can_be_named_and_hold_what_they_hold_among_all(phantom_dir, tmp_path) -> None:
+    def held(**changed):
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"
+        settings = {"data_dir": str(phantom_dir), "partition": "patient", "clients": 3, "output_dir": "unused"}
+        file.write_text(yaml.safe_dump(settings | changed))
+        return simulated_hospitals(str(file))
+
+    whole, alone = held(), held(hospitals="hospital-2")
+    assert list(whole) == ["hospital-1", "hospital-2", "hospital-3"]
+    assert list(alone) == ["hospital-2"]
+    assert alone["hospital-2"].train["path"][:] == whole["hospital-2"].train["path"][:]
+    with pytest.raises(UserError, match=r"mars.*hospital-1"):
+        held(hospitals="mars")
