@@ -13,6 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.accuracy.federated_report import federated_table
 from benchmarks.speed.report import latency_text
 from brain_tumor_mri.errors import UserError, first_line
 from brain_tumor_mri.files import read_json, write_text
@@ -69,6 +70,7 @@ RENDERERS: dict[str, Callable[[Records], str]] = {
     "collections": lambda records: f"{collections_table(records)}\n{collections_note(records[0])}",
     "left-out": lambda records: collections_table(records, pooled=True),
     "ablation": _each(ablation_table),
+    "federated": federated_table,
 }
 
 
