@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from brain_tumor_mri.images.quiet import quiet_decoders
-from brain_tumor_mri.page import LAUNCH_OPTIONS, ModelHandle, build_page
+from brain_tumor_mri.page import ModelHandle, build_page, launch
 
 HERE = Path(__file__).resolve().parent
 MODEL_ID = os.environ.get("MODEL_ID")
@@ -26,4 +26,4 @@ model = ModelHandle(MODEL_ID or str(HERE / DEFAULT), MODEL_REVISION, name=None i
 demo = build_page(model, HERE / "examples")
 
 if __name__ == "__main__":
-    demo.launch(**LAUNCH_OPTIONS)
+    launch(demo)

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from brain_tumor_mri.labels import LABELS, TITLES  # noqa: E402
-from brain_tumor_mri.page import LAUNCH_OPTIONS, ModelHandle, build_page  # noqa: E402
+from brain_tumor_mri.page import ModelHandle, build_page, launch  # noqa: E402
 
 CHROMIUM_ARGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars")
 
@@ -64,7 +64,7 @@ def main() -> int:
         return 2
     model = ModelHandle(arguments.model, name=Path(arguments.model).name)
     demo = build_page(model, REPOSITORY / "examples")
-    _, url, _ = demo.launch(**LAUNCH_OPTIONS, prevent_thread_lock=True, quiet=True)
+    _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True)
     try:
         take_screenshot(url, arguments.example, arguments.width, arguments.scheme, chromium, arguments.output)
     finally:

@@ -25,7 +25,7 @@ from brain_tumor_mri import TumorClassifier
 from brain_tumor_mri.heat_maps.explain import explain
 from brain_tumor_mri.images.archive import MAX_ARCHIVE_BYTES
 from brain_tumor_mri.labels import LABELS, RESEARCH_NOTICE, TITLES
-from brain_tumor_mri.page import LAUNCH_OPTIONS, ModelHandle, ModelUnavailableError, build_page
+from brain_tumor_mri.page import ModelHandle, ModelUnavailableError, build_page, launch
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_uploads_are_removed_when_their_time_is_up(slice_png: Path, tmp_path: Pa
     page = build_page(ModelHandle(NO_MODEL), EXAMPLES)
     assert page.delete_cache is not None and page.delete_cache[1] <= 600
     page.delete_cache = (1, 1)
-    _, url, _ = page.launch(**LAUNCH_OPTIONS, prevent_thread_lock=True, quiet=True)
+    _, url, _ = launch(page, prevent_thread_lock=True, quiet=True)
     try:
         with pytest.raises(AppError):
             ask(Client(url, verbose=False), slice_png)
@@ -168,8 +168,8 @@ def test_uploads_are_removed_when_their_time_is_up(slice_png: Path, tmp_path: Pa
 
 def test_a_visitor_whom_the_page_has_forgotten_is_answered_all_the_same(slice_png: Path, tiny_model_dir: Path) -> None:
     page = build_page(ModelHandle(str(tiny_model_dir)), EXAMPLES)
-    options = LAUNCH_OPTIONS | {"state_session_capacity": 1}
-    _, url, _ = page.launch(**options, prevent_thread_lock=True, quiet=True, server_port=free_port())
+    options = {"state_session_capacity": 1, "server_port": free_port()}
+    _, url, _ = launch(page, prevent_thread_lock=True, quiet=True, **options)
     try:
         one, other = (Client(url, verbose=False) for _ in range(2))
         first = ask(one, slice_png)

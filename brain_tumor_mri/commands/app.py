@@ -17,11 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C."""
-    from ..page import LAUNCH_OPTIONS, ModelHandle, build_page  # gradio: seconds
+    from ..page import ModelHandle, build_page, launch  # gradio: seconds
 
     demo = build_page(ModelHandle(located(args.model), args.revision, name=args.model), Path("examples"))
     try:
-        demo.launch(server_name=args.host, server_port=args.port, **LAUNCH_OPTIONS)
+        launch(demo, server_name=args.host, server_port=args.port)
     except OSError as error:
         raise UserError(f"--port {args.port} is not free; choose another") from error
     return 0

@@ -1,6 +1,6 @@
 """The demo page: builds the Gradio blocks around one classifier, for ``app.py`` and the tests.
 
-``build_page(ModelHandle("model"), "examples").launch(**LAUNCH_OPTIONS)`` serves it. The views are ``view_slice``,
+``launch(build_page(ModelHandle("model"), "examples"))`` serves it. The views are ``view_slice``,
 ``view_batch`` and ``view_model``, its endpoints ``api``. Every file goes unopened to ``images.read.load_image``, which
 alone decides what is readable; problems become one line on the page, never a traceback.
 """
@@ -10,20 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from ..images.archive import MAX_ARCHIVE_BYTES
 from ..labels import RESEARCH_NOTICE
 from .api import build_api
 from .fragments import problem_panel
+from .guard import KEPT_SECONDS, SWEEP_SECONDS, Guard, own_upload_folder
 from .handle import ModelHandle, ModelUnavailableError
 from .style import CSS, HEAD, THEME
 from .view_batch import build_batch_view
+from .view_examination import build_examination_view
 from .view_model import build_model_view
 from .view_slice import build_slice_view
 
-__all__ = ["LAUNCH_OPTIONS", "ModelHandle", "ModelUnavailableError", "build_page"]
+__all__ = ["ModelHandle", "ModelUnavailableError", "build_page", "launch"]
 
-LAUNCH_OPTIONS: dict[str, Any] = {
+_OPTIONS: dict[str, Any] = {
     "theme": THEME,
     "css": CSS,
     "head": HEAD,
@@ -35,6 +38,19 @@ LAUNCH_OPTIONS: dict[str, Any] = {
     "run_history": False,  # Gradio would keep every uploaded slice in the browser's storage
     "footer_links": ["api"],  # not Gradio's settings, which offer to record the screen and to install the page
 }
+_MOST_WAITING = 256
+
+
+def launch(demo: gr.Blocks, **options: Any) -> tuple[Any, str, str]:
+    """Serve a page as this project does: its looks, its limits, nothing that calls home.
+
+    Args:
+        demo: of :func:`build_page`.
+        **options: of ``gr.Blocks.launch``, added or in place of this project's.
+    """
+    # made anew for each launch: Gradio writes into it
+    guarded = {"app_kwargs": {"middleware": [Middleware(Guard)]}}
+    return demo.launch(**(_OPTIONS | guarded | options))
 
 
 def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
@@ -45,8 +61,9 @@ def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
         examples_dir: folder with ``phantom-<label>.png`` and ``view_slice.TEMPLATE``; those that exist are offered.
 
     Returns:
-        The blocks, to be launched with :data:`LAUNCH_OPTIONS`.
+        The blocks, to be served by :func:`launch`.
     """
+    own_upload_folder()
 
     def show_model_problem() -> dict[str, Any]:
         """Wait for the model when a page is opened; a banner appears only if it failed."""
@@ -63,9 +80,9 @@ def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
     with gr.Blocks(
         title="Brain tumour MRI classifier",
         analytics_enabled=False,
-        # Seconds: uploads are looked at every minute and gone after ten. Not at once: the same file of two visitors is
-        # one file in Gradio's cache, and one of them may still wait in the queue.
-        delete_cache=(60, 600),
+        # Not at once: the same file of two visitors is one file in Gradio's cache, and one of them may still wait in
+        # the queue. This removes all at the end; what Gradio does not know of, guard.py sweeps.
+        delete_cache=(SWEEP_SECONDS, KEPT_SECONDS),
     ) as demo:
         gr.HTML(f'<p role="note">{html.escape(RESEARCH_NOTICE)}</p>', elem_id="notice")
         gr.HTML(
@@ -81,9 +98,11 @@ def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
             # drawn at once: page.js hands it the files when several are dropped on the first view
             with gr.Tab("Many files", id="batch", render_children=True):
                 build_batch_view(model, batch_paths)
+            with gr.Tab("Examination", id="examination", render_children=True):
+                build_examination_view(model)
             # filled when the page opens, so it is drawn then and not when it is first looked at
             with gr.Tab("Model", render_children=True):
                 build_model_view(demo, model)
         demo.load(show_model_problem, None, banner, api_visibility="private", show_progress="hidden", queue=False)
         build_api(model, queued)
-    return demo
+    return demo.queue(max_size=_MOST_WAITING)

@@ -1,7 +1,7 @@
-"""The page's API for programs: ``/predict``, ``/explain`` and ``/batch``, each with inputs and outputs of its own.
+"""The page's API for programs: ``/predict``, ``/explain``, ``/batch`` and ``/examine``.
 
-So it does not depend on how the page looks. Every endpoint gives JSON; what a visitor did wrong comes back as an error
-of one line that names the file.
+Each has inputs and outputs of its own, so it does not depend on how the page looks. Every endpoint gives JSON; what a
+visitor did wrong comes back as an error of one line that names the file.
 """
 
 import functools
@@ -13,11 +13,11 @@ import gradio as gr
 
 from ..errors import UserError
 from ..images.archive import MAX_ARCHIVE_BYTES
-from ..images.read import load_image
 from ..labels import LABELS, RESEARCH_NOTICE
 from ..trust.decision import DECISIONS
 from .fragments import png_uri
-from .uploads import MAX_FILES, MAX_IMAGE_BYTES, batch_answer, checked, file_input
+from .uploads import MAX_FILES, MAX_IMAGE_BYTES, batch_answer, checked, file_input, read_upload, unforeseen
+from .view_examination import EXAMINE, QUEUED, examination_answer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -87,7 +87,7 @@ def build_api(model: "ModelHandle", queued: dict[str, Any]) -> None:
         image = _image(file)
         found = model.get().explain(image, None if target == ANSWERED else target)
         heat = Image.fromarray((255 * found.heat_map).round().astype("uint8"))
-        return answer_fields(found.prediction, model.name) | {
+        return answer_fields(found.judged, model.name) | {
             "target": found.target,
             "size": list(image.size),
             "heat_map": png_uri(heat),
@@ -97,14 +97,19 @@ def build_api(model: "ModelHandle", queued: dict[str, Any]) -> None:
     def batch(files: list[str]) -> dict[str, Any]:
         return batch_answer(model.get(), model.name, files or [])
 
+    def examine(files: list[str], with_heat_map: bool) -> dict[str, Any]:
+        return examination_answer(model, files or [], with_heat_map)
+
     file = file_input(label="file", visible=False)
     files = file_input(label="files", file_count="multiple", visible=False)
     target = gr.Dropdown([ANSWERED, *LABELS], value=ANSWERED, label="target", visible=False)
+    with_heat_map = gr.Checkbox(False, label="with_heat_map", visible=False)
     answer = gr.JSON(label="answer", visible=False)
     for name, work, inputs, words, queue in (
         ("predict", predict, [file], PREDICT, queued),
         ("explain", explain, [file, target], EXPLAIN, queued),
         ("batch", batch, [files], BATCH, {"concurrency_id": "batch", "concurrency_limit": 1}),
+        ("examine", examine, [files, with_heat_map], EXAMINE, QUEUED),
     ):
         gr.on([], _with_errors(work), inputs, answer, api_name=name, api_description=words, **queue)
 
@@ -112,7 +117,7 @@ def build_api(model: "ModelHandle", queued: dict[str, Any]) -> None:
 def _image(file: str | None) -> "Image.Image":
     if not file:
         raise UserError("No file was given.")
-    return load_image(checked(file), name=Path(file).name)
+    return read_upload(checked(file), Path(file).name)[0]
 
 
 def _with_errors(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
@@ -124,5 +129,7 @@ def _with_errors(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str,
             return work(*inputs)
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
+        except Exception as error:  # the caller learns of it, the next is answered
+            raise gr.Error(unforeseen(error), print_exception=False) from None
 
     return answered

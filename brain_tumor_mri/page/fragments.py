@@ -56,7 +56,7 @@ def classes_in_words(names: Sequence[str]) -> str:
 def problem_panel(title: str, message: str) -> str:
     """A panel that screen readers announce at once."""
     return (
-        f'<section class="panel problem" role="alert"><h2>{html.escape(title)}</h2>'
+        f'<section class="panel problem" role="alert" {drawing()}><h2>{html.escape(title)}</h2>'
         f'<p class="words">{html.escape(message)}</p></section>'
     )
 

@@ -184,6 +184,15 @@
     else take(input, files);
   });
 
+  // --- from the moment a file is chosen until its own answer stands there, no other file's is seen ---
+
+  const stale = (is) => document.documentElement.classList.toggle("stale", is);
+  document.addEventListener("change", ({ target }) => { if (target.closest("#slice-input")) stale(true); }, true);
+  document.addEventListener("drop", ({ target, dataTransfer }) => {
+    const files = [...(dataTransfer?.files ?? [])];
+    if (files.length && !several(files) && target.closest?.("#slice-input")) stale(true);
+  }, true);
+
   // --- after each answer ---
 
   const drawings = {};
@@ -217,6 +226,7 @@
       viewer.querySelectorAll(".map-note").forEach((n) => { n.hidden = n.dataset.class !== viewer.dataset.target; });
     });
     drawn("#answer .panel", (panel) => {
+      stale(false);
       const coverage = chosen.coverage ?? panel.dataset.first;
       if (check(panel, "coverage", coverage)) showCoverage(coverage, false);
     });

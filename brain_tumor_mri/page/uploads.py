@@ -6,7 +6,9 @@ slices at a time, however many there are, and a file that cannot be read becomes
 
 import csv
 import io
+import logging
 import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,17 +19,25 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ..errors import UserError
+from ..images.apart import ReaderApart
 from ..images.archive import MAX_MEMBER_BYTES, MAX_MEMBERS, Archive, ArchiveError, is_archive, shown_name
-from ..images.read import UnreadableImageError, load_image
+from ..images.facts import SliceFacts
+from ..images.read import UnreadableImageError
 from ..inference.prediction import CSV_COLUMNS, SCHEMA_VERSION, Prediction, Reading, Tally, csv_row
 from ..labels import RESEARCH_NOTICE
 from ..trust.decision import picture_fault
 from .fragments import data_uri, picture_uri
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..inference.classifier import TumorClassifier
 
 
+logger = logging.getLogger(__name__)
+
+READER = ReaderApart()
+"""Reads every file of every visitor: one at a time, with limits on time and memory."""
 MAX_FILES = MAX_MEMBERS
 """Most files of one call, those in archives included."""
 CHUNK = 8
@@ -122,12 +132,21 @@ def answer_files(
 def _read(classifier: "TumorClassifier", name: str, reader: Reader, thumbnails: bool) -> tuple[Reading, str]:
     """Return a file as the classifier takes it, and its thumbnail."""
     try:
-        image = load_image(reader(), name=name)
+        image, _ = read_upload(reader(), name)
+        # the picture itself is let go here: a chunk of the largest would take gigabytes
+        small = picture_uri(image, THUMBNAIL_PIXELS, quality=80) if thumbnails else ""
+        return Reading(name, classifier.preprocess(image), image.size, picture_fault(image)), small
     except (ArchiveError, UnreadableImageError) as error:
         return Reading(name, error=error), ""
-    # the picture itself is let go here: a chunk of the largest would take gigabytes
-    small = picture_uri(image, THUMBNAIL_PIXELS, quality=80) if thumbnails else ""
-    return Reading(name, classifier.preprocess(image), image.size, picture_fault(image)), small
+    except Exception as error:  # one file ends no batch, whatever it does
+        return Reading(name, error=UnreadableImageError(name, unforeseen(error))), ""
+
+
+def unforeseen(error: Exception) -> str:
+    """What a person is told of an error that nobody thought of; the log has kind and place, and no name of a file."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    logger.error("not answered: %s at %s:%d", type(error).__name__, frame.f_globals.get("__name__"), line)
+    return f"it cannot be answered ({type(error).__name__}); export the slice again, as PNG"
 
 
 def summary(predictions: Sequence[Prediction], total: int) -> dict[str, Any]:
@@ -162,6 +181,15 @@ def batch_answer(classifier: "TumorClassifier", model_name: str, paths: Sequence
             "predictions": [prediction.to_dict() for prediction in predictions],
             "summary": summary(predictions, len(files.entries)),
         }
+
+
+def read_upload(source: str | bytes, name: str) -> "tuple[Image.Image, SliceFacts]":
+    """Return a visitor's picture and what its header says.
+
+    Raises:
+        UnreadableImageError: it cannot be read.
+    """
+    return READER.read(source, name)
 
 
 MAX_IMAGE_BYTES = MAX_MEMBER_BYTES

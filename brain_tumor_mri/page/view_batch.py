@@ -14,7 +14,7 @@ from ..images.archive import MAX_ARCHIVE_BYTES
 from ..labels import TITLES
 from ..trust.decision import ANSWER, DECISIONS, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
 from .fragments import classes_in_words, decision_mark, drawing, percent, problem_panel
-from .uploads import MAX_FILES, MAX_IMAGE_BYTES, Files, Row, answer_files, csv_uri, file_input
+from .uploads import MAX_FILES, MAX_IMAGE_BYTES, Files, Row, answer_files, csv_uri, file_input, unforeseen
 
 if TYPE_CHECKING:
     from ..inference.prediction import Prediction
@@ -75,13 +75,18 @@ def answer_batch(model: "ModelHandle", paths: Sequence[str], stop: threading.Eve
         total = len(files.entries)
         yield status(0, total, "Working"), ""
         shown = time.monotonic()
-        for row in answer_files(classifier, files, stopped=stop.is_set):
-            rows.append(row)
-            if time.monotonic() - shown > max(0.7, len(rows) / _ROWS_A_SECOND):
-                yield status(len(rows), total, "Working"), table(rows)
-                shown = time.monotonic()
+        problem = ""
+        try:
+            for row in answer_files(classifier, files, stopped=stop.is_set):
+                rows.append(row)
+                if time.monotonic() - shown > max(0.7, len(rows) / _ROWS_A_SECOND):
+                    yield status(len(rows), total, "Working"), table(rows)
+                    shown = time.monotonic()
+        except Exception as error:  # of the model: files have rows of their own
+            words = str(error) if isinstance(error, UserError) else unforeseen(error)
+            problem = problem_panel("Not all files were answered", words)
     done = "Done" if len(rows) == total else "Stopped; what was done is kept"
-    yield status(len(rows), total, done, rows), table(rows)
+    yield problem + status(len(rows), total, done, rows), table(rows)
 
 
 def status(done: int, total: int, words: str, rows: Sequence[Row] = ()) -> str:

@@ -15,10 +15,9 @@ import gradio as gr
 
 from ..errors import UserError
 from ..images.archive import shown_name
-from ..images.read import load_image
+from ..images.facts import SliceFacts
 from ..labels import CLASSES, NO_TUMOR, RESEARCH_NOTICE, TITLES
 from ..trust.decision import ANSWER, COVERAGES, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
-from .facts import SliceFacts, slice_facts
 from .fragments import (
     bars,
     classes_in_words,
@@ -31,7 +30,7 @@ from .fragments import (
     png_uri,
     problem_panel,
 )
-from .uploads import Files, file_input
+from .uploads import Files, file_input, read_upload, unforeseen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 
 PREVIEW_PIXELS = 1024  # longest side of the picture sent back to the browser
 OPACITY = 60  # percent, where the slider starts
-MOSTLY = 0.5  # share of the evidence outside the head above which a map is not to be relied on
 KEPT = 30  # answers of one visitor in the history
 NO_MAP = {
     NOT_A_BRAIN_MRI: "No heat map: the picture was refused.",
@@ -112,15 +110,18 @@ def answer_slice(model: "ModelHandle", path: "str | Source") -> SliceAnswer:
     """
     try:
         name, content = content_of(_source(path))
-        image = load_image(content, name=name)
+        image, facts = read_upload(content, name)
     except UserError as error:
-        return SliceAnswer(waiting_viewer(), problem_panel("This file cannot be read", str(error)))
-    facts = slice_facts(content)
+        return no_answer("This file cannot be read", str(error))
+    except Exception as error:
+        return no_answer("This file cannot be read", unforeseen(error))
     try:
         classifier = model.get()
         prediction = replace(classifier.predict(image), name=name)
     except UserError as error:
-        return SliceAnswer(viewer(image, facts=facts), problem_panel("No answer", str(error)))
+        return no_answer("No answer", str(error))
+    except Exception as error:
+        return no_answer("No answer", f"{name}: {unforeseen(error)}")
     panel = answer_panel(prediction, name, model.name, classifier.coverage)
     title = panel_title(prediction)
     if prediction.decision in (NOT_A_BRAIN_MRI, UNFAMILIAR):
@@ -130,15 +131,25 @@ def answer_slice(model: "ModelHandle", path: "str | Source") -> SliceAnswer:
     return SliceAnswer(viewer(image, facts=facts, note=waiting), panel, True, title)
 
 
-def explain_slice(model: "ModelHandle", path: "str | Source") -> str:
-    """Return the viewer with the heat maps of a file that was answered before."""
+def no_answer(title: str, words: str) -> SliceAnswer:
+    """Neither picture nor answer: nothing of an earlier file may stand beside what is said of this one."""
+    return SliceAnswer(waiting_viewer(), problem_panel(title, words))
+
+
+def explain_slice(model: "ModelHandle", path: "str | Source") -> tuple[str, str | None]:
+    """Return the viewer with the heat maps of a file that was answered before, and the answer where they change it."""
     name, content = content_of(_source(path))
-    image, facts = load_image(content, name=name), slice_facts(content)
+    image, facts = read_upload(content, name)
     try:
-        found = heat_maps_of(model.get(), image)
+        classifier = model.get()
+        found = heat_maps_of(classifier, image)
     except UserError as error:
-        return viewer(image, facts=facts, note=f"No heat map: {error}.")
-    return viewer(image, found, facts)
+        return viewer(image, facts=facts, note=f"No heat map: {error}."), None
+    except Exception as error:
+        return viewer(image, facts=facts, note=f"No heat map: {unforeseen(error)}."), None
+    judged = next((one.judged for one in found if one.judged is not one.prediction), None)
+    panel = judged and answer_panel(replace(judged, name=name), name, model.name, classifier.coverage)
+    return viewer(image, found, facts), panel
 
 
 def _source(path: "str | Source") -> Source:
@@ -180,7 +191,9 @@ def heat_uri(heat: "np.ndarray") -> str:
 
 def waiting_viewer() -> str:
     """The place of the picture, before there is one."""
-    return '<section class="viewer waiting"><p>The slice and where the model looks appear here.</p></section>'
+    return (
+        f'<section class="viewer waiting" {drawing()}><p>The slice and where the model looks appear here.</p></section>'
+    )
 
 
 def viewer(
@@ -298,6 +311,8 @@ def _heat_controls(explanations: "Sequence[Explanation]", target: str) -> str:
 
 def _map_words(explanation: "Explanation") -> str:
     """What must be known before a map is looked at."""
+    from ..heat_maps.explain import MOSTLY
+
     title = TITLES[str(explanation.target)].lower()
     share = percent(explanation.prediction.probabilities[str(explanation.target)])
     if explanation.outside_head > MOSTLY:
@@ -395,8 +410,13 @@ def _refused(prediction: "Prediction") -> str:
 def _decided(prediction: "Prediction", coverage: int, *, hidden: bool) -> str:
     """Heading, finding and set at one coverage; a picture is unfamiliar at each."""
     left = prediction.prediction_sets[coverage]
-    decision = UNFAMILIAR if prediction.decision == UNFAMILIAR else ANSWER if len(left) == 1 else UNCERTAIN
+    doubtful = prediction.decision == UNCERTAIN and prediction.reason  # by its heat map, whatever the set
+    decision = UNFAMILIAR if prediction.decision == UNFAMILIAR else ANSWER
+    if decision == ANSWER and (doubtful or len(left) > 1):
+        decision = UNCERTAIN
     words = DESCRIPTIONS[left[0]] if len(left) == 1 else "The model cannot tell these apart here."
+    if doubtful:
+        words = f"Do not rely on this: {prediction.reason}, where no tumour can be."
     promise = f"For slices like those that it was fitted on, such sets hold the true class in about {coverage} of 100."
     if decision == UNFAMILIAR:
         words = f"Do not rely on this: {prediction.reason}."
@@ -455,11 +475,17 @@ def build_slice_view(
         # the input is emptied: ready for the next file
         return found.viewer, found.panel, None, maps, history, history_list(history)
 
-    def show_maps(source: Source | None) -> Any:
+    def show_maps(source: Source | None) -> tuple[Any, Any]:
         try:
-            return gr.skip() if source is None else explain_slice(model, source)
+            drawn, panel = (None, None) if source is None else explain_slice(model, source)
         except UserError:  # the upload's time was up while it waited; the answer stays
-            return gr.skip()
+            drawn, panel = None, None
+        return drawn or gr.skip(), panel or gr.skip()
+
+    def fail(history: list[Entry]) -> tuple[Any, Any, None, None, Any, Any]:
+        """What Gradio itself refused: a file that it cannot take, a queue that is full."""
+        found = no_answer("No answer", "The page did not take this file; choose it again")
+        return found.viewer, found.panel, None, None, history, gr.skip()
 
     def reopen(number: float | None, history: list[Entry]) -> tuple[Any, Any, None, Any, Any, Any]:
         known = number is not None and 0 <= int(number) < len(history)
@@ -492,10 +518,16 @@ def build_slice_view(
     source, history = gr.State(None), gr.State([])
     outputs = [picture, answer, upload, source, history, history_view]
     private: dict[str, Any] = {"api_visibility": "private", **queued}
+
+    def follow(shown: Any) -> None:
+        """After an answer its maps; after a failure nothing of an earlier file."""
+        shown.success(show_maps, source, [picture, answer], show_progress="hidden", **private)
+        shown.failure(fail, history, outputs, show_progress="hidden", api_visibility="private", queue=False)
+
     shown = upload.upload(
         show_answer, [upload, history], outputs, show_progress_on=answer, trigger_mode="multiple", **private
     )
-    shown.then(show_maps, source, picture, show_progress="hidden", **private)
+    follow(shown)
     for button, (_, example) in zip(buttons, examples, strict=True):
 
         def show_example(history: list[Entry], example: str = str(example)) -> tuple[Any, ...]:
@@ -503,7 +535,7 @@ def build_slice_view(
 
         shown = button.click(show_example, history, outputs, show_progress_on=answer, **private)
         shown.then(None, js=SHOW_ANSWER, api_visibility="private")
-        shown.then(show_maps, source, picture, show_progress="hidden", **private)
+        follow(shown)
 
     # page.js presses these when an entry of the history or a row of the table is chosen, and says which
     number = gr.Number(visible="hidden")
@@ -515,7 +547,7 @@ def build_slice_view(
         chosen = "(...given) => [window.chosenNumber, ...given.slice(1)]"
         shown = hidden.click(work, inputs, results, js=chosen, show_progress_on=answer, **private)
         shown.then(None, js=SHOW_ANSWER, api_visibility="private")
-        shown.then(show_maps, source, picture, show_progress="hidden", **private)
+        follow(shown)
 
 
 Entry = tuple[Source, str]

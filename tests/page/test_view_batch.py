@@ -19,6 +19,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from brain_tumor_mri import TumorClassifier, UserError
+from brain_tumor_mri.images.facts import SliceFacts
 from brain_tumor_mri.images.read import load_image
 from brain_tumor_mri.inference.prediction import CSV_COLUMNS, Prediction, csv_row
 from brain_tumor_mri.labels import LABELS
@@ -146,16 +147,53 @@ def test_pictures_are_let_go_one_by_one(classifier: TumorClassifier, monkeypatch
     pictures: list[weakref.ref] = []
     alive: list[int] = []
 
-    def watched(source: object, name: str) -> Image.Image:
+    def watched(source: object, name: str) -> tuple[Image.Image, SliceFacts]:
         alive.append(sum(picture() is not None for picture in pictures))
         picture = load_image(source, name=name)
         pictures.append(weakref.ref(picture))
-        return picture
+        return picture, SliceFacts()
 
-    monkeypatch.setattr("brain_tumor_mri.page.uploads.load_image", watched)
+    monkeypatch.setattr("brain_tumor_mri.page.uploads.read_upload", watched)
     with Files(PHANTOMS * 3) as files:
         assert sum(1 for _ in answer_files(classifier, files)) == len(pictures) == 12
     assert max(alive) <= 1
+
+
+def test_a_file_that_nobody_thought_of_is_a_row_and_the_others_are_answered(classifier: TumorClassifier, monkeypatch):
+    whole = classifier.preprocess
+
+    def broken(image: Image.Image) -> np.ndarray:
+        if image.width == 256 and image.getpixel((0, 0)) == (1, 2, 3):
+            raise MemoryError
+        return whole(image)
+
+    def read(source: str, name: str) -> tuple[Image.Image, SliceFacts]:
+        image = load_image(source)
+        if name == "phantom-meningioma.png":
+            image.putpixel((0, 0), (1, 2, 3))
+        return image, SliceFacts()
+
+    monkeypatch.setattr(classifier, "preprocess", broken)
+    monkeypatch.setattr("brain_tumor_mri.page.uploads.read_upload", read)
+    found = {prediction.name: prediction.error for prediction in answers(classifier, PHANTOMS)}
+    assert "MemoryError" in found.pop("phantom-meningioma.png")
+    assert list(found.values()) == [None] * 3
+
+
+def test_a_model_that_fails_keeps_the_rows_that_were_answered(tiny_model_dir: Path, monkeypatch):
+    model = ModelHandle(str(tiny_model_dir))
+    asked = iter([True, False])
+    answer = model.get().answer_readings
+
+    def fails_later(readings: object) -> list[Prediction]:
+        if not next(asked):
+            raise UserError("the weights hold NaN")
+        return answer(readings)
+
+    monkeypatch.setattr(model.get(), "answer_readings", fails_later)
+    shown, rows = list(answer_batch(model, PHANTOMS * 4, threading.Event()))[-1]
+    assert 'role="alert"' in shown and "the weights hold NaN" in shown
+    assert rows.count('<td class="file">') == CHUNK
 
 
 def spoiled(number: int, chance: random.Random) -> tuple[str, bytes]:

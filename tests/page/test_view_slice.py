@@ -16,11 +16,11 @@ from app_server import EXAMPLES
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from brain_tumor_mri import TumorClassifier
+from brain_tumor_mri import TumorClassifier, UserError
 from brain_tumor_mri.heat_maps.explain import Explanation, explain
+from brain_tumor_mri.images.facts import slice_facts
 from brain_tumor_mri.inference.prediction import Prediction
 from brain_tumor_mri.labels import LABELS, RESEARCH_NOTICE
-from brain_tumor_mri.page.facts import slice_facts
 from brain_tumor_mri.page.fragments import classes_in_words, decision_mark, percent
 from brain_tumor_mri.page.handle import ModelHandle
 from brain_tumor_mri.page.view_slice import (
@@ -152,7 +152,8 @@ def test_the_answer_comes_first_and_the_heat_maps_of_the_same_slice_after_it(tin
     model, path = ModelHandle(str(tiny_model_dir)), str(EXAMPLES / "phantom-glioma.png")
     answer = answer_slice(model, path)
     assert "phantom-glioma.png" in answer.panel and answer.explainable
-    explained = explain_slice(model, path)
+    explained, panel = explain_slice(model, path)
+    assert panel is None, "without a trust.json there is no decision that a map could change"
     assert "heat-opacity" not in answer.viewer
     assert re.findall(r"--heat-(\w+):url\(data:image/png", explained) == [n for n in LABELS if n != "notumor"]
 
@@ -180,6 +181,39 @@ def test_a_member_of_a_zip_is_opened_again_by_its_place_and_a_removed_upload_say
     assert "two.zip/b.png" in answer_slice(model, (paths, 1)).panel
     (tmp_path / "two.zip").unlink()
     assert "choose the file again" in answer_slice(model, (paths, 1)).panel
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("x"), UserError("the weights are damaged")])
+def test_whatever_goes_wrong_leaves_neither_picture_nor_answer_nor_maps(
+    tiny_model_dir: Path, monkeypatch, error: Exception
+):
+    model, path = ModelHandle(str(tiny_model_dir)), str(EXAMPLES / "phantom-glioma.png")
+
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(model.get(), "predict", broken)
+    told = answer_slice(model, path)
+    assert 'role="alert"' in told.panel and 'class="finding"' not in told.panel
+    assert "<img" not in told.viewer and not told.explainable and told.title == ""
+    monkeypatch.setattr("brain_tumor_mri.page.view_slice.read_upload", broken)
+    assert 'role="alert"' in answer_slice(model, path).panel and "<img" not in answer_slice(model, path).viewer
+
+
+def test_an_answer_whose_evidence_lies_outside_the_head_becomes_uncertain(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch
+):
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    write(folder, trust_for(folder, left=1e-9))  # one class in each set
+    model, path = ModelHandle(str(folder)), str(EXAMPLES / "phantom-glioma.png")
+    assert model.get().predict(path).decision == ANSWER
+    assert model.get().predict(path).label != "notumor", "the tiny model's answer must have a place"
+    monkeypatch.setattr(Explanation, "outside_head", 0.2)
+    assert explain_slice(model, path)[1] is None
+    monkeypatch.setattr(Explanation, "outside_head", 0.61)
+    panel = explain_slice(model, path)[1]
+    assert "Uncertain" in text_of(panel) and "Model's answer" not in panel and 'class="mark uncertain"' in panel
+    assert "61% of the evidence for it lies outside the head" in panel and "phantom-glioma.png" in panel
 
 
 def test_the_report_holds_the_answer_and_the_notice():

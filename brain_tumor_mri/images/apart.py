@@ -1,0 +1,156 @@
+"""Files of strangers, read in a process of their own: ``ReaderApart().read("slice.png", "slice.png")``.
+
+``images.read`` bounds what it knows of; this bounds the rest. Whatever a file does to a decoder, it takes at most
+``CPU_SECONDS`` and ``MEMORY_BYTES``, no two are read at once, and what dies is the child and not who asked.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import first_line
+from .facts import SliceFacts, slice_facts
+from .quiet import quiet_decoders
+from .read import UnreadableImageError, load_image
+
+CPU_SECONDS = 5.0
+"""Most that one file may compute; where the system has no such timer (Windows), ``WALL_SECONDS`` alone holds."""
+WALL_SECONDS = 60.0
+MEMORY_BYTES = 3 * 2**29
+"""1.5 GB: of the whole child, with Python and the decoders in it."""
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_TOO_LONG = f"reading it takes over {CPU_SECONDS:.0f} s of computing; export the slice again, as PNG"
+_DIED = "reading it ended the reader, so the file is damaged or no picture; export the slice again, as PNG"
+
+
+class ReaderApart:
+    """A child process that reads one file after the other; it starts with the first, and anew when one has killed it.
+
+    Safe to use from several threads, which wait for each other.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def read(self, source: str | bytes, name: str) -> tuple[Image.Image, SliceFacts]:
+        """Return the picture, as ``load_image`` does, and what its header says.
+
+        Args:
+            source: path of the file, or its content.
+            name: what errors call it.
+
+        Raises:
+            UnreadableImageError: it cannot be read, or takes too much time or memory.
+        """
+        with self._lock:
+            reply, pixels = self._ask(source, name)
+        if "error" in reply:
+            raise UnreadableImageError(name, reply["error"])
+        facts = reply["facts"]
+        lines = tuple((key, value) for key, value in facts["lines"])
+        return Image.frombytes("RGB", tuple(reply["size"]), pixels), SliceFacts(lines, facts["left"], facts["right"])
+
+    def close(self) -> None:
+        """End the child."""
+        with self._lock:
+            self._end()
+
+    def _ask(self, source: str | bytes, name: str) -> tuple[dict[str, Any], bytes]:
+        if self._child is None or self._child.poll() is not None:
+            self._end()
+            self._child = _start()
+        child = self._child
+        assert child.stdin is not None and child.stdout is not None
+        deadline = threading.Timer(WALL_SECONDS, child.kill)
+        deadline.start()
+        try:
+            content = source if isinstance(source, bytes) else b""
+            request = {"bytes": len(content)} if content else {"path": os.path.abspath(source)}
+            child.stdin.write(json.dumps(request).encode() + b"\n" + content)
+            child.stdin.flush()
+            reply = json.loads(child.stdout.readline())
+            pixels = child.stdout.read(reply.get("bytes", 0))
+            if len(pixels) != reply.get("bytes", 0):
+                raise EOFError
+        except (OSError, ValueError, EOFError):
+            code = child.wait() if deadline.is_alive() else -signal.SIGTERM
+            self._end()
+            timed_out = not deadline.is_alive() or -code == getattr(signal, "SIGPROF", None)
+            raise UnreadableImageError(name, _TOO_LONG if timed_out else _DIED) from None
+        finally:
+            deadline.cancel()
+        return reply, pixels
+
+    def _end(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            for pipe in (self._child.stdin, self._child.stdout):
+                with suppress(OSError):  # what was written and nobody read
+                    pipe.close()  # type: ignore[union-attr]
+            self._child = None
+
+
+def _start() -> "subprocess.Popen[bytes]":
+    # One thread, and the system's own way of handing out memory: others reserve more than the limit.
+    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    return subprocess.Popen(
+        [sys.executable, "-c", f"from {__name__} import serve; serve()"],
+        cwd=_REPOSITORY,  # where a Space, which installs nothing, has the package
+        env=kept | threads,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # decoders quote headers, which name patients
+    )
+
+
+def serve() -> None:
+    """Be the child: answer requests on stdin until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this by closing the pipe
+    quiet_decoders()
+    with suppress(ImportError, ValueError, OSError):  # Windows has no such limits
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints comes in between no reply
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        source = request["path"] if "path" in request else sys.stdin.buffer.read(request["bytes"])
+        reply, pixels = _answer(source)
+        replies.write(json.dumps(reply | {"bytes": len(pixels)}).encode() + b"\n" + pixels)
+        replies.flush()
+
+
+def _answer(source: str | bytes) -> tuple[dict[str, Any], bytes]:
+    _allow(CPU_SECONDS)
+    try:
+        image = load_image(source, name="")
+        return {"size": image.size, "facts": asdict(slice_facts(source))}, image.tobytes()
+    except UnreadableImageError as error:
+        return {"error": error.reason}, b""
+    except MemoryError:
+        return {"error": "reading it needs more memory than one file may take; export the slice again, as PNG"}, b""
+    except Exception as error:  # whatever a decoder raises is the file's fault
+        return {"error": f"the file is damaged or of an unsupported kind ({first_line(error)[:120]})"}, b""
+    finally:
+        _allow(0)
+
+
+def _allow(seconds: float) -> None:
+    """Let the system end this process, even within a decoder, after so much computing; 0 lifts that."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
