@@ -207,13 +207,25 @@
     }
   }, true);
 
+  // from the moment a file is chosen until the server has it, no other patient's answer is seen
+  const stale = (is) => document.documentElement.classList.toggle("examination-stale", is);
+  const isInput = (target) => target.closest?.("#examination-input");
+  document.addEventListener("change", ({ target }) => { if (isInput(target)) stale(true); }, true);
+  document.addEventListener("drop", ({ target, dataTransfer }) => {
+    if (isInput(target) && dataTransfer?.files.length) stale(true);
+  }, true);
+
   // --- after each answer ---
 
+  let answered = null;
   let drawn = null;
   const settle = () => {
     const chooser = input();
     if (chooser && !chooser.ariaLabel) chooser.ariaLabel = "Files of one examination";
     document.querySelectorAll("#examination-answer").forEach((answer) => answer.setAttribute("aria-live", "polite"));
+    const panel = document.querySelector("#examination-answer [data-drawing]")?.dataset.drawing;
+    if (panel !== answered) stale(false);
+    answered = panel;
     const section = document.querySelector("#volume-viewer section.volume");
     if (!section?.dataset.shape) { volume = null; drawn = null; return; }
     if (section.dataset.drawing === drawn && (!volume || volume.section === section)) return;

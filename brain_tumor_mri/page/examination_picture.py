@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST_VOXELS = 2**24
 """Shown in a browser; a larger volume is thinned out within its slices, never between them."""
+_AIR = 13
+"""Of 255; darker noise is left black, as it would be half of what travels."""
 PLANES = ("sagittal", "coronal", "axial")
 """By the axis that they are across."""
 
@@ -58,6 +60,7 @@ class Shown:
         low, high = np.percentile(volume.array[tuple(slice(None, None, thin) for _ in range(3))], (0.5, 99.5))
         low = max(float(low), 0.0)
         voxels = np.uint8(255 * np.clip((array[every] - low) / max(float(high) - low, 1e-6), 0, 1))
+        voxels[voxels < _AIR] = 0
         heat = None
         if prediction.heat_map is not None and prediction.heat_map.any():
             heat = np.uint8(255 * nibabel.orientations.apply_orientation(prediction.heat_map, turn)[every])

@@ -16,9 +16,11 @@ from matplotlib.figure import Figure
 
 from ..images.series import SEQUENCE_TITLES
 from ..labels import NO_TUMOR, RESEARCH_NOTICE, TITLES
+from ..trust.decision import DECISIONS
 from .examination_words import KEY_SLICES, SIDES_HIDDEN, finding, heading, position, slice_words, why
 
 if TYPE_CHECKING:
+    from ..inference.study import StudyPrediction
     from ..inference.volume import VolumePrediction
     from .examination_picture import Shown
 
@@ -27,13 +29,16 @@ _INK, _GREY, _ACCENT, _PALE = "#1e293b", "#526075", "#0e7490", "#cbd5e1"
 _MOST_WARNINGS = 6
 
 
-def report_pdf(prediction: VolumePrediction, shown: Shown, model_name: str) -> bytes:
+def report_pdf(
+    prediction: VolumePrediction, shown: Shown, model_name: str, together: StudyPrediction | None = None
+) -> bytes:
     """Draw the page.
 
     Args:
         prediction: of a volume that was answered.
         shown: the same.
         model_name: the weights that answered.
+        together: the answer for all series of the patient, where there are several.
     """
     # text that can be searched and copied; nothing of this machine in the file
     with matplotlib.rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans", "text.parse_math": False}):
@@ -48,7 +53,7 @@ def report_pdf(prediction: VolumePrediction, shown: Shown, model_name: str) -> b
         _facts(figure, prediction, model_name, bottom)
         _profile(figure, prediction)
         _pictures(figure, prediction, shown)
-        _lines(figure, 0.165, _warnings(prediction), size=8)
+        _lines(figure, 0.165, [*_together(together), *_warnings(prediction)], size=8)
         _write(
             figure, 0.03, "Made by brain-tumor-mri. No names, dates or identifiers are in this file.", 7.5, colour=_GREY
         )
@@ -138,6 +143,14 @@ def _pictures(figure: Figure, prediction: VolumePrediction, shown: Shown) -> Non
             left, right = ("A", "P") if shown.axis == 0 else ("R", "L")
             for x, ha, letter in ((0.02, "left", left), (0.98, "right", right)):
                 axes.text(x, 0.5, letter, transform=axes.transAxes, color="white", weight="bold", ha=ha, fontsize=9)
+
+
+def _together(study: StudyPrediction | None) -> list[str]:
+    if study is None or study.error is not None:
+        return []
+    reason = f": {study.reason}" if study.reason else ""
+    decision = f" ({DECISIONS[study.decision]}{reason})" if study.decision else ""
+    return [f"All {len(study.volumes)} series of the patient together: {finding(study).lower()}{decision}."]
 
 
 def _warnings(prediction: VolumePrediction) -> list[str]:

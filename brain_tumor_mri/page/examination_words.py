@@ -9,6 +9,7 @@ from ..trust.decision import ANSWER, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
 from .fragments import percent
 
 if TYPE_CHECKING:
+    from ..inference.study import StudyPrediction
     from ..inference.volume import SliceAnswer, VolumePrediction
 
 KEY_SLICES = 3
@@ -30,12 +31,12 @@ def heading(prediction: VolumePrediction) -> str:
     return _HEADINGS[prediction.decision]
 
 
-def finding(prediction: VolumePrediction) -> str:
+def finding(prediction: VolumePrediction | StudyPrediction) -> str:
     """The answer in a few words."""
     return "Not a brain MRI" if prediction.decision == NOT_A_BRAIN_MRI else TITLES[str(prediction.label)]
 
 
-def why(prediction: VolumePrediction) -> str:
+def why(prediction: VolumePrediction | StudyPrediction) -> str:
     """The reason for a decision that is no plain answer, else what the class is."""
     if prediction.decision is None:
         return "These weights come without a trust.json: nothing checks whether this is a brain MRI."

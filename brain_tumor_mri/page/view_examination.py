@@ -8,7 +8,9 @@ import html
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +25,12 @@ from ..labels import NO_TUMOR, RESEARCH_NOTICE
 from ..trust.decision import DECISIONS, NOT_A_BRAIN_MRI, UNFAMILIAR
 from .examination_words import KEY_SLICES, SIDES_HIDDEN, finding, heading, position, slice_words, why
 from .fragments import bars, data_uri, decision_mark, drawing, info, percent, picture_uri, problem_panel
-from .uploads import file_input
+from .uploads import file_input, unforeseen
 from .view_slice import GONE
 
 if TYPE_CHECKING:
-    from ..inference.volume import VolumePrediction
+    from ..inference.study import StudyPrediction
+    from ..inference.volume import VolumeClassifier, VolumePrediction
     from .examination_picture import Shown
     from .handle import ModelHandle
 
@@ -41,12 +44,14 @@ FAILED = "This examination cannot be answered"
 EXAMINE = (
     "Answer whole volumes. Input: files, a list: one volume (NIfTI, MGZ, NRRD, MHA), one zip of DICOM files (up to "
     f"{MAX_ARCHIVE_BYTES // 2**20} MB each), or the DICOM files of an examination (up to {MAX_FILES}); with_heat_map, "
-    "whether to add it (default: false). Output: JSON with model, notice and volumes, an object a series, as "
+    "whether to add it (default: false). Output: JSON with model, notice, volumes, an object a series, as "
     "`brain-tumor-mri predict --json` gives it: name, label, confidence, probabilities, error, decision, reason, "
     "sequence, sequence_evidence, plane, skull_stripped, slice_axis, slices (index, position_mm, p_tumour, "
     "probabilities, used, side, sop_instance_uid), key_slices, warnings, study_uid, series_uid; with_heat_map adds "
     "heat_map (data URI of a NIfTI in the input's geometry). A series that cannot be answered has an error, in one "
-    "line; an input that holds no series gives it as the call's."
+    "line; an input that holds no series gives it as the call's. together: of several series of one study the answer "
+    "for the patient (label, confidence, probabilities, decision, reason, error, used, missing, study_uid, name, and "
+    "volumes, the series' names), else null."
 )
 
 
@@ -115,9 +120,26 @@ def _known_name(series: Series, where: Path, title: str) -> str:
     return title + series.name.removeprefix(str(where))
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What is being done, for people, and how far it is."""
+
+    words: str
+    done: int = 0
+    total: int = 0
+
+
+class _Stopped(Exception):
+    """Nobody waits for the answer any more."""
+
+
 def examine(
-    model: "ModelHandle", paths: Sequence[str], number: int | None = None, known: "Sequence[VolumePrediction]" = ()
-) -> "Iterator[str | Examination]":
+    model: "ModelHandle",
+    paths: Sequence[str],
+    number: int | None = None,
+    known: "Sequence[VolumePrediction]" = (),
+    stopped: Callable[[], bool] = bool,
+) -> Iterator[Progress | Examination]:
     """Answer an examination for the page.
 
     Args:
@@ -126,50 +148,104 @@ def examine(
         number: of the one series that is to be answered and shown; None answers all and shows the first T1 with
             contrast, on which the model was measured, else the first that was answered.
         known: with ``number``, what was said of every series before.
+        stopped: asked after each slice; True ends without an answer.
 
     Yields:
-        What is being done, in words, and at last the examination.
+        How far it is, about twice a second, and at last the examination.
     """
-    shown = None
     try:
-        # torch and SimpleITK take seconds that the page need not wait for
-        from ..images.volume import read_volume
-        from ..inference.volume import VolumeClassifier, VolumePrediction
-        from .examination_picture import Shown
-
-        classifier = VolumeClassifier(model.get())
-        with found_series(paths) as found:
-            predictions = list(known) if number is not None else [VolumePrediction(series.name) for series in found]
-            for k in range(len(found)) if number is None else [number]:
-                which = f"series {k + 1} of {len(found)}" if len(found) > 1 else "the volume"
-                yield f"Reading and answering {which} ..."
-                try:
-                    answer = classifier.predict(read_volume(found[k]), heat_map=True)
-                except UnreadableVolumeError as error:
-                    predictions[k] = VolumePrediction(
-                        found[k].name, error=error.reason, sequence=found[k].sequence.name
-                    )
-                    continue
-                # voxels are kept of the one that is shown alone
-                predictions[k] = replace(answer, volume=None, heat_map=None, mask=None)
-                if shown is None or (answer.sequence == "t1c" and shown[1].sequence != "t1c"):
-                    shown = k, answer
+        yield from _examined(model, paths, number, known, stopped)
     except UserError as error:
         yield Examination(waiting_viewer(), problem_panel(FAILED, str(error)))
+    except _Stopped:
         return
+    except Exception as error:  # a file that nobody thought of: one line here, and the next visitor is answered
+        yield Examination(waiting_viewer(), problem_panel(FAILED, unforeseen(error)))
+
+
+def _examined(
+    model: "ModelHandle",
+    paths: Sequence[str],
+    number: int | None,
+    known: "Sequence[VolumePrediction]",
+    stopped: Callable[[], bool],
+) -> Iterator[Progress | Examination]:
+    # torch and SimpleITK take seconds that the page need not wait for
+    from ..inference.volume import VolumeClassifier, VolumePrediction
+    from .examination_picture import Shown
+
+    classifier = VolumeClassifier(model.get())
+    shown: tuple[int, VolumePrediction] | None = None
+    with found_series(paths) as found:
+        predictions = list(known) if number is not None else [VolumePrediction(series.name) for series in found]
+        for k in range(len(found)) if number is None else [number]:
+            which = f"series {k + 1} of {len(found)}" if len(found) > 1 else "the volume"
+            try:
+                answer = yield from _answered(classifier, found[k], which, stopped)
+            except UnreadableVolumeError as error:
+                predictions[k] = VolumePrediction(found[k].name, error=error.reason, sequence=found[k].sequence.name)
+                continue
+            # voxels are kept of the one that is shown alone
+            predictions[k] = replace(answer, volume=None, heat_map=None, mask=None)
+            if shown is None or (answer.sequence == "t1c" and shown[1].sequence != "t1c"):
+                shown = k, answer
+        together = combined(found, predictions)
     if shown is None:
         failed = predictions if number is None else [predictions[number]]
-        line = (
-            f"{failed[0].name}: {failed[0].error}" if len(failed) == 1 else f"None of {len(failed)} series is readable"
-        )
-        yield Examination(
-            waiting_viewer(), problem_panel(FAILED, line) + series_list(predictions, number), tuple(predictions)
-        )
+        line = f"{failed[0].name}: {failed[0].error}"
+        if len(failed) > 1:
+            line = f"None of {len(failed)} series can be answered"
+        panel = problem_panel(FAILED, line) + series_panel(predictions, number, None)
+        yield Examination(waiting_viewer(), panel, tuple(predictions))
         return
+    yield Progress("Drawing ...")
     number, answer = shown
     picture = Shown.of(answer)
-    panel = answer_panel(answer, picture, model.name) + series_list(predictions, number)
+    several = series_panel(predictions, number, together)
+    panel = several + answer_panel(answer, picture, model.name, together, named=bool(several))
     yield Examination(viewer(answer, picture), panel, tuple(predictions))
+
+
+def _answered(
+    classifier: "VolumeClassifier", series: Series, which: str, stopped: Callable[[], bool]
+) -> "Generator[Progress, None, VolumePrediction]":
+    """Answer one series in a thread, and say meanwhile how far it is."""
+    from ..images.volume import read_volume
+
+    counts = [0, 0]
+    left = threading.Event()
+
+    def on_slice(done: int, total: int) -> None:
+        counts[:] = done, total
+        if left.is_set() or stopped():
+            raise _Stopped
+
+    def work() -> "VolumePrediction":
+        return classifier.predict(read_volume(series), heat_map=True, on_slice=on_slice)
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="examination") as executor:
+        future = executor.submit(work)
+        try:
+            yield Progress(f"Reading {which} ...")
+            while not future.done():
+                wait([future], timeout=0.5)
+                done, total = counts
+                if total:
+                    words = f"Answering {which}" if done < total else f"Drawing the heat map of {which}"
+                    yield Progress(f"{words} ...", done, total)
+        finally:  # also where the visitor has gone
+            left.set()
+        return future.result()
+
+
+def combined(found: Sequence[Series], predictions: "Sequence[VolumePrediction]") -> "StudyPrediction | None":
+    """The answer for all series of one patient; None of one series, and of those of several studies."""
+    from ..inference.study import combine_study
+
+    studies = {series.study_uid for series in found}
+    if len(found) < 2 or len(studies) > 1:
+        return None
+    return combine_study("", predictions, studies.pop())
 
 
 def examination_answer(model: "ModelHandle", paths: Sequence[str], with_heat_map: bool) -> dict[str, Any]:
@@ -178,20 +254,19 @@ def examination_answer(model: "ModelHandle", paths: Sequence[str], with_heat_map
     Raises:
         UserError: there is no series in them.
     """
-    from ..images.volume import read_volume
     from ..inference.volume import VolumeClassifier
 
     classifier = VolumeClassifier(model.get())
     volumes: list[dict[str, Any]] = []
+    predictions: list[VolumePrediction] = []
     with found_series(paths) as found:
-        for series in found:
-            try:
-                answer = classifier.predict(read_volume(series), heat_map=with_heat_map)
-            except UnreadableVolumeError as error:
-                volumes.append({"name": series.name, "sequence": series.sequence.name, "error": error.reason})
-                continue
-            volumes.append(answer.to_dict() | ({"heat_map": heat_map_uri(answer)} if with_heat_map else {}))
-    return {"model": model.name, "notice": RESEARCH_NOTICE, "volumes": volumes}
+        for answer in classifier.predict_all(found, heat_map=with_heat_map):
+            heat_map = heat_map_uri(answer) if answer.heat_map is not None else None
+            volumes.append(answer.to_dict() | ({"heat_map": heat_map} if with_heat_map else {}))
+            predictions.append(replace(answer, volume=None, heat_map=None, mask=None))
+        study = combined(found, predictions)
+    together = None if study is None else study.to_dict()
+    return {"model": model.name, "notice": RESEARCH_NOTICE, "volumes": volumes, "together": together}
 
 
 def heat_map_uri(prediction: "VolumePrediction") -> str:
@@ -219,11 +294,13 @@ def waiting_panel(model_name: str) -> str:
     )
 
 
-def working_panel(words: str) -> str:
-    """What is being done; the former answer is gone by then."""
+def working_panel(progress: Progress) -> str:
+    """How far it is; the former answer is gone by then."""
+    count = f" {progress.done} of {progress.total} slices" if progress.total else ""
+    value = f' max="{progress.total}" value="{progress.done}"' if progress.total else ""
     return (
-        f'<section class="panel progress"><p role="status">{html.escape(words)}</p>'
-        '<progress aria-label="At work"></progress></section>'
+        f'<section class="panel progress" {drawing()}><p role="status">{html.escape(progress.words + count)}</p>'
+        f'<progress aria-label="Slices answered"{value}></progress></section>'
     )
 
 
@@ -303,7 +380,8 @@ def profile(prediction: "VolumePrediction", shown: "Shown") -> str:
         f'<svg viewBox="0 0 {count} 100" preserveAspectRatio="none" aria-hidden="true">{"".join(rects)}</svg>'
         f'<input type="range" name="strip" min="0" max="{count - 1}" aria-label="Slice, on the profile of tumour">'
         f'<i class="cursor"></i></div><div class="ends"><span>0</span><span class="legend"><i class="key"></i>key '
-        f'slices <i class="used"></i>counted <i class="unused"></i>not counted</span><span>{count - 1}</span></div></div>'
+        'slices <i class="used"></i>counted <i class="unused"></i>not counted</span>'
+        f"<span>{count - 1}</span></div></div>"
     )
 
 
@@ -336,38 +414,41 @@ def _map_note(prediction: "VolumePrediction", has_heat: bool) -> str:
     return "The heat map is empty."
 
 
-def answer_panel(prediction: "VolumePrediction", shown: "Shown", model_name: str) -> str:
+def answer_panel(
+    prediction: "VolumePrediction",
+    shown: "Shown",
+    model_name: str,
+    together: "StudyPrediction | None" = None,
+    *,
+    named: bool = False,
+) -> str:
     """Say what the model answers for the volume, how far to trust it, and on which slices it rests.
 
     Args:
         prediction: with its volume.
         shown: the same, turned.
         model_name: shown beside it.
+        together: the answer for all series of the patient, for the report.
+        named: whether the heading names the sequence, as there are others.
     """
     from .examination_report import report_pdf
 
-    if prediction.decision in (UNFAMILIAR, NOT_A_BRAIN_MRI):
-        numbers = (
-            '<details class="meaningless"><summary>What the network gives for its four classes all the same</summary>'
-            f"<p>Nobody measured what such numbers are worth here.</p>{bars(prediction.probabilities)}</details>"
-        )
-    else:
-        numbers = f'<h3 class="quantity">Probabilities for the volume</h3>{bars(prediction.probabilities)}'
     warnings = "".join(f"<li>{html.escape(line)}</li>" for line in prediction.warnings)
     if warnings:
         warnings = f'<h3 class="quantity">How the input was read</h3><ul class="warnings">{warnings}</ul>'
-    pdf = data_uri("application/pdf", report_pdf(prediction, shown, model_name))
+    pdf = data_uri("application/pdf", report_pdf(prediction, shown, model_name, together))
     record = json.dumps(prediction.to_dict() | {"model": model_name, "notice": RESEARCH_NOTICE}, indent=2)
     links = [("Report as PDF", "examination.pdf", pdf)]
     links.append(("JSON", "examination.json", data_uri("application/json", record.encode())))
     if shown.heat is not None and prediction.decision != NOT_A_BRAIN_MRI:
         links.append(("Heat map as NIfTI", "heat_map.nii.gz", heat_map_uri(prediction)))
+    title = f"{SEQUENCE_TITLES[prediction.sequence]}: {heading(prediction)}" if named else heading(prediction)
     saved = "".join(f'<a href="{uri}" download="{name}">{words}</a>' for words, name, uri in links)
     return (
-        f'<section class="panel" {drawing()}><h2>{decision_mark(prediction.decision)}{heading(prediction)}</h2>'
+        f'<section class="panel" {drawing()}><h2>{decision_mark(prediction.decision)}{html.escape(title)}</h2>'
         f'<p class="finding">{html.escape(finding(prediction))}</p>'
-        f'<p class="words">{html.escape(why(prediction))}</p>{numbers}{_key_slices(prediction, shown)}'
-        f'{_facts(prediction)}{warnings}<p class="report">{saved}</p>'
+        f'<p class="words">{html.escape(why(prediction))}</p>{_numbers(prediction, "the volume")}'
+        f'{_key_slices(prediction, shown)}{_facts(prediction)}{warnings}<p class="report">{saved}</p>'
         f'<p class="source">File: {html.escape(prediction.name)} · Model: {html.escape(model_name)}</p></section>'
     )
 
@@ -404,8 +485,16 @@ def _facts(prediction: "VolumePrediction") -> str:
     return f'<dl class="facts">{items}</dl>'
 
 
-def series_list(predictions: "Sequence[VolumePrediction]", shown: int | None) -> str:
-    """Every series of the examination with its answer; the one that is shown is marked, others open on a click."""
+def series_panel(
+    predictions: "Sequence[VolumePrediction]", shown: int | None, together: "StudyPrediction | None"
+) -> str:
+    """Of several series: the answer for all, and a list; the one that is shown is marked, others open on a click.
+
+    Args:
+        predictions: of every series.
+        shown: which one stands below.
+        together: of all of them; None where they are of several studies, or none was answered.
+    """
     if len(predictions) < 2:
         return ""
     items = []
@@ -422,10 +511,30 @@ def series_list(predictions: "Sequence[VolumePrediction]", shown: int | None) ->
             f'<li><button type="button" data-series="{number}"{current}>{name}</button>'
             f"<span>{decision_mark(prediction.decision)}{html.escape(words)}</span></li>"
         )
-    return (
-        f'<section class="panel"><h2>Series of this examination ({len(predictions)})</h2>'
-        f'<ol class="series">{"".join(items)}</ol></section>'
-    )
+    head = f"<h2>{len(predictions)} series; not one examination, so there is no answer for all of them</h2>"
+    if together is None and shown is None:
+        head = f"<h2>{len(predictions)} series</h2>"
+    if together is not None and together.error is None:
+        missing = ", ".join(SEQUENCE_TITLES[name] for name in together.missing)
+        missing = f'<p class="words subdued">Missing: {html.escape(missing)}.</p>' if missing else ""
+        head = (
+            f"<h2>{decision_mark(together.decision)}All {len(predictions)} series together</h2>"
+            f'<p class="finding">{html.escape(finding(together))}</p>'
+            f'<p class="words">{html.escape(why(together))}</p>{_numbers(together, "the patient")}{missing}'
+        )
+    return f'<section class="panel" {drawing()}>{head}<ol class="series">{"".join(items)}</ol></section>'
+
+
+def _numbers(answer: "VolumePrediction | StudyPrediction", what: str) -> str:
+    """The probabilities; folded where they are not to be used."""
+    if not answer.probabilities:
+        return ""
+    if answer.decision in (UNFAMILIAR, NOT_A_BRAIN_MRI):
+        return (
+            '<details class="meaningless"><summary>What the network gives for its four classes all the same</summary>'
+            f"<p>Nobody measured what such numbers are worth here.</p>{bars(answer.probabilities)}</details>"
+        )
+    return f'<h3 class="quantity">Probabilities for {what}</h3>{bars(answer.probabilities)}'
 
 
 def build_examination_view(model: "ModelHandle") -> None:
@@ -438,7 +547,7 @@ def build_examination_view(model: "ModelHandle") -> None:
 
     def start(paths: list[str] | None, request: gr.Request) -> tuple[Any, ...]:
         newest[str(request.session_hash)] = _Asked(tuple(paths or ()))
-        return waiting_viewer(), working_panel("Waiting for its turn ..."), None, ((), ())
+        return waiting_viewer(), working_panel(Progress("Waiting for its turn ...")), None, ((), ())
 
     def start_series(number: float | None, known: tuple[Any, Any], request: gr.Request) -> tuple[Any, ...]:
         paths, predictions = known
@@ -446,19 +555,23 @@ def build_examination_view(model: "ModelHandle") -> None:
         newest[str(request.session_hash)] = _Asked(
             paths, chosen if chosen in range(len(predictions)) else None, predictions
         )
-        return waiting_viewer(), working_panel("Waiting for its turn ..."), gr.skip(), known
+        return waiting_viewer(), working_panel(Progress("Waiting for its turn ...")), gr.skip(), known
 
     def work(request: gr.Request) -> Iterator[tuple[Any, ...]]:
         session = str(request.session_hash)
         asked = newest.get(session)
+
+        def superseded() -> bool:
+            return newest.get(session) is not asked
+
         if asked is None:  # answered already: two uploads, one right after the other
             yield gr.skip(), gr.skip(), gr.skip()
             return
         try:
-            for found in examine(model, asked.paths, asked.number, asked.known):
-                if newest.get(session) is not asked:
+            for found in examine(model, asked.paths, asked.number, asked.known, superseded):
+                if superseded():
                     return
-                if isinstance(found, str):
+                if isinstance(found, Progress):
                     yield gr.skip(), working_panel(found), gr.skip()
                 else:
                     yield found.viewer, found.panel, (asked.paths, found.predictions)
@@ -467,16 +580,17 @@ def build_examination_view(model: "ModelHandle") -> None:
                 del newest[session]
 
     gr.HTML(
-        "<p>One examination: a volume (NIfTI, MGZ, NRRD, MHA), a zip of DICOM files, or the DICOM files themselves "
-        f'<button type="button" class="choose-folder">choose a folder</button>. Up to '
-        f"{MAX_ARCHIVE_BYTES // 2**20}\u00a0MB a file. Nothing is unpacked to disk, and uploads are removed after ten minutes.</p>",
+        "<p>One examination: a volume (NIfTI, MGZ, NRRD, MHA), a zip, or DICOM files; drop them below, or "
+        '<button type="button" class="choose-folder">choose a folder</button>. Up to '
+        f"{MAX_ARCHIVE_BYTES // 2**20}\u00a0MB a file. Nothing is unpacked to disk, and uploads are removed after ten "
+        "minutes.</p>",
         elem_classes="lead",
     )
     with gr.Row(equal_height=False, elem_id="examination-view"):
         upload = file_input(
             label="Examination: drop a volume, a zip, DICOM files or their folder",
             file_count="multiple",
-            height=130,
+            height=150,
             elem_id="examination-input",
         )
         planes = gr.HTML(waiting_viewer(), elem_id="volume-viewer")
