@@ -1,35 +1,38 @@
-"""A DICOM node beside the PACS: ``Node(config, classifier, model).serve()`` takes series and sends answers back.
+"""A DICOM node beside the PACS: ``Node(config, classifier, model).serve(stop)`` takes series and sends answers back.
 
-Series arrive by C-STORE, chunked to disk. One that is complete is answered once; results lie in an outbox before they
-are sent, so a second try after a kill sends the same objects again, which a PACS takes as one.
+Series come by C-STORE, chunked to disk, or are looked for by DICOMweb. One that is complete is answered once; results
+lie in an outbox before they are sent, so a second try after a kill sends the same objects, which a PACS takes as one.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
 import pynetdicom
-import yaml
-from dicomweb_client import DICOMwebClient
 from pydicom import Dataset, dcmread
+from pydicom.filewriter import dcmwrite
+from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.presentation import AllStoragePresentationContexts
 from pynetdicom.sop_class import Verification
 
 from ..errors import UserError, first_line
-from ..images.series import find_series
+from ..files import write_json
 from ..inference.volume import VolumePrediction
+from .config import NodeConfig
+from .deidentify import deidentify
+from .pacs import PATIENT_AND_STUDY, PacsError, PacsRefusalError, WebPacs, pacs_of
 from .queue import DISCARDED, DONE, FAILED, Entry, Queue
-from .results import ModelId, build_results, why
+from .results import ModelId, build_results, derived_uid, why
+from .rules import judge
 
 log = logging.getLogger(__name__)
+REFUSED_UID, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0xA900, 0xA700, 0xC000
 
 
 class Answers(Protocol):
@@ -39,51 +42,11 @@ class Answers(Protocol):
         """Answer one volume."""
 
 
-@dataclass(frozen=True)
-class NodeConfig:
-    """What node.yaml says.
-
-    Attributes:
-        folder: where series, results and the queue are kept.
-        host: address that the node listens on.
-        port: of DICOM.
-        ae_title: of the node.
-        stable_seconds: without a new slice, after which a series is complete.
-        accept: rules; a series is answered when one fits: ``modality``, ``body_part``, ``sequence``, each a list.
-        send: where results go: ``{dicomweb: URL}`` or ``{host:, port:, ae_title:}``.
-        max_attempts: tries until a series has failed.
-    """
-
-    folder: Path
-    host: str = "127.0.0.1"
-    port: int = 11112
-    ae_title: str = "BRAINTUMORMRI"
-    stable_seconds: float = 30.0
-    accept: tuple[dict[str, list[str]], ...] = ({"modality": ["MR"]},)
-    send: dict[str, Any] = field(default_factory=dict)
-    max_attempts: int = 8
-
-
-def read_config(path: str | Path) -> NodeConfig:
-    """Read node.yaml.
-
-    Raises:
-        UserError: it is missing, no YAML, or says what the node does not know.
-    """
-    try:
-        config = NodeConfig(**yaml.safe_load(Path(path).read_text()))
-        rules = tuple({k: [str(v) for v in values] for k, values in rule.items()} for rule in config.accept)
-    except (OSError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: {first_line(error)}; see docs/clinical.md for what it may say") from None
-    if unknown := {key for rule in rules for key in rule} - {"modality", "body_part", "sequence"}:
-        raise UserError(f"{path}: accept has no {', '.join(sorted(unknown))}; it has modality, body_part, sequence")
-    if "dicomweb" not in config.send and not {"host", "port", "ae_title"} <= set(config.send):
-        raise UserError(f"{path}: send needs dicomweb, or host, port and ae_title")
-    return NodeConfig(**{**vars(config), "folder": Path(config.folder), "accept": rules})
-
-
 class Node:
     """Takes series, answers them, sends the results.
+
+    In the folder are ``inbox/SERIES`` until it is answered, ``outbox/SERIES`` with ``report.json``, ``discard/SERIES``
+    of series that no rule takes (may be emptied any time), and ``queue.sqlite``.
 
     Args:
         config: of ``read_config``.
@@ -94,7 +57,12 @@ class Node:
     def __init__(self, config: NodeConfig, classifier: Answers, model: ModelId) -> None:
         self.config, self.classifier, self.model = config, classifier, model
         self.queue = Queue(config.folder / "queue.sqlite", config.max_attempts)
+        self.pacs = pacs_of(config)
+        self.source = WebPacs(config.poll["dicomweb"], config.poll.get("user")) if config.poll else None
         self._open: dict[Any, set[str]] = {}
+        self._studies: dict[str, int] = {}
+        self._next_poll = 0.0
+        self._polls_failed = 0
         self._server: Any = None
 
     def listen(self) -> None:
@@ -103,9 +71,11 @@ class Node:
         Raises:
             UserError: the port is taken.
         """
-        pynetdicom._config.STORE_RECV_CHUNKED_DATASET = True
-        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # it quotes headers
+        # a header that is to be cleared never lies on disk as it came
+        pynetdicom._config.STORE_RECV_CHUNKED_DATASET = not self.config.deidentify
+        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)  # it quotes headers
         ae = AE(self.config.ae_title)
+        ae.require_calling_aet = list(self.config.callers)
         ae.add_supported_context(Verification)
         for context in AllStoragePresentationContexts:
             ae.add_supported_context(context.abstract_syntax, pynetdicom.ALL_TRANSFER_SYNTAXES)
@@ -119,15 +89,41 @@ class Node:
         except OSError as error:
             raise UserError(f"{self.config.host}:{self.config.port}: {first_line(error)}; set another port") from None
 
+    def close(self) -> None:
+        """Listen no more."""
+        self._server.shutdown()
+
     def serve(self, stop: threading.Event) -> None:
-        """Listen and answer until ``stop`` is set."""
+        """Listen, look and answer until ``stop`` is set."""
         self.listen()
         try:
+            for uid in (e.uid for e in self.queue.entries() if e.state == DONE):
+                self._clear(uid)  # a kill may have come between the answer and this
             while not stop.is_set():
+                self.look()
                 if not self.answer_next():
                     stop.wait(0.5)
         finally:
-            self._server.shutdown()
+            self.close()
+
+    def look(self) -> None:
+        """Look where it is time to: for new series at the polled server, for the rest of those that broke off."""
+        if self.source and time.monotonic() >= self._next_poll:
+            try:
+                self._poll(self.source)
+                self._polls_failed = 0
+            except PacsError as error:
+                if not self._polls_failed:
+                    log.warning("%s; tried again", error)
+                self._polls_failed += 1
+            wait = self.config.poll.get("seconds", 30) * min(2**self._polls_failed, 16)
+            self._next_poll = time.monotonic() + wait
+        for entry in self.queue.broken_off(self.config.stable_seconds):
+            try:  # where the PACS has no more than came, the sender broke off after the last slice
+                if self.pacs.count(entry.study, entry.uid) == entry.instances:
+                    self.queue.ended(entry.uid, whole=True)
+            except PacsError:
+                log.warning("series %s waits: the PACS does not say how many slices it has", entry.uid)
 
     def answer_next(self) -> bool:
         """Answer one series that is complete; whether there was one."""
@@ -135,70 +131,153 @@ class Node:
         if entry is None:
             return False
         try:
-            if (outbox := self._outbox(entry)) is not None:
-                for path in sorted(outbox.glob("*.dcm")):
-                    send(dcmread(path), self.config)
-                self.queue.finish(entry.uid, DONE)
+            self._answer(entry)
+        except PacsError as error:
+            self.queue.retry(entry, f"try {entry.attempts}: {error}", for_ever=not isinstance(error, PacsRefusalError))
         except UserError as error:  # what cannot be read will not be read by a second try
             self.queue.finish(entry.uid, FAILED, first_line(error))
         except Exception as error:
             self.queue.retry(entry, f"try {entry.attempts}: {why(error)}")
         return True
 
-    def _outbox(self, entry: Entry) -> Path | None:
-        """The folder of results, written once; None where no rule fits."""
-        outbox, inbox = (self.config.folder / name / entry.uid for name in ("outbox", "inbox"))
-        if outbox.exists():
-            return outbox
-        datasets = [dcmread(path) for path in sorted(inbox.glob("*.dcm"))]
-        if refusal := self._refusal(datasets[0], inbox):
-            self.queue.finish(entry.uid, DISCARDED, refusal)
+    def _answer(self, entry: Entry) -> None:
+        outbox, inbox = self._folder("outbox", entry.uid), self._folder("inbox", entry.uid)
+        if not outbox.exists():
+            reason = self._before(entry, inbox)
+            if reason is None:
+                return
+            datasets = [dcmread(path) for path in sorted(inbox.glob("*.dcm"))]
+            prediction = self.classifier.predict(inbox, heat_map=True)
+            if prediction.error:
+                raise UserError(prediction.error)
+            if (now := len(list(inbox.glob("*.dcm")))) != len(datasets):
+                return self.queue.wait_again(entry.uid, now)
+            self._write(outbox, datasets, prediction, reason)
+        for path in sorted(outbox.glob("*.dcm")):  # the report comes last: where it is, the others are
+            self.pacs.store(self._with_patient(dcmread(path), entry.study))
+        self.queue.finish(entry.uid, DONE, (outbox / "reason.txt").read_text(encoding="utf-8"))
+        return self._clear(entry.uid)
+
+    def _before(self, entry: Entry, inbox: Path) -> str | None:
+        """Why the series, whole in the inbox, is to be answered; None where it is not, which is noted."""
+        if isinstance(self.pacs, WebPacs) and self.pacs.count(entry.study, self._report_series(entry.uid)):
+            self.queue.finish(entry.uid, DONE, "the PACS has this model's report of it")
+            self._clear(entry.uid)
             return None
-        prediction = self.classifier.predict(inbox, heat_map=True)
-        if prediction.error:
-            raise UserError(prediction.error)
+        fetched = None
+        if entry.source == "dicomweb":
+            fetched = self.source.instances(entry.study, entry.uid) if self.source else []
+            if not fetched:
+                raise UserError("the server has it no longer, or is no longer polled")
+            if len(fetched) != entry.instances:
+                self.queue.wait_again(entry.uid, len(fetched))
+                return None
+            self._fetch(entry, inbox, fetched[:1])
+        first = next(iter(sorted(inbox.glob("*.dcm"))), None)
+        if first is None:
+            raise UserError("its slices are no longer in the inbox")
+        fits, reason = judge(inbox, dcmread(first, stop_before_pixels=True), self.config.accept)
+        if not fits:
+            discarded = self._folder("discard", entry.uid)
+            shutil.rmtree(discarded, ignore_errors=True)
+            inbox.rename(discarded)
+            self.queue.finish(entry.uid, DISCARDED, reason)
+            return None
+        if fetched:
+            self._fetch(entry, inbox, fetched[1:])
+        return reason
+
+    def _write(self, outbox: Path, datasets: list[Dataset], prediction: VolumePrediction, reason: str) -> None:
+        """Write the results beside and rename: an outbox that is there is whole."""
         results = build_results(datasets, prediction, self.model)
         for note in results.notes:
-            log.warning("series %s: %s", entry.uid, note)
-        half = outbox.with_name(f"{entry.uid}.part")
+            log.warning("series %s: %s", outbox.name, note)
+        half = outbox.with_name(f"{outbox.name}.part")
         shutil.rmtree(half, ignore_errors=True)
-        half.mkdir(parents=True)
+        half.mkdir()
         for kind, dataset in results.datasets.items():
             dataset.save_as(half / f"{kind}.dcm", enforce_file_format=True)
-        (half / "report.json").write_text(json.dumps(results.fhir))
+        write_json(half / "report.json", results.fhir)
+        (half / "reason.txt").write_text(reason, encoding="utf-8")
         half.rename(outbox)
-        return outbox
 
-    def _refusal(self, first: Dataset, inbox: Path) -> str | None:
-        """Why no rule fits, or None."""
-        facts = {"modality": str(first.get("Modality", "")), "body_part": str(first.get("BodyPartExamined", ""))}
-        if any("sequence" in rule for rule in self.config.accept):
-            facts["sequence"] = find_series(inbox)[0].sequence.name
-        for rule in self.config.accept:
-            if all(facts[key].lower() in [v.lower() for v in values] for key, values in rule.items()):
-                return None
-        return "no rule of accept fits its modality, body part and sequence"
+    def _with_patient(self, dataset: Dataset, study: str) -> Dataset:
+        """A result as it is sent: where the disk is without the patient's data, the PACS says whose study it is."""
+        if self.config.deidentify:
+            known = self.pacs.study_header(study)
+            for keyword in PATIENT_AND_STUDY:
+                setattr(dataset, keyword, known.get(keyword, ""))
+            for keyword in ("PatientIdentityRemoved", "DeidentificationMethodCodeSequence"):
+                if keyword in dataset:
+                    delattr(dataset, keyword)
+        return dataset
+
+    def _report_series(self, uid: str) -> str:
+        return str(derived_uid(uid, self.model.sha256, "SR", "series"))
+
+    def _clear(self, uid: str) -> None:
+        """Remove what a series that was answered no longer needs; report.json stays."""
+        shutil.rmtree(self._folder("inbox", uid), ignore_errors=True)
+        for path in self._folder("outbox", uid).glob("*.dcm"):
+            path.unlink(missing_ok=True)
+
+    def _folder(self, name: str, uid: str) -> Path:
+        folder = self.config.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / uid
+
+    def _poll(self, source: WebPacs) -> None:
+        for modality in self.config.modalities:
+            for study, instances in source.studies(modality, self.config.poll.get("days", 2)).items():
+                if instances < 0 or self._studies.get(f"{modality} {study}") != instances:
+                    for uid, count in source.series(study, modality).items():
+                        if UID(uid).is_valid:
+                            self.queue.noticed(uid, study, count)
+                    self._studies[f"{modality} {study}"] = instances
+
+    def _fetch(self, entry: Entry, inbox: Path, uids: list[str]) -> None:
+        for uid in uids:
+            if UID(uid).is_valid and not (inbox / f"{uid}.dcm").exists():
+                assert self.source is not None
+                self._keep(self.source.instance(entry.study, entry.uid, uid), inbox)
+
+    def _keep(self, slice_: Dataset | Path, inbox: Path, uid: str | None = None) -> None:
+        """Put a slice into the inbox, whole or not at all."""
+        inbox.mkdir(parents=True, exist_ok=True)
+        if isinstance(slice_, Dataset):
+            uid = str(slice_.SOPInstanceUID)
+            part = inbox / f"{uid}.part"
+            dcmwrite(part, deidentify(slice_) if self.config.deidentify else slice_, enforce_file_format=True)
+        else:
+            part = inbox / f"{uid}.part"
+            shutil.copyfile(slice_, part)
+        part.rename(inbox / f"{uid}.dcm")
 
     def _stored(self, event: Any) -> int:
         try:
-            header = dcmread(event.dataset_path, stop_before_pixels=True, specific_tags=["StudyInstanceUID",
-                             "SeriesInstanceUID", "SOPInstanceUID"])  # fmt: skip
+            if self.config.deidentify:
+                slice_ = header = event.dataset
+                slice_.file_meta = event.file_meta
+            else:
+                slice_ = event.dataset_path
+                header = dcmread(slice_, stop_before_pixels=True, specific_tags=["StudyInstanceUID",
+                                 "SeriesInstanceUID", "SOPInstanceUID"])  # fmt: skip
             uids = (header.SeriesInstanceUID, header.StudyInstanceUID, header.SOPInstanceUID)
             if not all(uid.is_valid for uid in uids):  # they become names of files
-                return 0xA900
-            folder = self.config.folder / "inbox" / uids[0]
-            folder.mkdir(parents=True, exist_ok=True)
-            part = folder / f"{uids[2]}.part"
-            shutil.copyfile(event.dataset_path, part)
-            part.rename(folder / f"{uids[2]}.dcm")
-            self._open.setdefault(event.assoc, set()).add(str(uids[0]))
-            self.queue.received(str(uids[0]), str(uids[1]), "dimse", len(list(folder.glob("*.dcm"))))
+                return REFUSED_UID
+            series, study, instance = map(str, uids)
+            if self.queue.state(series) in (DONE, DISCARDED):
+                return 0x0000  # sent again
+            folder = self._folder("inbox", series)
+            self._keep(slice_, folder, instance)
+            self._open.setdefault(event.assoc, set()).add(series)
+            self.queue.received(series, study, "dimse", len(list(folder.glob("*.dcm"))))
         except OSError as error:
-            log.error("a slice was refused: %s", first_line(error))
-            return 0xA700
+            log.error("a slice was refused: %s", error.strerror)
+            return OUT_OF_RESOURCES
         except Exception as error:
             log.error("a slice was refused: %s", why(error))
-            return 0xC000
+            return CANNOT_UNDERSTAND
         return 0x0000
 
     def _ended(self, event: Any, whole: bool) -> None:
@@ -206,59 +285,9 @@ class Node:
             self.queue.ended(uid, whole)
 
 
-def send(dataset: Dataset, config: NodeConfig) -> None:
-    """Send one object by STOW or C-STORE; one that a DICOMweb server has already is not sent again.
-
-    Raises:
-        ConnectionError: it was not taken.
-    """
-    if "dicomweb" in config.send:
-        client = DICOMwebClient(config.send["dicomweb"])
-        if not client.search_for_instances(search_filters={"SOPInstanceUID": str(dataset.SOPInstanceUID)}):
-            client.store_instances([dataset])
-        return
-    ae = AE(config.ae_title)
-    ae.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
-    association = ae.associate(config.send["host"], config.send["port"], ae_title=config.send["ae_title"])
-    if not association.is_established:
-        raise ConnectionError
-    try:
-        if association.send_c_store(dataset).get("Status", 1) != 0:
-            raise ConnectionError
-    finally:
-        association.release()
-
-
-def ping(config: NodeConfig) -> list[tuple[str, str | None]]:
-    """Try each verb of where results go: its name and, in a line, what is wrong."""
-    found: list[tuple[str, str | None]] = []
-
-    def attempt(verb: str, work: Callable[[], Any]) -> None:
-        problem = None
-        try:
-            work()
-        except Exception as error:
-            problem = first_line(error) if isinstance(error, UserError) else f"failed ({type(error).__name__})"
-        found.append((verb, problem))
-
-    if "dicomweb" in config.send:
-        client = DICOMwebClient(config.send["dicomweb"])
-        client.set_http_retry_params(retry=False)  # a PACS that is off is to be told now, not after half a minute
-        attempt("QIDO", lambda: client.search_for_studies(limit=1))
-    else:
-        attempt("C-ECHO", lambda: _echo(config))
-    return found
-
-
-def _echo(config: NodeConfig) -> None:
-    ae = AE(config.ae_title)
-    ae.add_requested_context(Verification)
-    where = f"{config.send['host']}:{config.send['port']}"
-    association = ae.associate(config.send["host"], config.send["port"], ae_title=config.send["ae_title"])
-    if not association.is_established:
-        raise UserError(f"no DICOM association with {where}; is it on, and does it know {config.ae_title}?")
-    try:
-        if association.send_c_echo().get("Status", 1) != 0:
-            raise UserError(f"{where} refused C-ECHO")
-    finally:
-        association.release()
+def take_up(config: NodeConfig, uid: str) -> bool:
+    """Take up anew a series that failed, was discarded or waits for its rest; whether it is one of these."""
+    discarded, inbox = (config.folder / name / uid for name in ("discard", "inbox"))
+    if UID(uid).is_valid and discarded.exists() and not inbox.exists():
+        discarded.rename(inbox)
+    return Queue(config.folder / "queue.sqlite").again(uid)

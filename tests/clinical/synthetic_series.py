@@ -1,11 +1,13 @@
 """A small synthetic MR series with a patient's data in its headers, and an answer to it."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pynetdicom import AE
 
 from brain_tumor_mri.images.volume import Volume, read_volume
 from brain_tumor_mri.inference.volume import SliceAnswer, VolumePrediction
@@ -20,7 +22,7 @@ def series(name: str, slices: int = 6, **header: object) -> list[Dataset]:
     made = []
     for k in range(slices):
         d = Dataset()
-        d.file_meta = FileMetaDataset()
+        d.file_meta, d.preamble = FileMetaDataset(), bytes(128)
         d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         d.SOPClassUID = d.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
         d.SOPInstanceUID = d.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[name, str(k)])
@@ -45,6 +47,33 @@ def series(name: str, slices: int = 6, **header: object) -> list[Dataset]:
                 setattr(d, keyword, value)
         made.append(d)
     return made
+
+
+def examination(name: str) -> dict[str, list[Dataset]]:
+    """Four series of one study, by the sequence that they are."""
+    headers = {
+        "t1": {},
+        "t1c": {"ContrastBolusAgent": "Gd"},
+        "t2": {"RepetitionTime": 4000, "EchoTime": 100},
+        "flair": {"RepetitionTime": 9000, "EchoTime": 120, "InversionTime": 2500, "ScanningSequence": ["SE", "IR"]},
+    }
+    study = generate_uid(entropy_srcs=[name, "study"])
+    return {
+        sequence: series(f"{name} {sequence}", StudyInstanceUID=study, SeriesNumber=number, **header)
+        for number, (sequence, header) in enumerate(headers.items(), 1)
+    }
+
+
+def push(port: int, datasets: list[Dataset], *, abort: bool = False) -> None:
+    """Send datasets to a node by C-STORE, and end the association as asked."""
+    ae = AE("SCANNER")
+    ae.add_requested_context(datasets[0].SOPClassUID, datasets[0].file_meta.TransferSyntaxUID)
+    association = ae.associate("127.0.0.1", port, ae_title="BRAINTUMORMRI")
+    assert association.is_established
+    for dataset in datasets:
+        assert association.send_c_store(dataset).Status == 0
+    association.abort() if abort else association.release()
+    time.sleep(0.5)
 
 
 def write(datasets: list[Dataset], folder: Path) -> Path:
