@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import datasets
 import numpy as np
+import yaml
 
 from benchmarks.accuracy.federated_report import summary_rows
 from benchmarks.harness import add_data_arguments, run
@@ -23,7 +24,7 @@ from brain_tumor_mri.data.br35h import load_external
 from brain_tumor_mri.data.collections import load_collections
 from brain_tumor_mri.evaluation.collections import collection_figures
 from brain_tumor_mri.evaluation.split import predict_split
-from brain_tumor_mri.files import read_json, write_json
+from brain_tumor_mri.files import read_json, write_json, write_text
 from brain_tumor_mri.inference.classifier import TumorClassifier
 from brain_tumor_mri.machine import hardware, versions
 
@@ -57,9 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Train what is not finished and measure each model."""
     # Flower is in an environment of its own, and the tables are rendered without it
-    from brain_tumor_mri.federated.arguments import parse_settings, read_settings
+    from brain_tumor_mri.federated.arguments import read_settings
     from brain_tumor_mri.federated.simulate import simulate
-    from brain_tumor_mri.federated.task import hospital_names
+    from brain_tumor_mri.federated.task import simulated_hospitals
 
     common: dict[str, Any] = read_settings(args.config, args.set) | {
         "data_dir": str(args.data_dir), "protocol": "patient-disjoint", "fold": args.fold, "rounds": args.rounds,
@@ -70,7 +71,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         common |= {"collections_dir": str(args.collections_dir)}
     else:
         common["clients"] = args.clients
-    names = hospital_names(*parse_settings(common))
+    file = args.runs / f"{args.partition}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, yaml.safe_dump(common))
+    names = list(simulated_hospitals(str(file)))
     # as many steps as all hospitals take together, of slices drawn as often as there
     alone = {name: {"hospitals": name, "num_train_epochs": len(names)} for name in names}
     pooled = {"partition": "pooled", "slices_per_round": args.slices * len(names)}

@@ -292,7 +292,7 @@ def prepare_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     decisive = {name: value for name, value in settings.items() if name not in FREE}
     decisive = json.loads(json.dumps(decisive, default=str))
     record = folder / RUN_FILE
-    if record.is_file():
+    if record.is_file() and (folder / CHECKPOINT).is_file():  # without a round there is nothing to go on from
         before = read_json(record)
         if changed := sorted(k for k in {*decisive, *before} if before.get(k) != decisive.get(k)):
             what = ", ".join(f"{key} {before.get(key)} -> {decisive.get(key)}" for key in changed[:5])

@@ -24,7 +24,7 @@ from ..files import write_text
 from .arguments import parse_settings, read_settings
 from .client_app import app as client_app
 from .server_app import FederationError, federate, prepare_folder
-from .task import hospital_names
+from .task import simulated_hospitals
 
 __all__ = ["FederationError", "OneProcessGrid", "read_settings", "simulate"]
 
@@ -97,14 +97,14 @@ def simulate(settings: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in settings.items()
     }
     federation, args = parse_settings(settings)
-    names = hospital_names(federation, args)
-    if federation.wanted > len(names):
-        raise UserError(f"clients: {federation.clients}: there are {len(names)} hospitals: {', '.join(names)}")
     folder = Path(os.path.abspath(args.training.output_dir))
     settings["output_dir"] = str(folder)
     prepare_folder(folder, settings)
     file = folder / SETTINGS_FILE
     write_text(file, yaml.safe_dump(settings, sort_keys=False))
+    names = simulated_hospitals(str(file))
+    if federation.wanted > len(names):
+        raise UserError(f"clients: {federation.clients}: there are {len(names)} hospitals: {', '.join(names)}")
     with _log_of_flower(folder / LOG_FILE):
         return federate(OneProcessGrid(str(file), len(names)), settings)
 

@@ -106,23 +106,6 @@ def _pooled(args: RunArguments) -> dict[str, datasets.Dataset]:
     return pooled
 
 
-def hospital_names(federation: FederationArguments, args: RunArguments) -> list[str]:
-    """Return the names of a simulation's hospitals, in order, without reading an image.
-
-    Raises:
-        UserError: the table of the collections cannot be used.
-    """
-    if federation.partition == "pooled":
-        return ["pooled"]
-    if federation.hospitals:
-        return sorted(set(federation.hospitals.split(",")))
-    if federation.partition != "collection":
-        return [f"hospital-{number + 1}" for number in range(federation.clients or 0)]
-    folder = args.collections.collections_dir
-    families = load_collections(folder, args.protocol.collection)["train"]["family"][:] if folder else []
-    return sorted({KAGGLE, *([BR35H] if args.external.external_dir else []), *families})
-
-
 @cache
 def own_hospital(name: str, folder: str) -> Hospital:
     """Load a hospital's own folder: one with ``collections.csv``, or with ``Training/`` and ``Testing/``.
