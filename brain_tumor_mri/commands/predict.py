@@ -20,7 +20,7 @@ from typing import IO, Any, Protocol
 
 from ..errors import UserError, first_line
 from ..files import check_writable, is_stream, replacing
-from ..images.find import DICOM_SUFFIXES, IMAGE_SUFFIXES, VOLUME_SUFFIXES, find_images
+from ..images.find import DICOM_SUFFIXES, IMAGE_SUFFIXES, SEQUENCE_PATH, VOLUME_SUFFIXES, find_images
 from ..inference.prediction import CSV_COLUMNS, SCHEMA_VERSION, Prediction, Tally, csv_row
 from ..labels import LABELS, RESEARCH_NOTICE, TITLES
 from ..trust.decision import DECISIONS
@@ -54,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="image file, folder (with all below it) or pattern; or volumes: NIfTI, MGZ, NRRD, MHA",
+        help="image file, folder (with all below it) or pattern; or volumes: NIfTI, MGZ, NRRD, MHA; "
+        "t1c=FILE flair=FILE for one patient",
     )
     add_model_arguments(parser)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row an image to FILE")
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     if args.batch_size < 1:
         raise UserError(f"--batch_size must be at least 1, not {args.batch_size}")
-    volumes = [path for path in args.paths if args.volume or path.lower().endswith(VOLUME_SUFFIXES)]
+    volumes = [p for p in args.paths if args.volume or p.lower().endswith(VOLUME_SUFFIXES) or SEQUENCE_PATH.match(p)]
     if volumes and len(volumes) < len(args.paths):
         raise UserError(f"{volumes[0]} is a volume and others are not; give volumes and slices in two commands")
     if volumes:

@@ -48,7 +48,7 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
         """Show how far a task is."""
         if what not in self.tasks:
             self.tasks[what] = self.bar.add_task(what, total=total)
-        self.bar.update(self.tasks[what], completed=done)
+        self.bar.update(self.tasks[what], completed=done, total=total)
 
     def __enter__(self) -> "ProgressBar":
         self.bar.start()

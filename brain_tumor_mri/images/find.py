@@ -14,6 +14,8 @@ DICOM_SUFFIXES: frozenset[str] = frozenset({".dcm", ".dicom", ".ima"})
 """What a folder or pattern yields besides; and files without suffix, as scanners write them, that begin as DICOM."""
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd")
 """What a volume's name ends with; a series of DICOM files is one, too."""
+SEQUENCE_PATH = re.compile(r"(?P<sequence>t1|t1c|t2|flair|pd)=(?P<path>.+)")
+"""How a volume's sequence is given with its path: ``t1c=scan.nii.gz``."""
 _FOUND_SUFFIXES = IMAGE_SUFFIXES | DICOM_SUFFIXES
 
 

@@ -94,7 +94,7 @@ class SequenceGuess:
     Attributes:
         name: one of ``SEQUENCES``.
         evidence: such as ``TR 9000 ms, TE 100 ms, TI 2500 ms``; empty where nothing told.
-        source: ``header``, ``description``, ``file name``, ``given``, or empty.
+        source: ``header``, ``description``, ``file name``, ``pixels``, ``given``, or empty.
     """
 
     name: str = "unknown"

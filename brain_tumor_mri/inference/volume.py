@@ -5,7 +5,7 @@ Every slice of the head is answered; the answers are combined by a fixed rule, `
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 import nibabel
 import numpy as np
 from PIL import Image
+from scipy.ndimage import affine_transform
 
 from ..errors import UserError
-from ..images.series import UnreadableVolumeError, find_series
+from ..images.series import Series, UnreadableVolumeError, find_series
 from ..images.volume import Volume, read_volume, write_nifti
 from ..labels import LABELS, NO_TUMOR
 from ..trust.decision import ANSWER, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
@@ -29,12 +30,17 @@ BAND = {"axial": (0.3, 0.9), "coronal": (0.15, 0.85), "sagittal": (0.15, 0.85)}
 the skull and at the crown the slice model calls tumours where there are none."""
 WINDOW_MM = 20.0
 """A tumour shows on neighbouring slices: the volume is as suspicious as its most suspicious stretch of this length."""
-HEAD_LEVEL = 0.1
-"""Share of the volume's 99.5th percentile above which a voxel is head."""
+HEAD_LEVEL = 25
+"""Of 255, the volume's 99.5th percentile, above which a voxel is head."""
+OBLIQUE_DEGREES = 15.0
+"""A volume of nearly cubic voxels whose axes lie further from the patient's is turned upright by resampling. Thick
+slices are answered in their own plane, as they are read: resampling would blur them."""
 SHORT_SIDE = 8
 """Voxels; a volume with a shorter side in the slice's plane shows no head."""
 _ORIENTATIONS = {"axial": "SPL", "coronal": "PIL", "sagittal": "LIP"}
 """Plane -> where slices, rows and columns run to, so that slices stand upright, the patient's left on the right."""
+_DIRECTIONS = {"S": (0, 0, 1), "I": (0, 0, -1), "P": (0, -1, 0), "L": (-1, 0, 0)}
+"""In RAS."""
 
 
 @dataclass(frozen=True)
@@ -149,29 +155,41 @@ class VolumeClassifier:
         """Load a model; arguments as of ``TumorClassifier.from_pretrained``, None takes its default."""
         return cls(TumorClassifier.from_pretrained(**({} if model is None else {"model": model}), **options))
 
-    def predict(self, source: str | Path | Volume, *, heat_map: bool = False) -> VolumePrediction:
+    def predict(
+        self,
+        source: str | Path | Volume,
+        *,
+        heat_map: bool = False,
+        on_slice: Callable[[int, int], None] | None = None,
+    ) -> VolumePrediction:
         """Answer one volume.
 
         Args:
             source: as for ``images.volume.read_volume``, or a volume that was read.
             heat_map: also compute ``heat_map``, ``mask`` and the sides of key slices, for the key slices only.
+            on_slice: told after each slice how many are answered, and of how many.
 
         Raises:
             UnreadableVolumeError: it cannot be read, or shows no head.
         """
         volume = source if isinstance(source, Volume) else read_volume(source)
         upright = Upright(volume)
-        pictures = {k: upright.picture(k) for k in upright.head_slices()}
-        answers = dict(zip(pictures, self.slice_classifier.predict_stream(pictures.values()), strict=True))
+        places = upright.head_slices()
+        answers: dict[int, Prediction] = {}
+        stream = self.slice_classifier.predict_stream(map(upright.picture, places))
+        for k, answer in zip(places, stream, strict=True):
+            answers[k] = answer
+            if on_slice:
+                on_slice(len(answers), len(places))
         combined = combine(upright, answers)
         if not heat_map:
             return combined
         maps = np.zeros(upright.array.shape, np.float32)
-        by_index = {upright.input_index(k): k for k in pictures}
+        by_index = {upright.input_index(k): k for k in places}
         key = [by_index[index] for index in combined.key_slices]
         target = combined.label if combined.label != NO_TUMOR else None
         for k in key if target else ():
-            heat = self.slice_classifier.explain(pictures[k], target).heat_map
+            heat = self.slice_classifier.explain(upright.picture(k), target).heat_map
             maps[k] = upright.uncropped(heat) * (1 - answers[k].probabilities[NO_TUMOR])
         return replace(
             combined,
@@ -183,11 +201,20 @@ class VolumeClassifier:
             mask=upright.back((maps > 0.5).astype(np.uint8)),
         )
 
-    def predict_all(self, path: str | Path, *, heat_map: bool = False) -> Iterator[VolumePrediction]:
-        """Answer every series of a file, folder or zip; a series that cannot be answered has its ``error``."""
-        for series in find_series(path):
+    def predict_all(
+        self, path: str | Path | Iterable[Series], *, heat_map: bool = False,
+        on_slice: Callable[[int, int], None] | None = None,
+    ) -> Iterator[VolumePrediction]:  # fmt: skip
+        """Answer every series of a file, folder or zip; a series that cannot be answered has its ``error``.
+
+        Args:
+            path: of the file, folder or zip; or series of ``images.series.find_series``.
+            heat_map: as of ``predict``.
+            on_slice: as of ``predict``.
+        """
+        for series in find_series(path) if isinstance(path, str | Path) else path:
             try:
-                yield self.predict(read_volume(series), heat_map=heat_map)
+                yield self.predict(read_volume(series), heat_map=heat_map, on_slice=on_slice)
             except UnreadableVolumeError as error:
                 yield VolumePrediction(series.name, error=error.reason, sequence=series.sequence.name)
 
@@ -195,11 +222,13 @@ class VolumeClassifier:
 class Upright:
     """A volume turned by its affine so that slices stand upright, cropped to the head, and the way back.
 
-    Axes are only swapped and flipped, never resampled, so what is found lies exactly where the input has it.
+    Axes are only swapped and flipped, so what is found lies exactly where the input has it. Of a volume of nearly cubic
+    voxels that lies oblique, each slice is resampled in the upright plane through the centre of the input's slice.
 
     Attributes:
         plane: ``axial``, ``coronal`` or ``sagittal``: across the largest voxel spacing; axial where all are alike.
-        array: float32 (slices, rows, columns), grey values in 0..1.
+        array: uint8 (slices, rows, columns), grey values.
+        resampled: whether it was turned by resampling.
     """
 
     def __init__(self, volume: Volume) -> None:
@@ -208,24 +237,57 @@ class Upright:
         if np.isnan(ours).any():
             raise UnreadableVolumeError(volume.name, "its geometry is broken: an axis has no direction")
         by_world = [volume.spacing[int(np.flatnonzero(ours[:, 0] == axis)[0])] for axis in range(3)]
-        across = int(np.argmax(by_world)) if max(by_world) > 1.5 * min(by_world) else 2
-        self.plane = ("sagittal", "coronal", "axial")[across]
+        cubic = max(by_world) <= 1.5 * min(by_world)
+        self.plane = ("sagittal", "coronal", "axial")[2 if cubic else int(np.argmax(by_world))]
         wanted = nibabel.orientations.axcodes2ornt(_ORIENTATIONS[self.plane])
         self._turn = nibabel.orientations.ornt_transform(ours, wanted)
         self._turn_back = nibabel.orientations.ornt_transform(wanted, ours)
-        turned = nibabel.orientations.apply_orientation(np.nan_to_num(volume.array), self._turn).astype(np.float32)
-        low, high = np.percentile(turned, (0.5, 99.5))
-        if not high > max(low, 0):
-            raise UnreadableVolumeError(volume.name, "it is blank")
-        self.array = np.clip((turned - max(low, 0)) / (high - max(low, 0)), 0, 1)
         self.slice_axis = int(np.flatnonzero(self._turn[:, 0] == 0)[0])
         self._steps = [volume.spacing[int(np.flatnonzero(self._turn[:, 0] == axis)[0])] for axis in range(3)]
+        cosines = np.abs(volume.affine[:3, :3] / volume.spacing).max(0)
+        self.resampled = bool(cubic and np.degrees(np.arccos(cosines.min())) > OBLIQUE_DEGREES)
+        values = volume.array if np.isfinite(volume.array.sum()) else np.nan_to_num(volume.array)
+        low, high = np.percentile(values, (0.5, 99.5))
+        low = max(low, 0)
+        if not high > low:
+            raise UnreadableVolumeError(volume.name, "it is blank")
+        turned = (
+            self._resample(values) if self.resampled else nibabel.orientations.apply_orientation(values, self._turn)
+        )
+        # slice by slice: a copy of all of it as float would cost as much memory as the volume
+        self.array = np.stack([np.uint8(255 * np.clip((each - low) / (high - low), 0, 1)) for each in turned])
         head = self.array > HEAD_LEVEL
         rows, columns = (np.flatnonzero(head.any((0, axis))) for axis in (2, 1))
-        self._crop = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         if min(len(rows), len(columns)) < SHORT_SIDE:
             raise UnreadableVolumeError(volume.name, "it shows no head")
+        self._crop = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         self._areas = head.sum((1, 2))
+
+    def _resample(self, values: np.ndarray) -> np.ndarray:
+        """Upright slices (S, rows, columns) through the centres of the input's slices; ``_to_input`` leads back."""
+        affine, shape = self.volume.affine, values.shape
+        directions = np.array([_DIRECTIONS[code] for code in _ORIENTATIONS[self.plane]])
+        ends = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
+        corners = directions @ (affine[:3, :3] @ ends + affine[:3, 3:])
+        pixel = min(self.volume.spacing)
+        first = (np.array(shape) - 1) / 2
+        first[self.slice_axis] = 0 if self._turn[self.slice_axis, 1] > 0 else shape[self.slice_axis] - 1
+        origin = corners.min(1)
+        origin[0] = (directions @ (affine @ [*first, 1])[:3])[0]
+        self._steps = [abs(float(directions[0] @ affine[:3, self.slice_axis])), pixel, pixel]
+        upright = np.eye(4)
+        upright[:3, :3] = directions.T * self._steps
+        upright[:3, 3] = directions.T @ origin
+        size = np.ceil(np.ptp(corners, axis=1)[1:] / pixel).astype(int) + 1
+        self._to_input = np.linalg.inv(affine) @ upright
+        return affine_transform(
+            values,
+            self._to_input[:3, :3],
+            self._to_input[:3, 3],
+            (shape[self.slice_axis], *size),
+            order=1,
+            cval=float(values.min()),
+        )
 
     def head_slices(self) -> list[int]:
         """Slices of which a good part is head."""
@@ -233,7 +295,7 @@ class Upright:
 
     def picture(self, k: int) -> Image.Image:
         """Slice k, cropped to the head and padded to a square of square pixels, as the slice model was trained."""
-        cropped = Image.fromarray(np.uint8(255 * self.array[k][self._crop]))
+        cropped = Image.fromarray(self.array[k][self._crop])
         size = self._size_in_pixels()
         square = Image.new("L", (max(size), max(size)))
         square.paste(cropped.resize(size, Image.Resampling.BILINEAR), self._offset(size))
@@ -252,7 +314,11 @@ class Upright:
         return slice_
 
     def back(self, array: np.ndarray) -> np.ndarray:
-        """Turn an array like ``self.array`` back to the input's axes."""
+        """Turn an array like ``self.array`` back to the input's axes, or its grid; a mask stays one."""
+        if self.resampled:
+            back = np.linalg.inv(self._to_input)
+            order = 1 if np.issubdtype(array.dtype, np.floating) else 0
+            return affine_transform(array, back[:3, :3], back[:3, 3], self.volume.array.shape, order=order)
         return np.ascontiguousarray(nibabel.orientations.apply_orientation(array, self._turn_back))
 
     def input_index(self, k: int) -> int:

@@ -1,16 +1,21 @@
 """Whole volumes: the same answer however the axes are stored, places in the input's own numbering, traps."""
 
 import itertools
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
+from clinical.synthetic_series import write
+from images.mr_series import as_dicom, zipped
+from scipy.ndimage import affine_transform
+from scipy.spatial.transform import Rotation
 
 from brain_tumor_mri.commands.main import main
 from brain_tumor_mri.images.series import SequenceGuess, UnreadableVolumeError
-from brain_tumor_mri.images.volume import Volume
+from brain_tumor_mri.images.volume import Volume, read_volume
 from brain_tumor_mri.inference.prediction import Prediction
 from brain_tumor_mri.inference.volume import VolumeClassifier
 from brain_tumor_mri.labels import LABELS, NO_TUMOR
@@ -30,12 +35,12 @@ def head() -> np.ndarray:
     return voxels
 
 
-def volume(array: np.ndarray, codes: str = "SPL", sequence: str = "t1c") -> Volume:
+def volume(array: np.ndarray, codes: str = "SPL", sequence: str = "t1c", steps: np.ndarray = STEPS) -> Volume:
     """The head stored with its axes in that order and direction."""
     given = nibabel.orientations.axcodes2ornt("SPL")
     wanted = nibabel.orientations.axcodes2ornt(codes)
     scaled = np.linalg.inv(nibabel.orientations.inv_ornt_aff(given, array.shape))
-    scaled[:3, :3] *= STEPS
+    scaled[:3, :3] *= steps
     turn = nibabel.orientations.ornt_transform(given, wanted)
     turned = nibabel.Nifti1Image(array, scaled).as_reoriented(turn)
     return Volume(
@@ -94,6 +99,74 @@ def test_the_mask_lies_on_the_tumour_in_the_inputs_geometry_and_names_the_patien
     written = nibabel.load(tmp_path / "heat.nii.gz")
     np.testing.assert_allclose(written.affine, given.affine, atol=1e-4)
     np.testing.assert_allclose(written.get_fdata(), found.heat_map, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["RAS", "PSR"])
+def test_an_oblique_volume_is_turned_upright_and_found_in_its_own_voxels(order: str):
+    """A cubic head turned by 30 degrees: as if it were upright, and what is found lies where the input has it."""
+    cubic = np.repeat(head(), 4, axis=0)  # 1 mm each way
+    cubic[36:64, 18:38, 44:62] = 250  # so large that it is over the 99.5th percentile of the larger grid, too
+    upright = volume(cubic, steps=np.ones(3))
+    plain = CLASSIFIER.predict(upright)
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler("xyz", (25, 10, 5), degrees=True).as_matrix()
+    # the patient lies as before, the scanner's grid is turned
+    size = (120, 120, 120)
+    grid = np.linalg.inv(upright.affine) @ turn
+    centre = (np.array(cubic.shape) - 1) / 2
+    grid[:3, 3] = centre - grid[:3, :3] @ ((np.array(size) - 1) / 2)
+    turned = affine_transform(upright.array, grid[:3, :3], grid[:3, 3], size, order=1)
+    oblique = nibabel.Nifti1Image(turned, upright.affine @ grid)
+    codes = nibabel.orientations.axcodes2ornt(order)
+    oblique = oblique.as_reoriented(
+        nibabel.orientations.ornt_transform(nibabel.orientations.io_orientation(oblique.affine), codes)
+    )
+    given = Volume("head.nii.gz", np.asarray(oblique.dataobj), oblique.affine, sequence=SequenceGuess("t1c"))
+    found = CLASSIFIER.predict(given, heat_map=True)
+    assert found.probabilities == pytest.approx(plain.probabilities, abs=0.1) and found.label == "glioma"
+    assert {s.side for s in found.slices if s.index in found.key_slices and s.p_tumour > 0.5} == {"left"}
+    places = {s.index: s.position_mm for s in plain.slices}
+    position = next(s.position_mm for s in found.slices if s.index == found.key_slices[0])
+    assert min(abs(position - places[k]) for k in plain.key_slices) < 25
+    assert found.mask.shape == given.array.shape and set(np.unique(found.mask)) == {0, 1}
+    assert (given.array[found.mask > 0] > 150).mean() > 0.7
+
+
+def test_dicom_its_zip_and_its_nifti_give_one_answer(tmp_path: Path):
+    grain = np.random.default_rng(0).integers(0, 9, (24, 80, 70))  # few values would be a mask
+    array = np.ascontiguousarray((head() + grain).T).astype(np.uint16)  # columns, rows, slices of an axial series
+    slices = as_dicom(array)
+    nifti = tmp_path / "t1.nii.gz"
+    answers = [
+        CLASSIFIER.predict(write(slices, tmp_path / "dicom")),
+        CLASSIFIER.predict(zipped(slices, tmp_path / "z.zip")),
+    ]
+    dicom = read_volume(tmp_path / "dicom")
+    image = nibabel.Nifti1Image(dicom.array, dicom.affine)
+    nibabel.save(nibabel.as_closest_canonical(image), nifti)
+    answers.append(CLASSIFIER.predict(nifti))
+    first = answers[0]
+    assert first.label == "glioma"
+    for other in answers[1:]:
+        assert other.probabilities == pytest.approx(first.probabilities, abs=1e-3)
+        assert other.sequence == first.sequence == "t1" and len(other.slices) == len(first.slices)
+    uids = {s.sop_instance_uid for s in first.slices}
+    assert uids <= {d.SOPInstanceUID for d in slices} and len(uids) == len(first.slices)
+
+
+def test_progress_is_told_and_ctrl_c_leaves_no_thread(tmp_path: Path):
+    told = []
+
+    def show(count: int, total: int) -> None:
+        told.append((count, total))
+        if count == 5:
+            raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        CLASSIFIER.predict(volume(head()), on_slice=show)
+    assert told[0][0] == 1 and len(told) == 5 and told[0][1] > 10
+    assert threading.active_count() == before
 
 
 def test_a_bright_skull_base_and_crown_do_not_make_a_tumour():
