@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ..images.series import SEQUENCE_TITLES
 from ..labels import NO_TUMOR, RESEARCH_NOTICE, TITLES
-from ..trust.decision import DECISIONS
+from ..trust.decision import DECISIONS, NOT_A_BRAIN_MRI, UNFAMILIAR
 from .examination_words import KEY_SLICES, SIDES_HIDDEN, finding, heading, position, slice_words, why
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _MOST_WARNINGS = 6
 def report_pdf(
     prediction: VolumePrediction, shown: Shown, model_name: str, together: StudyPrediction | None = None
 ) -> bytes:
-    """Draw the page.
+    """Return the page as a PDF.
 
     Args:
         prediction: of a volume that was answered.
@@ -40,28 +40,35 @@ def report_pdf(
         model_name: the weights that answered.
         together: the answer for all series of the patient, where there are several.
     """
-    # text that can be searched and copied; nothing of this machine in the file
+    buffer = io.BytesIO()
+    # text that can be searched and copied; no time in the file
     with matplotlib.rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans", "text.parse_math": False}):
-        figure = Figure(figsize=_A4, facecolor="white")
-        FigureCanvasPdf(figure)
-        _write(figure, 0.955, "Brain tumour MRI classifier: examination", 15, bold=True)
-        _write(figure, 0.928, RESEARCH_NOTICE, 8.5, colour="#5c3d00", box=True)
-        _write(figure, 0.885, heading(prediction), 9, colour=_GREY)
-        _write(figure, 0.853, finding(prediction), 20, bold=True)
-        bottom = _lines(figure, 0.828, [why(prediction)])
-        _bars(figure, prediction, bottom)
-        _facts(figure, prediction, model_name, bottom)
-        _profile(figure, prediction)
-        _pictures(figure, prediction, shown)
-        _lines(figure, 0.165, [*_together(together), *_warnings(prediction)], size=8)
-        _write(
-            figure, 0.03, "Made by brain-tumor-mri. No names, dates or identifiers are in this file.", 7.5, colour=_GREY
-        )
-        buffer = io.BytesIO()
+        figure = report_figure(prediction, shown, model_name, together)
         figure.savefig(
             buffer, format="pdf", metadata={"CreationDate": None, "Title": "Examination (research use only)"}
         )
     return buffer.getvalue()
+
+
+def report_figure(
+    prediction: VolumePrediction, shown: Shown, model_name: str, together: StudyPrediction | None = None
+) -> Figure:
+    """Draw the page; arguments as of ``report_pdf``."""
+    figure = Figure(figsize=_A4, facecolor="white")
+    FigureCanvasPdf(figure)
+    _write(figure, 0.955, "Brain tumour MRI classifier: examination", 15, bold=True)
+    _write(figure, 0.928, RESEARCH_NOTICE, 8.5, colour="#5c3d00", box=True)
+    _write(figure, 0.885, heading(prediction), 9, colour=_GREY)
+    _write(figure, 0.853, finding(prediction), 20, bold=True)
+    bottom = _lines(figure, 0.828, [why(prediction)])
+    _bars(figure, prediction, bottom)
+    _facts(figure, prediction, model_name, bottom)
+    _profile(figure, prediction)
+    if prediction.decision != NOT_A_BRAIN_MRI:
+        _pictures(figure, prediction, shown)
+    _lines(figure, 0.165, [*_together(together), *_warnings(prediction)], size=8)
+    _write(figure, 0.03, "Made by brain-tumor-mri. No names, dates or identifiers are in this file.", 7.5, colour=_GREY)
+    return figure
 
 
 def _write(
@@ -84,6 +91,8 @@ def _lines(figure: Figure, y: float, lines: list[str], size: float = 9) -> float
 
 def _bars(figure: Figure, prediction: VolumePrediction, bottom: float) -> None:
     axes = figure.add_axes((0.23, bottom - 0.125, 0.22, 0.11))
+    if prediction.decision in (UNFAMILIAR, NOT_A_BRAIN_MRI):
+        axes.set_title("Nobody measured what these numbers are worth here", fontsize=7.5, color=_GREY, x=0.2)
     values = [100 * prediction.probabilities[name] for name in TITLES]
     colours = [_ACCENT if name == prediction.label else "#94a3b8" for name in TITLES]
     axes.barh(list(TITLES.values()), values, color=colours, height=0.5)
