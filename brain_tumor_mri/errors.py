@@ -3,6 +3,8 @@
 Commands catch :class:`UserError`, print its message and exit with 2; anything else is a bug and keeps its traceback.
 """
 
+import re
+
 _EXTRAS = {
     "torch": "train", "torchvision": "train", "timm": "train", "transformers": "train", "datasets": "train",
     "evaluate": "train", "accelerate": "train", "torchio": "train", "sklearn": "train", "scipy": "train",
@@ -38,4 +40,9 @@ def first_line(error: BaseException) -> str:
     """
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     lines = text.strip().splitlines()
-    return safe_line(lines[0]).rstrip(".:") if lines else type(error).__name__
+    return without_credentials(safe_line(lines[0]).rstrip(".:")) if lines else type(error).__name__
+
+
+def without_credentials(text: str) -> str:
+    """Text in which no address names a user or a password, as in ``https://user:password@host``."""
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)

@@ -4,7 +4,6 @@ Answers are handed on as they come: neither the memory needed nor what Ctrl-C ca
 """
 
 import argparse
-import csv
 import errno
 import glob
 import hashlib
@@ -21,7 +20,7 @@ from typing import IO, Any, Protocol
 from ..errors import UserError, first_line
 from ..files import check_writable, is_stream, replacing
 from ..images.find import DICOM_SUFFIXES, IMAGE_SUFFIXES, SEQUENCE_PATH, VOLUME_SUFFIXES, find_images
-from ..inference.prediction import CSV_COLUMNS, SCHEMA_VERSION, Prediction, Tally, csv_row
+from ..inference.prediction import CSV_COLUMNS, SCHEMA_VERSION, Prediction, Tally, csv_row, csv_writer
 from ..labels import LABELS, RESEARCH_NOTICE, TITLES
 from ..trust.decision import DECISIONS
 from .model_flags import add_model_arguments, load_classifier
@@ -195,17 +194,18 @@ class JsonOutput:
         head = json.dumps(
             {"schema_version": SCHEMA_VERSION, "model": model, "labels": list(LABELS), "notice": RESEARCH_NOTICE}
         )
-        sys.stdout.write(head[:-1] + ', "predictions": [')
-        self.separator = "\n"
+        # before the first answer and not at once: a model that cannot answer leaves stdout empty
+        self.separator = head[:-1] + ', "predictions": [\n'
 
     def add(self, prediction: Prediction) -> None:
         """Write one element of ``predictions``."""
-        sys.stdout.write(self.separator + json.dumps(prediction.to_dict()))
+        sys.stdout.write(self.separator + json.dumps(prediction.to_dict(), allow_nan=False))
         self.separator = ",\n"
 
     def finish(self, tally: Tally, total: int) -> None:
         """Close the object with ``summary``."""
-        sys.stdout.write('\n], "summary": ' + json.dumps(tally.to_dict(total)) + "}\n")
+        before = "\n" if tally.seen else self.separator
+        sys.stdout.write(f'{before}], "summary": {json.dumps(tally.to_dict(total))}}}\n')
 
 
 class CsvOutput(AbstractContextManager["CsvOutput"]):
@@ -234,7 +234,7 @@ class CsvOutput(AbstractContextManager["CsvOutput"]):
         try:
             if is_stream(target):
                 self.stream: IO[Any] = target.open("w", newline="", encoding="utf-8", errors="surrogateescape")
-                csv.writer(self.stream).writerow(CSV_COLUMNS)
+                csv_writer(self.stream).writerow(CSV_COLUMNS)
                 self.stream.flush()
             else:
                 real = Path(os.path.realpath(target))
@@ -257,7 +257,7 @@ class CsvOutput(AbstractContextManager["CsvOutput"]):
             if self.part:
                 self.stream.write(json.dumps(prediction.to_dict()).encode() + b"\n")
             else:
-                csv.writer(self.stream).writerow(csv_row(prediction))
+                csv_writer(self.stream).writerow(csv_row(prediction))
             self.stream.flush()
         except OSError as error:
             raise self._error(error) from error
@@ -268,7 +268,7 @@ class CsvOutput(AbstractContextManager["CsvOutput"]):
             try:
                 # surrogateescape: a file name that is no UTF-8 is written with the bytes that it has on disk
                 with replacing(self.target, newline="", errors="surrogateescape") as file:
-                    writer = csv.writer(file)
+                    writer = csv_writer(file)
                     writer.writerow(CSV_COLUMNS)
                     self.stream.seek(0)
                     writer.writerows(csv_row(Prediction.from_dict(json.loads(line))) for line in self.stream)

@@ -32,7 +32,7 @@ from huggingface_hub.utils import (
 from huggingface_hub.utils import logging as client_logging
 from huggingface_hub.utils.sha import git_hash
 
-from ..errors import UserError
+from ..errors import UserError, without_credentials
 
 ATTEMPTS = 5
 PATIENCE = 900.0  # seconds; after that no further attempt starts
@@ -132,7 +132,7 @@ def push(
         _push_once(api, plan, revision, tag, private, outcome)
 
     with quiet_client():
-        _repeat(attempt, f"{plan.repo_id} on {api.endpoint}", token)
+        _repeat(attempt, f"{plan.repo_id} on {without_credentials(api.endpoint)}", token)
     return outcome
 
 
@@ -140,7 +140,7 @@ def _push_once(api: HfApi, plan: Plan, revision: str, tag: str | None, private: 
     """Do what is still to be done, judged by what the Hub has now; so repeating it is always right."""
     repo: dict[str, Any] = {"repo_id": plan.repo_id, "repo_type": plan.repo_type}
     spaces = "spaces/" if plan.repo_type == "space" else ""
-    outcome.url = f"{api.endpoint}/{spaces}{plan.repo_id}"
+    outcome.url = f"{without_credentials(api.endpoint)}/{spaces}{plan.repo_id}"
     try:
         if not api.repo_info(**repo).private and private:
             raise UserError(f"{plan.repo_id} exists and is public; make it private in its settings, or omit --private")
@@ -303,5 +303,5 @@ def _refusal(error: BaseException, what: str, described: str) -> BaseException:
 
 def one_line(error: object, limit: int = 160) -> str:
     """Return what an error says, on one line of at most ``limit`` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = without_credentials(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."

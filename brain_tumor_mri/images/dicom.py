@@ -342,6 +342,8 @@ def _colour(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
         bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])  # of 8, one a byte or one a word
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise DicomError("a DICOM file with other than three colours; export it as PNG")
+    if bits == 8 and pixels.dtype == np.uint8:
+        return pixels
     shares = np.clip(pixels.astype(np.float32) / (2**bits - 1), 0, 1)
     return np.rint(255 * shares).astype(np.uint8)
 

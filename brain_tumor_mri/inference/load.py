@@ -8,6 +8,7 @@ from importlib import import_module
 from types import ModuleType
 
 from ..errors import UserError, missing_package
+from .model_config import require_preprocessing, require_timm
 from .model_folder import EXPORT_FILE, TENSORRT, TORCH, ModelFolder, runtime_of
 from .network import Network
 
@@ -49,9 +50,11 @@ def load_network(folder: ModelFolder, device: str | None, stage: str | None) -> 
         stage: whose features are wanted; an export gives its own (``require_features``). None for no features.
 
     Raises:
-        UserError: the weights are damaged, cut off, swapped or incomplete; what runs them is missing; the network has
-            no such stage.
+        UserError: the config is not one of :mod:`.model_config`; the weights are damaged, cut off, swapped or
+            incomplete; what runs them is missing; the network has no such stage.
     """
+    require_timm(folder.source, folder.config)
+    require_preprocessing(folder.source, folder.config)
     if folder.export is None:
         torch_side = pytorch()
         return torch_side.TorchNetwork(torch_side.load_module(folder), torch_side.choose_device(device), stage)

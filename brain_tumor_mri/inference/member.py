@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ..errors import UserError, first_line
 from ..trust.decision import COVERAGES
 from ..trust.trust_file import Calibration, Trust, load_trust
 from .load import load_network, pytorch, require_features
@@ -45,9 +46,13 @@ class Member:
     ) -> None:
         self.network, self.mirror, self.trust, self.folder = network, mirror, trust, folder
         self._processor = processor
-        own = Squash.of_config(folder.config) if folder and processor is None else None
-        self._preprocess: Preprocess = own or of_processor(self.processor)
-        height, width = self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
+        try:
+            own = Squash.of_config(folder.config) if folder and processor is None else None
+            self._preprocess: Preprocess = own or of_processor(self.processor)
+            height, width = self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            told = f"{folder.source if folder else 'this model'}: its preprocessing cannot be run ({first_line(error)})"
+            raise UserError(f"{told}; download or train it again") from error
         self.image_size: tuple[int, int] = (height, width)
 
     @classmethod
@@ -63,6 +68,8 @@ class Member:
     ) -> Member:
         """Load a model folder or Hub id; see ``TumorClassifier.from_pretrained``."""
         folder = find_model(model, revision, backend, project_labels=True)
+        if folder.export is None:
+            _ = folder.tensors  # weights that are cut off are told as such, not as other ones than trust.json's
         trust = load_trust(folder.path, folder.sha256) if use_trust else None
         stage = trust.in_distribution.stage if trust else None
         if stage:
@@ -114,7 +121,13 @@ class Member:
         Args:
             logits: (N, views, 4), one view, or two where the answer is averaged with the mirror image's.
             features: (N, D) of the slices as they are; not used without a ``trust.json``.
+
+        Raises:
+            UserError: a number is infinite or none at all.
         """
+        if not (np.isfinite(logits).all() and (features is None or np.isfinite(features).all())):
+            name = self.folder.source if self.folder else "this model"
+            raise UserError(f"{name} does not answer with finite numbers: its weights are damaged; download it again")
         if self.trust is None:
             return Answers(_SOFTMAX.probabilities(logits))
         calibration = self.trust.calibration(self.mirror)

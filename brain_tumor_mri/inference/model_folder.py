@@ -2,8 +2,8 @@
 
 ``find_model("model")`` -> ``ModelFolder``; ``.labels``, ``.sha256()`` and ``.pretrained_cfg`` read JSON and bytes only,
 so that ``brain-tumor-mri info`` stays fast and nothing is ever unpickled. A folder that ``brain-tumor-mri export`` made
-has ``onnx/``, ``litert/`` or ``tensorrt/`` in place of the safetensors, and ``export.json``, which says whose weights
-these are.
+has ``onnx/``, ``litert/`` or ``tensorrt/`` beside the safetensors or in place of them, and ``export.json``, which says
+whose weights these are.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, safe_line
 from ..files import read_json
 from ..labels import LABELS
 from ..machine import has_gpu
@@ -136,7 +136,7 @@ class ModelFolder:
                     for name in opened.keys():  # noqa: SIM118 (not a dict)
                         tensor = opened.get_slice(name)
                         found[name] = tensor.get_dtype(), tensor.get_shape()
-            except (OSError, SafetensorError) as error:
+            except (OSError, SafetensorError, ValueError) as error:
                 told = "is not a whole safetensors file"
                 raise UserError(f"{file} {told} ({first_line(error)}); copy or download it again") from error
         return found
@@ -155,7 +155,7 @@ def find_model(
 
     Args:
         model: a local folder, or a Hub id ``owner/name``. A folder that exists wins.
-        revision: branch, tag or commit on the Hub; not used with a local folder.
+        revision: branch, tag or commit on the Hub; refused with a local folder, which has none.
         backend: one of ``BACKENDS``, whose weights are needed; None takes the first of ``preferred_backends`` that
             the folder has.
         project_labels: refuse a model of other classes, and one on the Hub before its weights are downloaded.
@@ -173,6 +173,8 @@ def find_model(
     source = str(model)
     path = Path(model).expanduser()
     if path.is_dir():
+        if revision is not None:
+            raise UserError(f"{source} is a folder here, without revisions; leave out {revision}, or give a Hub id")
         return _read_folder(source, path, backend, project_labels)
     if isinstance(model, Path) or not _HUB_ID.fullmatch(source):
         what = "is a file, not a model folder" if path.exists() else "is not a model folder here"
@@ -220,10 +222,16 @@ def _read_folder(source: str, path: Path, backend: str | None, project_labels: b
         raise UserError(_lacking(source, chosen, there))
     weights = _weights_of(path, chosen)
     for file in weights:
+        if not file.is_file():  # a pipe would be waited for
+            raise UserError(f"{file} is not a regular file; copy or download it again")
         with file.open("rb") as stream:
             if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
                 raise UserError(f"{file} is only a git-lfs pointer; run `git lfs pull` there to get the weights")
     export = _read_export(path, chosen) if chosen in EXPORT_FILES else None
+    stored = _weights_of(path, TORCH)
+    if export and stored and ModelFolder(source, path, config, stored).sha256() != export["source"]["weights_sha256"]:
+        again = f"write it again: brain-tumor-mri export --model {source} --format {chosen}"
+        raise UserError(f"{weights[0]} was made from other weights than those of {stored[0].name} here; {again}")
     return ModelFolder(source, path, config, weights, chosen, export)
 
 
@@ -272,7 +280,7 @@ def _labels_of(config: dict[str, Any]) -> tuple[str, ...]:
     if isinstance(names, list | tuple):
         return tuple(str(name) for name in names)
     id2label = config.get("id2label")
-    if isinstance(id2label, dict) and all(str(key).isdigit() for key in id2label):
+    if isinstance(id2label, dict) and all(str(key).isdecimal() for key in id2label):
         return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
     return ()
 
@@ -280,7 +288,7 @@ def _labels_of(config: dict[str, Any]) -> tuple[str, ...]:
 def _require_project_labels(source: str, config: dict[str, Any]) -> None:
     labels = _labels_of(config)
     if labels != LABELS:
-        shown = ", ".join(labels[:5]) or "none"
+        shown = safe_line(", ".join(labels[:5]))[:200] or "none"
         more = f", ... ({len(labels)} in all)" if len(labels) > 5 else ""
         raise UserError(
             f"{source} answers with other classes ({shown}{more}); "

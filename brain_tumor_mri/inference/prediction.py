@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -192,6 +193,14 @@ class Answers:
 _Merge = Callable[[Sequence[np.ndarray]], np.ndarray]
 _mean, _any, _max = (partial(merge, axis=0) for merge in (np.mean, np.any, np.max))
 
+def csv_writer(file: TextIO) -> Any:
+    """A writer of the standard library that quotes every cell.
+
+    Else a name such as ``a;=x`` would begin a cell with a formula where a spreadsheet takes ``;`` to part cells.
+    """
+    return csv.writer(file, quoting=csv.QUOTE_ALL)
+
+
 CSV_COLUMNS = (
     "file", "label", "top_class", "confidence", *LABELS, "decision", "prediction_set", "unlikeness", "foreign",
     "reason", "error", "schema_version",
@@ -223,6 +232,6 @@ def harmless_name(name: str) -> str:
     """A path that no spreadsheet takes for a formula and that still names the same file.
 
     File names come from strangers, and a cell that starts with ``=``, ``+``, ``-`` or ``@`` is run by spreadsheets
-    (CWE-1236). ``./=x.png`` is the same file as ``=x.png``; quoting it with an apostrophe would break the path.
+    (CWE-1236), of full width, too. ``./=x.png`` is the same file as ``=x.png``; an apostrophe would break the path.
     """
-    return f"./{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else name
+    return f"./{name}" if name.startswith((*"=+-@＝＋－＠", "\t", "\r", "\n")) else name

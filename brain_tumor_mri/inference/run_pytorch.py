@@ -18,8 +18,6 @@ from ..errors import UserError, first_line
 from .model_folder import ModelFolder
 from .network import CPU_BATCH
 
-_LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError)
-
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
     """PyTorch's device of that name, or its best one here: cuda, then mps, then cpu; UserError where there is none."""
@@ -68,7 +66,9 @@ def _told_in_one_line(folder: ModelFolder) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except _LOADING_ERRORS as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged or hostile folder raises nearly anything: SafetensorError, RecursionError
         raise UserError(
             f"{folder.source} cannot be loaded ({first_line(error)}); download or train it again"
         ) from error

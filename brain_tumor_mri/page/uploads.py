@@ -4,7 +4,6 @@
 slices at a time, however many there are, and a file that cannot be read becomes a row with its error.
 """
 
-import csv
 import io
 import logging
 import os
@@ -23,7 +22,7 @@ from ..images.apart import ReaderApart
 from ..images.archive import MAX_MEMBER_BYTES, MAX_MEMBERS, Archive, ArchiveError, is_archive, shown_name
 from ..images.facts import SliceFacts
 from ..images.read import UnreadableImageError
-from ..inference.prediction import CSV_COLUMNS, SCHEMA_VERSION, Prediction, Reading, Tally, csv_row
+from ..inference.prediction import CSV_COLUMNS, SCHEMA_VERSION, Prediction, Reading, Tally, csv_row, csv_writer
 from ..labels import RESEARCH_NOTICE
 from ..trust.decision import picture_fault
 from .fragments import data_uri, picture_uri
@@ -160,7 +159,7 @@ def summary(predictions: Sequence[Prediction], total: int) -> dict[str, Any]:
 def csv_uri(predictions: Sequence[Prediction]) -> str:
     """Return the table that ``brain-tumor-mri predict --csv`` writes, as a data URI: no file is made on the server."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer)
+    writer = csv_writer(buffer)
     writer.writerow(CSV_COLUMNS)
     writer.writerows(csv_row(prediction) for prediction in predictions)
     return data_uri("text/csv;charset=utf-8", buffer.getvalue().encode("utf-8", errors="replace"))

@@ -17,6 +17,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel, TimmW
 from transformers.utils import logging as transformers_logging
 
 from ..errors import UserError
+from ..inference.model_config import require_timm
 from ..labels import ID2LABEL, LABEL2ID, NUM_LABELS
 
 DEFAULT_BACKBONE = "timm/resnet50.a1_in1k"
@@ -60,6 +61,7 @@ def build_model(
     if from_scratch:
         return _random_model(name_or_path, image_size, labels)
     try:
+        require_timm(name_or_path, TimmWrapperConfig.get_config_dict(name_or_path, revision=revision)[0])
         model = AutoModelForImageClassification.from_pretrained(
             name_or_path,
             revision=revision,

@@ -252,7 +252,7 @@ def load_trust(folder: Path, sha256: Callable[[], str]) -> Trust | None:
         return None
     try:
         trust = Trust.from_dict(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{file} is damaged ({reason}); write it anew with `brain-tumor-mri calibrate`") from error
     if trust.weights_sha256 != sha256():
@@ -272,7 +272,7 @@ def read_trust_file(file: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not a JSON file; write it anew with `brain-tumor-mri calibrate`") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} holds no JSON object; write it anew with `brain-tumor-mri calibrate`")

@@ -1,16 +1,18 @@
 """Where predict writes to: links, devices, pipes, full disks, two runs at once, consoles that lack letters."""
 
 import csv
+import json
 import os
 import stat
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from brain_tumor_mri.commands.predict import CsvOutput, check_target
+from brain_tumor_mri.commands.predict import CsvOutput, JsonOutput, check_target
 from brain_tumor_mri.commands.script import exit_status
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.inference.prediction import CSV_COLUMNS, Prediction, Tally, csv_row
@@ -197,3 +199,34 @@ def test_other_errors_of_the_system_are_no_full_disk():
 
     with pytest.raises(PermissionError):
         exit_status("name", work)
+
+
+def test_no_cell_begins_with_a_formula_whatever_a_spreadsheet_takes_to_part_cells(tmp_path: Path):
+    odd = ["a;=cmd|' /c calc'!A0.png", "＝1+1.png", "＠x.png", "a\t=1.png", 'a";=1.png', "-1.png", "plain.png"]
+    target = tmp_path / "odd.csv"
+    with CsvOutput(target, [Path(name) for name in odd], "model") as output:
+        tally = Tally()
+        for prediction in (replace(answers()[0], name=name) for name in odd):
+            output.add(prediction)
+            tally.add(prediction)
+        output.finish(tally, len(odd))
+    text = target.read_text(encoding="utf-8")
+    for separator in ",;\t":
+        cells = [cell for line in csv.reader(text.splitlines(), delimiter=separator) for cell in line]
+        assert not [cell for cell in cells if cell.startswith(tuple("=+-@＝＋－＠"))]
+    read = [row[0] for row in csv.reader(text.splitlines())][1:]
+    assert [os.path.normpath(name) for name in read] == odd
+
+
+def test_json_holds_no_number_that_is_none_and_nothing_where_the_model_cannot_answer(capsys):
+    output = JsonOutput({})
+    with pytest.raises(ValueError, match="JSON"):
+        output.add(replace(answers()[0], confidence=float("nan")))
+    assert capsys.readouterr().out == ""
+    for count in (0, 2):
+        output, tally = JsonOutput({"sha256": "0"}), Tally()
+        for prediction in answers(count):
+            output.add(prediction)
+            tally.add(prediction)
+        output.finish(tally, count)
+        assert len(json.loads(capsys.readouterr().out)["predictions"]) == count

@@ -452,6 +452,10 @@ def test_a_hub_out_of_reach_is_said_in_one_line(hub, sleeps, versions, capsys, m
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert publish_model(versions["v1"]) == 1
     assert f"{REPO} on http://127.0.0.1:9: the Hub could not be asked" in refused(capsys, status=1)
+    monkeypatch.setenv("HF_ENDPOINT", "http://someone:hf_secret@127.0.0.1:9")
+    assert publish_model(versions["v1"]) == 1
+    told = refused(capsys, status=1)
+    assert f"{REPO} on http://127.0.0.1:9: the Hub could not be asked" in told and "secret" not in told
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert publish_model(versions["v1"]) == 2
     assert "HF_HUB_OFFLINE is set" in refused(capsys)
