@@ -26,6 +26,7 @@ SLOW = {
     "hub/test_publish_space.py::test_a_check_that_is_stopped_leaves_no_app_and_no_folder",
     "images/test_formats.py::test_hostile_files_end_in_a_line_within_little_time_and_memory",
     "inference/test_run_litert.py::test_an_export_answers_as_pytorch_does_and_int8_is_close_and_small",
+    "clinical/test_killed_node.py",
     "clinical/test_node_orthanc.py",
     "web/test_transformers_js.py",
     "web/test_web.py",
