@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -71,9 +72,9 @@ def test_predict_endpoint_answers_as_the_classifier_does(client: Client, slice_p
     assert answer["notice"] == RESEARCH_NOTICE
 
 
-def test_three_endpoints_are_public_and_name_every_field_of_their_answers(client: Client, slice_png: Path) -> None:
+def test_the_public_endpoints_name_every_field_of_their_answers(client: Client, slice_png: Path) -> None:
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert list(endpoints) == ["/predict", "/explain", "/batch"]
+    assert set(endpoints) == {"/predict", "/explain", "/batch", "/examine"}  # the last is tested with volumes
     upload = handle_file(str(slice_png))
     answers = {
         "/predict": client.predict(upload, api_name="/predict"),
@@ -250,10 +251,59 @@ def test_a_zip_over_20_mb_is_answered(client: Client, slice_png: Path, tmp_path:
 def test_files_of_the_server_cannot_be_named_as_uploads(client: Client, slice_png: Path) -> None:
     body = json.dumps({"data": [{"path": str(slice_png), "meta": {"_type": "gradio.FileData"}}]}).encode()
     request = urllib.request.Request(f"{client.src}gradio_api/call/predict", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as response:
-        event = json.load(response)["event_id"]
-    with urllib.request.urlopen(f"{client.src}gradio_api/call/predict/{event}", timeout=30) as stream:
-        assert "event: error" in stream.read().decode()
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=30)
+    assert caught.value.code == 403
+
+
+HOSTILE = ["http://127.0.0.1:9/x.png", "https://host/x.png", "/etc/passwd", "../../etc/passwd"]
+
+
+@pytest.mark.parametrize("path", HOSTILE)
+def test_no_endpoint_fetches_what_a_visitor_names_and_the_log_has_a_line_without_the_name(
+    client: Client, path: str
+) -> None:
+    data = [{"path": path, "meta": {"_type": "gradio.FileData"}}]
+    before = len(log_of(client.src.rstrip("/")))
+    for route, body in (
+        *((f"{way}/{name}", {"data": data}) for way in ("call", "api", "run") for name in ("predict", "batch")),
+        ("call/v2/predict", {"file": data[0]}),
+        *(("queue/join", {"data": data, "fn_index": number, "session_hash": "x"}) for number in range(12)),
+    ):
+        request = urllib.request.Request(
+            f"{client.src}gradio_api/{route}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=30)
+        assert caught.value.code == 403, route
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(f"{client.src}gradio_api/file={path}", timeout=30)
+    logged = log_of(client.src.rstrip("/"))[before:]
+    assert len(logged.splitlines()) == 20 and "Traceback" not in logged and path not in logged
+
+
+def test_every_answer_carries_headers_that_bind_the_browser(client: Client) -> None:
+    for route in ("", "config", "theme.css", "gradio_api/info"):
+        with urllib.request.urlopen(client.src + route, timeout=30) as response:
+            assert response.headers["X-Content-Type-Options"] == "nosniff", route
+            assert "frame-ancestors 'self' https://huggingface.co" in response.headers["Content-Security-Policy"]
+            assert response.headers["X-Frame-Options"] is None
+
+
+def test_a_connection_that_sends_nothing_or_too_slowly_is_closed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("brain_tumor_mri.page.guard.IDLE_SECONDS", 1)
+    page = build_page(ModelHandle(NO_MODEL), EXAMPLES)
+    port = free_port()
+    launch(page, prevent_thread_lock=True, quiet=True, server_port=port)
+    head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n"
+    head += b"Content-Type: multipart/form-data; boundary=x\r\n"
+    try:
+        for sent, answer in ((b"", b""), (b"GET / HT", b""), (head + b"\r\n", b"HTTP/1.1 408")):
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+                connection.sendall(sent)
+                assert connection.recv(100).startswith(answer)
+    finally:
+        page.close(verbose=False)
 
 
 def test_page_is_served_and_says_what_it_is_not(client: Client) -> None:
