@@ -95,7 +95,8 @@ class Node:
 
     def serve(self, stop: threading.Event) -> None:
         """Listen, look and answer until ``stop`` is set."""
-        self.listen()
+        if self._server is None:
+            self.listen()
         try:
             for uid in (e.uid for e in self.queue.entries() if e.state == DONE):
                 self._clear(uid)  # a kill may have come between the answer and this
@@ -160,7 +161,7 @@ class Node:
 
     def _before(self, entry: Entry, inbox: Path) -> str | None:
         """Why the series, whole in the inbox, is to be answered; None where it is not, which is noted."""
-        if isinstance(self.pacs, WebPacs) and self.pacs.count(entry.study, self._report_series(entry.uid)):
+        if self._is_reported(entry):
             self.queue.finish(entry.uid, DONE, "the PACS has this model's report of it")
             self._clear(entry.uid)
             return None
@@ -212,8 +213,13 @@ class Node:
                     delattr(dataset, keyword)
         return dataset
 
-    def _report_series(self, uid: str) -> str:
-        return str(derived_uid(uid, self.model.sha256, "SR", "series"))
+    def _is_reported(self, entry: Entry) -> bool:
+        """Whether the PACS has this model's report of the series; False where it cannot be asked now."""
+        report = derived_uid(entry.uid, self.model.sha256, "SR", "series")
+        try:
+            return isinstance(self.pacs, WebPacs) and self.pacs.count(entry.study, str(report)) > 0
+        except PacsError:
+            return False  # the answer waits in the outbox
 
     def _clear(self, uid: str) -> None:
         """Remove what a series that was answered no longer needs; report.json stays."""

@@ -52,8 +52,10 @@ def run(args: argparse.Namespace) -> int:
     facts = classifier.slice_classifier.describe()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    node = Node(config, classifier, ModelId("brain-tumor-mri", __version__, facts["sha256"]))
+    node.listen()
     print(f"listens as {config.ae_title} on {config.host}:{config.port}; not for clinical use", flush=True)
-    Node(config, classifier, ModelId("brain-tumor-mri", __version__, facts["sha256"])).serve(stop)
+    node.serve(stop)
     return 0
 
 
