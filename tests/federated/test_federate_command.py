@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -109,14 +110,17 @@ def test_a_simulation_needs_no_network_and_leaves_no_process(simulated) -> None:
 
 
 @needs_flower
-def test_no_hospital_left_ends_with_1_and_one_line(phantom_dir, tmp_path, capsys) -> None:
+def test_no_hospital_left_ends_with_1_and_one_line(phantom_dir, tmp_path, capsys, monkeypatch) -> None:
     from brain_tumor_mri.commands import main as cli
+    from brain_tumor_mri.federated import client_app
 
-    # an optimizer of a package that the hospitals do not have
-    file = settings_of(phantom_dir, tmp_path, optim="adamw_bnb_8bit")
-    assert cli.main(["federate", "--config", str(file)]) == 1
+    def fail(*args, **kwargs):
+        raise OSError("/data/patient-0815.jpg")
+
+    monkeypatch.setattr(client_app, "train_round", fail)
+    assert cli.main(["federate", "--config", str(settings_of(phantom_dir, tmp_path))]) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("brain-tumor-mri: round 1: no hospital is left; failed: hospital-1 (")
+    assert last == ("brain-tumor-mri: round 1: no hospital is left; failed: hospital-1 (OSError), hospital-2 (OSError)")
 
 
 def certificates(folder: Path) -> None:
@@ -156,15 +160,17 @@ def deployed(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[Callable, d
     path = os.pathsep.join([str(BIN), os.environ["PATH"]])
     options = {"env": os.environ | OFFLINE | {"FLWR_HOME": str(home), "PATH": path}, "cwd": folder, "text": True}
     log = (folder / "log").open("w")
+    started: list[subprocess.Popen] = []
 
-    def start(*command: str) -> subprocess.Popen:
-        return subprocess.Popen([str(BIN / command[0]), *command[1:]], stdout=log, stderr=log, **options)
+    def start(*command: str, stdout: Any = log) -> subprocess.Popen:
+        pipes = {"stdout": stdout, "stderr": subprocess.STDOUT}
+        started.append(subprocess.Popen([str(BIN / command[0]), *command[1:]], **pipes, **options))
+        return started[-1]
 
     def flwr(*command: str) -> subprocess.Popen:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return subprocess.Popen([BIN / "flwr", *command], **pipes, **options)
+        return start("flwr", *command, stdout=subprocess.PIPE)
 
-    superlink = start(
+    start(
         "flower-superlink", "--host", "127.0.0.1", "--port", str(port), "--ssl-ca-certfile", "ca.crt",
         "--ssl-certfile", "server.pem", "--ssl-keyfile", "server.key", "--enable-supernode-auth",
         "--disable-runtime-dependency-installation",
@@ -186,7 +192,7 @@ def deployed(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[Callable, d
             )  # fmt: skip
         yield flwr, nodes
     finally:
-        for process in (superlink, *nodes.values()):
+        for process in started:
             kill(process)
 
 
