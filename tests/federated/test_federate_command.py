@@ -214,7 +214,7 @@ def test_two_supernodes_with_tls_and_keys_reach_the_weights_of_the_simulation(si
 
 @needs_flower
 def test_a_hospital_killed_in_the_middle_of_a_round_is_named_and_the_other_goes_on(phantom_dir, tmp_path) -> None:
-    file = settings_of(phantom_dir, tmp_path)
+    file = settings_of(phantom_dir, tmp_path, num_train_epochs=20)
     with deployed(tmp_path, NAMES) as (flwr, nodes):
         run = flwr("run", APP, "here", "--stream", "--run-config", f'settings-file="{file}"')
         said = []
