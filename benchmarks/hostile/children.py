@@ -1,0 +1,71 @@
+"""Asks a script about one thing after the other, in a process that is started anew after what it did not survive."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+DEADLINE = 300
+"""Seconds by the clock until an answer counts as a hang, on a machine that may be busy."""
+
+
+def ask(
+    script: Path, paths: Iterable[Path], words: list[int], environment: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Write each path on a line to the script, and yield the JSON that it answers.
+
+    Args:
+        script: reads lines and writes one for each.
+        paths: taken from the iterable only when their turn comes.
+        words: gets the number of bytes that each process wrote to stderr.
+        environment: variables besides this process's; those of glibc's memory are left out.
+
+    Yields:
+        The answer; or ``ended``, the status with which the process ended; or ``hangs``. ``seconds`` and ``mb`` always.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    waiting = iter(paths)
+    ended = True
+    while ended:
+        ended = False
+        with tempfile.TemporaryFile() as stderr:
+            child = subprocess.Popen(
+                [sys.executable, str(script)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env=kept | dict(environment or {}),
+            )
+            for path in waiting:
+                killer = threading.Timer(DEADLINE, child.kill)
+                killer.start()
+                line = _answer(child, path)
+                in_time = killer.is_alive()
+                killer.cancel()
+                if line:
+                    yield json.loads(line)
+                    continue
+                ended = True
+                code = child.wait()
+                yield {"seconds": 0.0, "mb": 0.0} | ({"ended": code} if in_time else {"hangs": True})
+                break
+            child.stdin.close()  # type: ignore[union-attr]
+            child.wait()
+            words.append(stderr.tell())
+
+
+def _answer(child: subprocess.Popen[str], path: Path) -> str:
+    try:
+        child.stdin.write(f"{path}\n")  # type: ignore[union-attr]
+        child.stdin.flush()  # type: ignore[union-attr]
+        return child.stdout.readline()  # type: ignore[union-attr]
+    except OSError:
+        return ""

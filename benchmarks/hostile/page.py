@@ -1,0 +1,420 @@
+"""Visit the running page as one who means harm: costly files, paths, URLs, slow and broken connections, kills; Linux.
+
+    python benchmarks/hostile/page.py --model model-lite --output results/hostile/page.json
+
+Starts the real ``app.py`` with a folder of its own and asks it over HTTP, on the loopback alone. Every part is bounded
+in time. Two ports listen to hear whether the page calls where a visitor names them. At last the page is killed, and
+started again, to see what becomes of its uploads.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.harness import ROOT, run, write_slices
+from benchmarks.hostile.samples import costly_files, mutations, whole_files
+from benchmarks.speed.page_load import Server, measure_users
+
+FILE_LIMIT_S = 120
+"""Seconds until a file counts as a hang."""
+CLOSED_S = 90
+"""Seconds by which a connection that sends nothing, or too little, must be gone; the page's limit is 20."""
+SWEPT_S = 90
+"""Seconds by which old uploads must be gone after a start."""
+_META = {"_type": "gradio.FileData"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="model-lite", help="folder of the weights")
+    parser.add_argument("--files", type=int, default=300, help="spoiled files, besides the costliest")
+    parser.add_argument("--seconds", type=float, default=600, help="no further files after so long")
+    parser.add_argument("--connections", type=int, default=60, help="of each kind that is slow")
+    parser.add_argument("--users", type=int, default=60, help="asking at once, beside slow connections")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    record: dict[str, Any] = {"model": Path(args.model).name, "seed": args.seed}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        slices = write_slices(folder / "slices", 40)
+        with Server(args.model, folder / "first") as server:
+            server.wait()
+            page = Page(server.url)
+            assert page.ask("PNG", whole_files(np.random.default_rng(0))["PNG"])[0] == "answer"  # the model is there
+            with Memory(server.process.pid) as memory:
+                record["files"] = files(page, args, memory)
+            record["names"] = names(page)
+            record["uploads"] = uploads(page)
+            record["slow"] = slow(page, args.connections, lambda: measure_users(page.url, slices, args.users, 1))
+            log = server.log.read_text(errors="replace")
+            record["log"] = {"tracebacks": log.count("Traceback"), "names_of_files": log.count("surname")}
+            server.process.kill()
+            server.process.wait()
+        record["kill"] = after_a_kill(args.model, folder / "first", slices[0])
+    return record | {"summary": summary(record)}
+
+
+class Page:
+    """A visitor of the page."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.port = int(url.rsplit(":", 1)[1])
+        self._http = httpx.Client(base_url=url, timeout=FILE_LIMIT_S)
+
+    def post(self, route: str, body: Any) -> httpx.Response:
+        """Send JSON to one of Gradio's routes."""
+        return self._http.post(f"/gradio_api/{route}", json=body)
+
+    def get(self, route: str) -> httpx.Response:
+        """Get one of Gradio's routes, as it is written."""
+        return self._http.get(f"/gradio_api/{route}")
+
+    def upload(self, content: bytes, name: str = "surname.png") -> httpx.Response:
+        """Send a file."""
+        return self._http.post("/gradio_api/upload", files={"files": (name, content)})
+
+    def ask(self, kind: str, content: bytes) -> tuple[str, float]:
+        """Send a file to ``/predict``; return ``answer``, ``line`` or what went wrong, and the seconds."""
+        began = time.monotonic()
+        try:
+            (path,) = self.upload(content, "surname.dcm" if kind.startswith("DICOM") else "surname.png").json()
+            event = self.post("call/predict", {"data": [{"path": path, "meta": _META}]}).json()["event_id"]
+            with self._http.stream("GET", f"/gradio_api/call/predict/{event}") as stream:
+                told = "".join(stream.iter_text())
+            name, data = told.strip().split("\n")[-2:]
+            found = json.loads(data.removeprefix("data: "))
+            if name == "event: complete":
+                outcome = "answer" if found[0]["probabilities"] else "empty answer"
+            else:
+                words = found if isinstance(found, str) else (found or {}).get("error")
+                outcome = "line" if words and "\n" not in words and "Traceback" not in words else f"error: {words}"
+        except httpx.TimeoutException:
+            outcome = "hang"
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            outcome = f"broken: {type(error).__name__}"
+        return outcome, time.monotonic() - began
+
+
+class Memory:
+    """Watches the page and its children; ``peak_mb`` holds the most of each, page and reader."""
+
+    def __init__(self, pid: int) -> None:
+        self._parent = psutil.Process(pid)
+        self.peak_mb = {"page": 0.0, "reader": 0.0}
+        self.reader_cpu_s = 0.0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "Memory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def readers_cpu_s(self) -> dict[int, float]:
+        """Processor seconds of each child."""
+        found = {}
+        for child in self._parent.children(recursive=True):
+            with suppress(psutil.Error):
+                found[child.pid] = sum(child.cpu_times()[:2])
+        return found
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.02):
+            with suppress(psutil.Error):
+                children = self._parent.children(recursive=True)
+                for name, processes in (("page", [self._parent]), ("reader", children)):
+                    used = sum(process.memory_info().rss for process in processes) / 1e6
+                    self.peak_mb[name] = max(self.peak_mb[name], used)
+
+
+def files(page: Page, args: argparse.Namespace, memory: Memory) -> dict[str, Any]:
+    """Spoiled and costly files, one after the other."""
+    end = time.monotonic() + args.seconds
+    outcomes: Counter[str] = Counter()
+    slowest: list[tuple[float, str]] = []
+    costly = []
+
+    def asked(kind: str, content: bytes) -> tuple[str, float, float]:
+        before = memory.readers_cpu_s()
+        outcome, seconds = page.ask(kind, content)
+        spent = [used - before.get(pid, 0.0) for pid, used in memory.readers_cpu_s().items()]
+        outcomes[outcome] += 1
+        slowest.append((seconds, kind))
+        return outcome, seconds, max(spent, default=0.0)
+
+    for kind, content in costly_files():
+        outcome, seconds, spent = asked(kind, content)
+        costly.append({"kind": kind, "bytes": len(content), "outcome": outcome, "seconds": round(seconds, 2)})
+        costly[-1]["reader_cpu_s"] = round(spent, 2)
+    source: Iterable[tuple[str, bytes]] = islice(mutations(args.seed), args.files)
+    for kind, content in source:
+        if time.monotonic() > end:
+            break
+        asked(kind, content)
+    worst, kind = max(slowest)
+    return {
+        "files": len(slowest),
+        "outcomes": dict(outcomes),
+        "crashes_and_hangs": sum(count for name, count in outcomes.items() if name not in ("answer", "line")),
+        "worst_seconds": {"seconds": round(worst, 2), "kind": kind},
+        "peak_mb": {name: round(value) for name, value in memory.peak_mb.items()},
+        "costly": costly,
+    }
+
+
+class Listener:
+    """A port on the loopback that counts who comes."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port, self.visits = self._socket.getsockname()[1], 0
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                self.visits += 1
+                connection.close()
+
+    def close(self) -> None:
+        """Listen no longer."""
+        self._socket.close()
+
+
+def names(page: Page) -> dict[str, Any]:
+    """Files by URL and by path, in every endpoint that there is."""
+    config = page._http.get("/config").json()
+    functions = [function["id"] for function in config["dependencies"]]
+    names_ = [function["api_name"] for function in config["dependencies"] if function["api_visibility"] == "public"]
+    statuses: Counter[int] = Counter()
+    with closing(Listener()) as listener:
+        url = f"http://127.0.0.1:{listener.port}/x.png"
+        paths = [url, "/etc/passwd", "../../../../etc/passwd", "/proc/self/environ", "a\0b", f"{os.getcwd()}/app.py"]
+        for path in paths:
+            file = {"path": path, "url": url, "meta": _META}
+            for data in ([file], [[file]], [{"deep": [file]}]):
+                for name in names_:
+                    for route in (f"call/{name}", f"run/{name}", f"api/{name}"):
+                        statuses[page.post(route, {"data": data}).status_code] += 1
+                    statuses[page.post(f"call/v2/{name}", {"file": file, "files": data}).status_code] += 1
+                for number in functions:
+                    body = {"data": data, "fn_index": number, "session_hash": "hostile"}
+                    statuses[page.post("queue/join", body).status_code] += 1
+            for route in ("file=", "file/", "proxy="):
+                statuses[page.get(route + path.replace("\0", "%00")).status_code] += 1
+        time.sleep(1)
+        visits = listener.visits
+    refused = sum(count for status, count in statuses.items() if 400 <= status < 500)
+    return {
+        "requests": statuses.total(),
+        "refused": refused,
+        "statuses": {str(status): count for status, count in sorted(statuses.items())},
+        "calls_of_the_page_to_a_url": visits,
+        "answers_after": page.ask("PNG", whole_files(np.random.default_rng(1))["PNG"])[0],
+    }
+
+
+def uploads(page: Page) -> dict[str, Any]:
+    """Uploads that are announced together and do not come: the place for all of them is bounded."""
+    size = 190 * 2**20
+    statuses = []
+    with closing(Connections()) as connections:
+        for _ in range(20):
+            connections.open(page.port, _upload_head(size) + b"x")
+            time.sleep(0.2)
+        time.sleep(1)
+        statuses = [connections.status(number) for number in range(20)]
+    json_status = page._http.post("/gradio_api/queue/join", content=b'"' + bytes(2 * 2**20) + b'"').status_code
+    return {
+        "announced_mb": 20 * size // 2**20,
+        "let_in_mb": statuses.count(0) * size // 2**20,
+        "refused": statuses.count(507),
+        "status_of_2_mb_of_json": json_status,
+    }
+
+
+def _upload_head(size: int) -> bytes:
+    return (
+        b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        b"Content-Length: %d\r\n\r\n--x\r\nContent-Disposition: form-data; name=files; filename=surname.png\r\n\r\n"
+        % size
+    )
+
+
+class Connections:
+    """Sockets to the page that stay open."""
+
+    def __init__(self) -> None:
+        self._open: list[socket.socket] = []
+
+    def open(self, port: int, sent: bytes) -> None:
+        """Connect and send."""
+        connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self._open.append(connection)
+        with suppress(OSError):
+            connection.sendall(sent)
+        connection.setblocking(False)
+
+    def status(self, number: int) -> int:
+        """Status of the answer that has come; 0 without any."""
+        try:
+            told = self._open[number].recv(64)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return -1
+        return int(told.split(b" ")[1]) if told.startswith(b"HTTP") else -1
+
+    def dribble(self) -> None:
+        """Send a byte on each."""
+        for connection in self._open:
+            with suppress(OSError):
+                connection.send(b"x")
+
+    def left(self) -> int:
+        """How many the page has not closed."""
+        count = 0
+        for connection in self._open:
+            try:
+                while connection.recv(4096):
+                    pass
+            except BlockingIOError:
+                count += 1
+            except OSError:
+                continue
+        return count
+
+    def close(self) -> None:
+        """Close all."""
+        for connection in self._open:
+            connection.close()
+
+
+def slow(page: Page, number: int, visit: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Connections that send nothing, half a head, a head byte by byte, or half an upload, while others ask."""
+    kinds = {
+        "nothing": b"",
+        "half_a_head": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n",
+        "a_head_byte_by_byte": b"GET / HTTP/1.1\r\nX: ",
+        "half_an_upload": _upload_head(1000),
+    }
+    opened: dict[str, Connections] = {name: Connections() for name in kinds}
+    began = time.monotonic()
+    for name, sent in kinds.items():
+        for _ in range(number):
+            opened[name].open(page.port, sent)
+    users = visit()
+    closed: dict[str, float] = {}
+    while len(closed) < len(kinds) and time.monotonic() - began < CLOSED_S:
+        opened["a_head_byte_by_byte"].dribble()
+        for name, connections in opened.items():
+            if name not in closed and not connections.left():
+                closed[name] = round(time.monotonic() - began, 1)
+        time.sleep(1)
+    left = {name: connections.left() for name, connections in opened.items() if name not in closed}
+    for connections in opened.values():
+        connections.close()
+    return {"connections": number * len(kinds), "closed_after_s": closed, "left": left, "users": users}
+
+
+def after_a_kill(model: str, folder: Path, slice_: Path) -> dict[str, Any]:
+    """Kill the page with uploads whole, broken off and empty; they look eleven minutes old when it is started again."""
+    with Server(model, folder.with_name("second")) as server:
+        server.wait()
+        page = Page(server.url)
+        page.ask("JPEG", slice_.read_bytes())
+        with closing(Connections()) as connections:
+            for _ in range(5):
+                connections.open(page.port, _upload_head(100_000) + bytes(5_000))
+            time.sleep(2)
+            own = server._own
+            server.process.kill()
+            server.process.wait()
+        left = [path for path in server.uploads.rglob("*") if path.is_file() and path not in own]
+        (server.uploads / "tmpempty12").touch()
+        old = time.time() - 11 * 60
+        for path in server.uploads.rglob("*"):
+            os.utime(path, (old, old))
+        began = time.monotonic()
+        with _again(server) as second:
+            while (stay := [path for path in left if path.exists()]) and time.monotonic() - began < SWEPT_S:
+                time.sleep(0.5)
+            alive = second.poll() is None
+    return {
+        "left_by_the_kill": len(left) + 1,
+        "left_after_the_next_start": len(stay) + (server.uploads / "tmpempty12").exists(),
+        "seconds": round(time.monotonic() - began, 1),
+        "page_runs": alive,
+    }
+
+
+@contextmanager
+def _again(server: Server) -> "Iterator[subprocess.Popen[bytes]]":
+    """The page started anew over another's folder for uploads; without a model, which it needs not for this."""
+    settings = {"GRADIO_TEMP_DIR": str(server.uploads), "GRADIO_SERVER_PORT": server.url.rsplit(":", 1)[1]}
+    settings |= {"GRADIO_SERVER_NAME": "127.0.0.1", "HF_HUB_OFFLINE": "1", "MODEL_ID": "no-such-model"}
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(
+        [sys.executable, "app.py"], cwd=ROOT, env=os.environ | settings, stdout=quiet, stderr=quiet
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def summary(record: dict[str, Any]) -> list[list[str]]:
+    """Rows to print: what was tried, what came of it."""
+    return list(_rows(record))
+
+
+def _rows(record: dict[str, Any]) -> Iterator[list[str]]:
+    files_, names_, uploads_, slow_, kill = (record[name] for name in ("files", "names", "uploads", "slow", "kill"))
+    users = slow_["users"]
+    yield ["files", str(files_["files"]), f"crashes and hangs: {files_['crashes_and_hangs']}"]
+    peak = files_["peak_mb"]
+    cpu = max(one["reader_cpu_s"] for one in files_["costly"])
+    yield ["costliest file", f"{cpu} s of its reader", f"reader {peak['reader']} MB, page {peak['page']} MB"]
+    yield [
+        "paths and URLs",
+        f"{names_['refused']} of {names_['requests']} refused",
+        f"{names_['calls_of_the_page_to_a_url']} calls",
+    ]
+    yield ["uploads announced", f"{uploads_['announced_mb']} MB", f"let in: {uploads_['let_in_mb']} MB"]
+    yield ["slow connections", str(slow_["connections"]), f"not closed: {sum(slow_['left'].values())}"]
+    yield ["users beside them", str(users["users"]), f"failed: {users['failures']}"]
+    yield [
+        "uploads left by a kill",
+        str(kill["left_by_the_kill"]),
+        f"after a start: {kill['left_after_the_next_start']}",
+    ]
+    yield ["log", f"{record['log']['tracebacks']} tracebacks", f"{record['log']['names_of_files']} names of files"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(__doc__, add_arguments, measure))
