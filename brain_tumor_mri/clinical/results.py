@@ -22,6 +22,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 from ..errors import UserError, first_line
 from ..inference.volume import VolumePrediction
 from ..labels import CLASSES
+from ..trust.decision import NOT_A_BRAIN_MRI
 
 NOTICE = "NOT FOR CLINICAL USE"
 MANUFACTURER = "brain-tumor-mri"
@@ -85,6 +86,9 @@ def build_results(datasets: Sequence[Dataset], prediction: VolumePrediction, mod
     for kind, build in (("SR", _report), ("SEG", _segmentation), ("SC", _capture)):
         if kind == "SEG" and (prediction.mask is None or not prediction.mask.any()):
             notes.append("no SEG: nothing is marked")
+            continue
+        if kind == "SEG" and prediction.decision == NOT_A_BRAIN_MRI:
+            notes.append("no SEG: it does not look like a brain MRI")
             continue
         try:
             built[kind] = build(by_uid, prediction, model)
@@ -284,6 +288,7 @@ def _capture(sources: dict[str, Dataset], prediction: VolumePrediction, model: M
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **_uids(first, model, "SC"),
     )
+    document.PatientOrientation = ""  # of a sheet of pictures there is none
     document.SeriesDescription = f"Key image, {NOTICE}"
     return document
 

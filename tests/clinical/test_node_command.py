@@ -28,7 +28,7 @@ def write_config(folder, **more) -> str:
 
 
 def until(holds) -> None:
-    for _ in range(600):
+    for _ in range(1500):
         if holds():
             return
         time.sleep(0.2)
