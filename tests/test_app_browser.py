@@ -171,6 +171,53 @@ def test_bad_file_gives_a_message_and_the_next_good_one_an_answer(visit: Visit, 
     assert is_finding(visit.finding())
 
 
+def test_an_error_after_an_answer_leaves_nothing_of_the_earlier_file(visit: Visit, tmp_path: Path) -> None:
+    (tmp_path / "second.jpg").write_text("this is not an image")
+    visit.page.set_input_files(FILE_INPUT, PHANTOM)
+    visit.page.wait_for_selector(HEAT_MAP, timeout=ANSWER_MS)
+    visit.page.set_input_files(FILE_INPUT, tmp_path / "second.jpg")
+    assert "second.jpg" in visit.page.wait_for_selector("#answer [role=alert]", timeout=ANSWER_MS).inner_text()
+    assert visit.page.locator("#viewer img, .heat, #answer .finding").count() == 0
+    assert PHANTOM.name not in visit.page.inner_text("#slice-view")
+
+
+def test_an_upload_that_the_server_refuses_never_stands_beside_an_earlier_answer(
+    browser: "sync_api.Browser", trusted_model_dir: Path
+) -> None:
+    visit = Visit(browser, running_app(str(trusted_model_dir)))  # its console tells of the refusal: no problem here
+    visit.page.set_input_files(FILE_INPUT, PHANTOM)
+    visit.page.wait_for_selector(HEAT_MAP, timeout=ANSWER_MS)
+    refuse = {"status": 507, "body": "no place"}
+    for route, name in (("**/gradio_api/upload*", "phantom-notumor.png"), ("**/queue/join*", "phantom-pituitary.png")):
+        visit.page.route(route, lambda request: request.fulfill(**refuse))
+        visit.page.set_input_files(FILE_INPUT, EXAMPLES / name)
+        visit.page.wait_for_timeout(2_000)
+        assert visit.page.locator("#answer .finding:visible, #viewer img:visible").count() == 0, name
+        visit.page.unroute(route)
+    visit.page.set_input_files(FILE_INPUT, EXAMPLES / "phantom-meningioma.png")
+    visit.page.wait_for_function("document.querySelector('#answer').innerText.includes('phantom-meningioma.png')")
+    assert is_finding(visit.finding())
+    visit.context.close()
+
+
+@pytest.mark.parametrize(("host", "shown"), [("https://huggingface.co", True), ("https://example.org", False)])
+def test_the_hub_may_show_the_page_in_a_frame_and_others_may_not(
+    browser: "sync_api.Browser", trusted_model_dir: Path, host: str, shown: bool
+) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    frame = f'<iframe src="{running_app(str(trusted_model_dir))}" width="1000" height="800"></iframe>'
+    page.route(f"{host}/**", lambda route: route.fulfill(content_type="text/html", body=frame))
+    page.goto(f"{host}/spaces/someone/brain")
+    notice = page.frame_locator("iframe").locator("#notice p")
+    if shown:
+        notice.wait_for(timeout=ANSWER_MS)
+    else:
+        page.wait_for_timeout(3_000)
+        assert notice.count() == 0
+    context.close()
+
+
 def test_script_in_a_file_name_is_shown_as_text(visit: Visit, tmp_path: Path) -> None:
     name = "<img src=x onerror=alert(1)>.png"
     (tmp_path / name).write_text("no image")

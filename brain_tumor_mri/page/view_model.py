@@ -42,7 +42,8 @@ def model_facts(classifier: "TumorClassifier", name: str) -> tuple[str, str]:
     }
     cells = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>" for key, value in rows.items())
     weights = f'<section class="panel"><h2>Weights</h2><dl class="facts">{cells}</dl></section>'
-    return f'<section class="panel"><h2>Key figures</h2>{figures}</section>{weights}', card
+    refusals = _refusals(folder.path) if folder else ""
+    return f'<section class="panel"><h2>Key figures</h2>{figures}</section>{refusals}{weights}', card
 
 
 def _figures(folder: Path, sha256: str, name: str) -> tuple[str, str]:
@@ -84,6 +85,35 @@ def _tiles(record: dict[str, Any]) -> str:
         f'<dl class="tiles">{cells}</dl><p class="words">{test["n"]:,} test images under '
         f"<code>{html.escape(record['protocol'])}</code> ({html.escape(str(record['protocol_note']))}).</p>"
     )
+
+
+def _refusals(folder: Path) -> str:
+    """How well the check for brain MRI does on what it was not fitted on; "" where nobody measured that."""
+    try:
+        left_out = json.loads((folder / "trust.json").read_text(encoding="utf-8"))["measured"]["left_out"]
+        foreign, brain = _refused(left_out["foreign"]), _refused(left_out["brain"])
+        kinds = sorted(left_out["foreign"].items(), key=lambda item: item[1]["refused"])[:3]
+        least = ", ".join(f"{kind.replace('-', ' ')} {100 * found['refused']:.0f} %" for kind, found in kinds)
+    except (*_DAMAGED, ZeroDivisionError):
+        return ""
+    cells = "".join(
+        f'<div><dt>{words}</dt><dd>{100 * share:.1f} %</dd><dd class="small">of {n:,} in {kinds_} {of}</dd></div>'
+        for words, (share, n, kinds_), of in (
+            ("pictures of other things, refused", foreign, "kinds, each judged by a check that had not seen it"),
+            ("brain MRI, refused by mistake", brain, "collections, each judged by a check that had not seen it"),
+        )
+    )
+    return (
+        f'<section class="panel" id="refusals"><h2>What is refused as no brain MRI</h2><dl class="tiles">{cells}</dl>'
+        f'<p class="words">Least refused: {html.escape(least)}. Such pictures are answered as if they were slices.</p>'
+        "</section>"
+    )
+
+
+def _refused(groups: dict[str, dict[str, float]]) -> tuple[float, int, int]:
+    """Share refused of all pictures, how many these are, and in how many groups."""
+    n = sum(int(group["n"]) for group in groups.values())
+    return sum(group["n"] * group["refused"] for group in groups.values()) / n, n, len(groups)
 
 
 def _share(figure: dict[str, float] | None) -> str:

@@ -58,6 +58,25 @@ def test_tumours_of_another_collection_are_said_to_be_unmeasured_or_shown(folder
     assert share in top and "not measured" not in top and share in card
 
 
+def test_refusals_are_those_of_kinds_that_the_check_had_not_seen(folder: Path):
+    facts(folder)
+    classifier = TumorClassifier.from_pretrained(folder, device="cpu")
+    trust = {
+        "foreign": {"refused": 1.0, "n": 69},  # chosen with these in view
+        "left_out": {
+            "foreign": {"photograph": {"n": 300, "refused": 0.98}, "monkey-brain-MRI": {"n": 100, "refused": 0.06}},
+            "brain": {"one": {"n": 50, "refused": 0.0}, "other": {"n": 150, "refused": 0.04}},
+        },
+    }
+    (folder / "trust.json").write_text(json.dumps({"measured": trust}))
+    top, _ = model_facts(classifier, "model")
+    assert "75.0 %" in top and "of 400 in 2 kinds" in top and "Least refused: monkey brain MRI 6 %" in top
+    assert "3.0 %" in top and "of 200 in 2 collections" in top and "100.0 %" not in top.split('id="refusals"')[1]
+    for measured in ({}, {"left_out": {}}, {"left_out": {"foreign": {}, "brain": {}}}):
+        (folder / "trust.json").write_text(json.dumps({"measured": measured}))
+        assert "refusals" not in model_facts(classifier, "model")[0]
+
+
 def test_figures_of_other_weights_are_not_shown(folder: Path):
     top, card = facts(folder, lambda record, sha256: record["model"].update(weights_sha256="0" * 64))
     assert "metrics.json is of other weights" in top and "94.0" not in top and card == ""
