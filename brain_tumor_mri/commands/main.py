@@ -19,6 +19,7 @@ COMMANDS = {
     "stress": "measure what disturbed images (motion, noise, JPEG, ...) cost a model",
     "explain": "show where the model looked, as heat maps",
     "calibrate": "fit calibration, prediction sets and the check for foreign pictures to a model",
+    "appearance": "fit what tells sequence, plane and skull from the pixels of a volume",
     "federate": "train one model with hospitals that keep their images, simulated on this machine",
     "export": "write a model as ONNX, LiteRT or TensorRT, checked against PyTorch",
     "audit": "look for leaks between a data set's parts",

@@ -16,15 +16,18 @@ from PIL import Image
 from scipy.ndimage import affine_transform
 
 from ..errors import UserError
-from ..images.series import Series, UnreadableVolumeError, find_series
+from ..images.series import SEQUENCE_TITLES, SequenceGuess, Series, UnreadableVolumeError, find_series
 from ..images.volume import Volume, read_volume, write_nifti
 from ..labels import LABELS, NO_TUMOR
 from ..trust.decision import ANSWER, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
+from .appearance import Appearance, load_appearance
 from .classifier import TumorClassifier
 from .prediction import Prediction
 
 MEASURED_SEQUENCES = ("t1c",)
 """Sequences on which the kinds of tumour were measured; on others the decision is ``unfamiliar``."""
+SEEN_SEQUENCES = ("t1", "t1c", "t2", "flair")
+"""Those that pixels may contradict."""
 BAND = {"axial": (0.3, 0.9), "coronal": (0.15, 0.85), "sagittal": (0.15, 0.85)}
 """Shares of the head's extent, from the lowest, rearmost or rightmost slice, between which slices count: at the base of
 the skull and at the crown the slice model calls tumours where there are none."""
@@ -35,6 +38,8 @@ HEAD_LEVEL = 25
 OBLIQUE_DEGREES = 15.0
 """A volume of nearly cubic voxels whose axes lie further from the patient's is turned upright by resampling. Thick
 slices are answered in their own plane, as they are read: resampling would blur them."""
+LOOKED_AT = 12
+"""Slices whose pixels tell sequence and skull; one pass of the network."""
 SHORT_SIDE = 8
 """Voxels; a volume with a shorter side in the slice's plane shows no head."""
 _ORIENTATIONS = {"axial": "SPL", "coronal": "PIL", "sagittal": "LIP"}
@@ -81,7 +86,7 @@ class VolumePrediction:
         sequence: one of ``images.series.SEQUENCES``: t1, t1c, t2, flair, pd, dwi, adc, other, unknown.
         sequence_evidence: what told the sequence, such as ``TR 9000 ms, TI 2500 ms``.
         plane: ``axial``, ``coronal`` or ``sagittal``, of the slices that were answered.
-        skull_stripped: whether the skull was removed; None when that cannot be told.
+        skull_stripped: whether the skull was removed, by the pixels; None when that cannot be told.
         slice_axis: axis of the input's array (0, 1, 2) that the slices were taken along; of DICOM always 2.
         slices: of every slice that holds a part of the head, by index.
         key_slices: indices of the slices that speak most for the answer, the strongest first.
@@ -145,10 +150,14 @@ class VolumeClassifier:
 
     Attributes:
         slice_classifier: what answers the slices.
+        appearance: the model folder's ``appearance.json``, which tells sequence, plane and skull from pixels; None
+            without one, without a ``trust.json``, and for an ensemble.
     """
 
     def __init__(self, slice_classifier: TumorClassifier) -> None:
         self.slice_classifier = slice_classifier
+        folder = getattr(slice_classifier, "folder", None)
+        self.appearance = load_appearance(folder) if folder and slice_classifier.trust else None
 
     @classmethod
     def from_pretrained(cls, model: str | Path | list[str | Path] | None = None, **options: Any) -> VolumeClassifier:
@@ -181,7 +190,7 @@ class VolumeClassifier:
             answers[k] = answer
             if on_slice:
                 on_slice(len(answers), len(places))
-        combined = combine(upright, answers)
+        combined = combine(upright, answers, self._look(upright, places))
         if not heat_map:
             return combined
         maps = np.zeros(upright.array.shape, np.float32)
@@ -200,6 +209,15 @@ class VolumeClassifier:
             heat_map=upright.back(maps),
             mask=upright.back((maps > 0.5).astype(np.uint8)),
         )
+
+    def _look(self, upright: Upright, places: list[int]) -> Appearance | None:
+        """What the pixels of some slices from the middle of the head say."""
+        if self.appearance is None:
+            return None
+        chosen = np.linspace(places[0], places[-1], LOOKED_AT + 4)[2:-2].round().astype(int)
+        pictures = [upright.picture(k) for k in dict.fromkeys(chosen.tolist())]
+        pixels = np.stack([self.slice_classifier.preprocess(picture) for picture in pictures])
+        return self.appearance.tell(self.slice_classifier.network(pixels)[1], pictures)
 
     def predict_all(
         self, path: str | Path | Iterable[Series], *, heat_map: bool = False,
@@ -357,7 +375,7 @@ class Upright:
         return (max(size) - size[0]) // 2, (max(size) - size[1]) // 2
 
 
-def combine(upright: Upright, answers: dict[int, Prediction]) -> VolumePrediction:
+def combine(upright: Upright, answers: dict[int, Prediction], appearance: Appearance | None = None) -> VolumePrediction:
     """Combine the answers to slices, by their place in ``upright``, to one for the volume.
 
     P(tumour) is the highest mean over ``WINDOW_MM`` of neighbouring slices (three at least) within ``BAND``; the kinds
@@ -377,7 +395,8 @@ def combine(upright: Upright, answers: dict[int, Prediction]) -> VolumePredictio
     kinds = dict(zip(tumours, (p_tumour * shares / max(shares.sum(), 1e-12)).tolist(), strict=True))
     probabilities = {name: 1 - p_tumour if name == NO_TUMOR else kinds[name] for name in LABELS}
     label = max(probabilities, key=probabilities.__getitem__)
-    decision, reason = _decide(volume, label, [answers[k] for k in stretch], [answers[k] for k in used])
+    sequence, warnings = _sequence(volume, appearance)
+    decision, reason = _decide(volume, sequence, label, [answers[k] for k in stretch], [answers[k] for k in used])
     files = volume.slice_files
     slices = sorted(
         (
@@ -403,19 +422,34 @@ def combine(upright: Upright, answers: dict[int, Prediction]) -> VolumePredictio
         probabilities=probabilities,
         decision=decision,
         reason=reason,
-        sequence=volume.sequence.name,
-        sequence_evidence=volume.sequence.evidence,
+        sequence=sequence.name,
+        sequence_evidence=sequence.evidence,
         plane=upright.plane,
+        skull_stripped=appearance.skull_stripped if appearance else None,
         slice_axis=upright.slice_axis,
         slices=tuple(slices),
         key_slices=tuple(upright.input_index(k) for k in strongest),
-        warnings=volume.warnings,
+        warnings=volume.warnings + warnings,
         volume=volume,
     )
 
 
+def _sequence(volume: Volume, appearance: Appearance | None) -> tuple[SequenceGuess, tuple[str, ...]]:
+    """What the header or a name says; where they say nothing, the pixels. And a warning where these say otherwise."""
+    if appearance is None or appearance.sequence is None:
+        return volume.sequence, ()
+    seen = SEQUENCE_TITLES[appearance.sequence]
+    looks = f"the pixels of {appearance.slices} slices look like {seen} ({appearance.sequence_probability:.0%})"
+    if volume.sequence.name == "unknown":
+        return SequenceGuess(appearance.sequence, looks, "pixels"), ()
+    named_only = volume.sequence.source in ("description", "file name")
+    if named_only and volume.sequence.name in SEEN_SEQUENCES and volume.sequence.name != appearance.sequence:
+        return volume.sequence, (f"{volume.sequence.evidence}, but {looks}",)
+    return volume.sequence, ()
+
+
 def _decide(
-    volume: Volume, label: str, stretch: list[Prediction], used: list[Prediction]
+    volume: Volume, sequence: SequenceGuess, label: str, stretch: list[Prediction], used: list[Prediction]
 ) -> tuple[str | None, str | None]:
     if used[0].decision is None:  # a model without trust.json
         return None, None
@@ -423,8 +457,10 @@ def _decide(
         return NOT_A_BRAIN_MRI, "most of its slices do not look like a brain MRI"
     if volume.doubt:
         return UNFAMILIAR, volume.doubt
-    if volume.sequence.name not in MEASURED_SEQUENCES:
-        return UNFAMILIAR, f"the kinds of tumour were not measured on this sequence ({volume.sequence.name})"
+    if sequence.name not in MEASURED_SEQUENCES:
+        return UNFAMILIAR, f"the kinds of tumour were not measured on this sequence ({SEQUENCE_TITLES[sequence.name]})"
+    if sequence.source == "pixels":
+        return UNCERTAIN, "that it is T1 with contrast is told by its pixels alone"
     agreeing = sum(answer.decision == ANSWER and answer.label == label for answer in stretch)
     if agreeing > len(stretch) / 2:
         return ANSWER, None

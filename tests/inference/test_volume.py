@@ -180,7 +180,7 @@ def test_a_bright_skull_base_and_crown_do_not_make_a_tumour():
 
 def test_on_a_sequence_that_was_not_measured_or_a_geometry_in_doubt_the_answer_is_unfamiliar():
     flair = CLASSIFIER.predict(volume(head(), sequence="flair"))
-    assert flair.decision == "unfamiliar" and "flair" in flair.reason
+    assert flair.decision == "unfamiliar" and "FLAIR" in flair.reason
     given = volume(head())
     doubted = Volume(given.name, given.array, given.affine, sequence=given.sequence, doubt="its affine lies")
     assert CLASSIFIER.predict(doubted).reason == "its affine lies"

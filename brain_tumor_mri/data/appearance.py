@@ -1,0 +1,82 @@
+"""Slices whose sequence, plane and skull are known: ``known_slices("collections", "kaggle")``; fits and measures heads.
+
+Collections say it in their table. ``splits/appearance.csv`` adds what was told by eye on contact sheets (or stands in
+the file's name), and the Figshare slices of the Kaggle set are T1 with contrast as published.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError
+from .collections import read_collections
+from .protocols import SPLITS_FILE
+
+SEQUENCES = ("t1", "t1c", "t2", "flair")
+PLANES = ("axial", "coronal", "sagittal")
+_BY_EYE = SPLITS_FILE.with_name("appearance.csv")
+_PROVENANCE = SPLITS_FILE.with_name("provenance.csv")
+_FIGSHARE_SLICES = 500
+"""Of the Figshare slices in the Kaggle set, drawn at random."""
+
+
+@dataclass(frozen=True)
+class KnownSlice:
+    """A slice and what is known of its looks; empty text where it is not known.
+
+    Attributes:
+        path: of the image.
+        collection: whose slices are left out together.
+        sequence: one of ``SEQUENCES``.
+        plane: one of ``PLANES``.
+        skull_stripped: ``yes`` or ``no``.
+    """
+
+    path: Path
+    collection: str
+    sequence: str
+    plane: str
+    skull_stripped: str
+
+
+def known_slices(collections_dir: str | Path, data_dir: str | Path | None = None) -> list[KnownSlice]:
+    """List the slices that something is known of.
+
+    Args:
+        collections_dir: as of ``collections.read_collections``.
+        data_dir: the Kaggle set; None leaves it out.
+
+    Raises:
+        UserError: as of ``read_collections``; a file of the Kaggle set is missing.
+    """
+    by_eye = {(row["source"], row["file"]): (row["sequence"], row["plane"]) for row in _rows(_BY_EYE)}
+    found = []
+    for row in read_collections(collections_dir):
+        if row.label != "ct":
+            sequence, plane = by_eye.get(("collections", row.file), (row.sequence, row.plane))
+            stripped = {"0": "no", "1": "yes"}.get(row.skull_stripped, "")
+            found.append(_known(Path(collections_dir, row.file), row.collection, sequence, plane, stripped))
+    if data_dir is None:
+        return found
+    traced = [row["path"] for row in _rows(_PROVENANCE) if row["figshare_id"]]
+    listed = {file: looks for (source, file), looks in by_eye.items() if source == "kaggle"}
+    drawn = {file: ("t1c", "") for file in random.Random(1).sample(traced, min(_FIGSHARE_SLICES, len(traced)))}
+    for file, (sequence, plane) in (drawn | listed).items():
+        path = Path(data_dir, file)
+        if not path.is_file():
+            raise UserError(f"{path} is missing; give --data_dir the Kaggle set")
+        found.append(_known(path, "figshare" if sequence == "t1c" else "kaggle, others", sequence, plane, "no"))
+    return found
+
+
+def _known(path: Path, collection: str, sequence: str, plane: str, stripped: str) -> KnownSlice:
+    known = sequence if sequence in SEQUENCES else "", plane if plane in PLANES else ""
+    return KnownSlice(path, collection, *known, stripped)
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as opened:
+        return list(csv.DictReader(opened))

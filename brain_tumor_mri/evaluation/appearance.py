@@ -1,0 +1,104 @@
+"""Fits and measures the heads of appearance.json: each collection is judged by a fit that saw nothing of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from ..inference.appearance import Head
+
+STRENGTH = 0.003
+"""Inverse of the L2 penalty on weights of standardised features; weak fits carry over to other collections."""
+PRECISION = 0.95
+"""Share of right answers among those told, on collections left out, that each class's limit asks for."""
+NEVER = 2.0
+"""Limit of a class that is never told."""
+
+
+def fit_head(features: np.ndarray, labels: Sequence[str], collections: Sequence[str]) -> tuple[Head, dict[str, Any]]:
+    """Fit a head, set its limits on collections left out, and return what was measured there.
+
+    Args:
+        features: (N, D).
+        labels: (N,) class of each.
+        collections: (N,) collection of each.
+    """
+    names, groups = np.asarray(labels), np.asarray(collections)
+    classes = tuple(np.unique(names).tolist())
+    left_out = np.full((len(names), len(classes)), np.nan)
+    for collection in np.unique(groups):
+        own = groups == collection
+        if len(set(names[~own])) == len(classes):  # without it every class is still known
+            fit = _fit(features[~own], names[~own], groups[~own], classes)
+            left_out[own] = fit.probabilities(features[own])
+    judged = np.isfinite(left_out[:, 0])
+    limits = _limits(left_out[judged], names[judged], groups[judged], classes)
+    whole = _fit(features, names, groups, classes)
+    # rounded as the file keeps it
+    head = Head.from_dict(Head(classes, whole.weights, whole.biases, limits).to_dict())
+    return head, _figures(head, left_out[judged], names[judged], groups[judged])
+
+
+def _fit(features: np.ndarray, names: np.ndarray, groups: np.ndarray, classes: tuple[str, ...]) -> Head:
+    mean, deviation = features.mean(0), features.std(0) + 1e-6
+    weights = _alike(names, groups)
+    fitted = LogisticRegression(C=STRENGTH, tol=1e-3, max_iter=200).fit((features - mean) / deviation, names, weights)
+    slopes, biases = fitted.coef_ / deviation, fitted.intercept_
+    if len(classes) == 2:  # scikit-learn keeps one row, of the second class
+        slopes, biases = np.concatenate([0 * slopes, slopes]), np.array([0.0, biases[0]])
+    return Head(classes, slopes, biases - slopes @ mean, np.zeros(len(classes)))
+
+
+def _alike(names: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Classes weigh alike; within one, a collection as the root of its size. The mean is 1."""
+    strata = Counter(zip(names.tolist(), groups.tolist(), strict=True))
+    weights = np.array([strata[key] ** -0.5 for key in zip(names.tolist(), groups.tolist(), strict=True)])
+    for name in np.unique(names):
+        weights[names == name] /= weights[names == name].sum()
+    return weights * len(weights) / weights.sum()
+
+
+def _limits(probabilities: np.ndarray, names: np.ndarray, groups: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
+    """The least limit of each class at which ``PRECISION`` of what is told is right; weights as in the fit."""
+    weights, best = _alike(names, groups), probabilities.argmax(1)
+    limits = np.full(len(classes), NEVER)
+    for k, name in enumerate(classes):
+        ours = best == k
+        order = np.argsort(-probabilities[ours, k])
+        sure = probabilities[ours, k][order]
+        weight = weights[ours][order]
+        right = np.cumsum(weight * (names[ours][order] == name)) / np.cumsum(weight)
+        enough = np.flatnonzero((right >= PRECISION) & (np.arange(len(right)) >= 19))
+        if len(enough):
+            limits[k] = max(float(sure[enough[-1]]), 0.5)
+    return limits
+
+
+def _figures(head: Head, probabilities: np.ndarray, names: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+    """Right answers of each collection left out: when made to say something, and when it may say nothing."""
+    best = np.array(head.classes)[probabilities.argmax(1)]
+    told = probabilities.max(1) >= head.limits[probabilities.argmax(1)]
+    rows = {}
+    for collection in np.unique(groups).tolist():
+        for name in np.unique(names[groups == collection]).tolist():
+            ours = (groups == collection) & (names == name)
+            rows[f"{collection} {name}"] = {
+                "n": int(ours.sum()),
+                "right": float((best[ours] == name).mean()),
+                "told": float(told[ours].mean()),
+                "right_when_told": float((best[ours & told] == name).mean()) if (ours & told).any() else None,
+            }
+    when_told = [row["right_when_told"] for row in rows.values() if row["right_when_told"] is not None]
+    return {
+        "n": len(names),
+        "right": float((best == names).mean()),
+        "right_by_collection": float(np.mean([row["right"] for row in rows.values()])),
+        "told_by_collection": float(np.mean([row["told"] for row in rows.values()])),
+        "right_when_told": float((best[told] == names[told]).mean()) if told.any() else None,
+        "right_when_told_by_collection": float(np.mean(when_told)) if when_told else None,
+        "collections": rows,
+    }
