@@ -36,8 +36,8 @@ TOGETHER = {
     "FedAvg": {"strategy": "fedavg"},
     "FedProx": {"strategy": "fedprox"},
     "FedAdam": {"strategy": "fedadam", "server_learning_rate": 0.01},
-    "FedAvg, private": {"clipping_norm": 1.0, "noise_multiplier": 1.0, "batch_norm": "frozen"},
-    "FedAvg, clipped, next to no noise": {"clipping_norm": 1.0, "noise_multiplier": 1e-3, "batch_norm": "frozen"},
+    "FedAvg-private": {"clipping_norm": 1.0, "noise_multiplier": 1.0, "batch_norm": "frozen"},
+    "FedAvg-clipped": {"clipping_norm": 1.0, "noise_multiplier": 1e-3, "batch_norm": "frozen"},
 }
 
 
