@@ -96,6 +96,11 @@ def _problem(config: NodeConfig) -> str | None:
     send, poll = set(config.send), set(config.poll)
     if not (send in ({"dicomweb"}, {"dicomweb", "user"}) or send == {"host", "port", "ae_title"}):
         return "send needs dicomweb (and may have user), or host, port and ae_title"
+    titles = (config.ae_title, *config.callers, *([config.send["ae_title"]] if "ae_title" in send else []))
+    if any(not (str(title).strip() and str(title).isascii() and len(str(title)) <= 16) for title in titles):
+        return "an AE title has 1 to 16 ASCII characters"
+    if any(not (isinstance(p, int) and 0 < p < 65536) for p in (config.port, config.send.get("port", 1))):
+        return "a port is a number from 1 to 65535"
     if poll and ("dicomweb" not in poll or poll - {"dicomweb", "user", "seconds", "days"}):
         return "poll needs dicomweb, and may have user, seconds and days"
     if not (isinstance(config.poll.get("seconds", 30), int | float) and config.poll.get("seconds", 30) > 0):

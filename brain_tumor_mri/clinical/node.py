@@ -60,7 +60,7 @@ class Node:
         self.pacs = pacs_of(config)
         self.source = WebPacs(config.poll["dicomweb"], config.poll.get("user")) if config.poll else None
         self._open: dict[Any, set[str]] = {}
-        self._studies: dict[str, int] = {}
+        self._studies: dict[tuple[str, str], int] = {}
         self._next_poll = 0.0
         self._polls_failed = 0
         self._server: Any = None
@@ -233,13 +233,15 @@ class Node:
         return folder / uid
 
     def _poll(self, source: WebPacs) -> None:
+        seen: dict[tuple[str, str], int] = {}
         for modality in self.config.modalities:
             for study, instances in source.studies(modality, self.config.poll.get("days", 2)).items():
-                if instances < 0 or self._studies.get(f"{modality} {study}") != instances:
+                if instances < 0 or self._studies.get((modality, study)) != instances:
                     for uid, count in source.series(study, modality).items():
                         if UID(uid).is_valid:
                             self.queue.noticed(uid, study, count)
-                    self._studies[f"{modality} {study}"] = instances
+                seen[modality, study] = instances
+        self._studies = seen
 
     def _fetch(self, entry: Entry, inbox: Path, uids: list[str]) -> None:
         for uid in uids:

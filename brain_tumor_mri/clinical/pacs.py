@@ -186,10 +186,20 @@ class WebPacs:
             yield "STOW", lambda: self.store(test)
             yield "QIDO of what was stored", lambda: _expect(self.count(*where[:2]) == 1, "it is not found")
             yield "WADO of what was stored", lambda: _expect_same(self.instance(*where), test)
+        else:
+            yield "WADO", self._wado
 
     def _qido(self) -> None:
         with self._asking("QIDO"):
             self._client.search_for_studies(limit=1)
+
+    def _wado(self) -> None:
+        """Retrieve an instance of the first series there is, if any."""
+        with self._asking("QIDO"):
+            found = [Dataset.from_json(series) for series in self._client.search_for_series(limit=1)]
+        for series in found:
+            study, uid = str(series.StudyInstanceUID), str(series.SeriesInstanceUID)
+            self.instance(study, uid, self.instances(study, uid)[0])
 
     @contextmanager
     def _asking(self, verb: str) -> Iterator[None]:
@@ -301,7 +311,10 @@ class DimsePacs:
         ae = AE(self.calling)
         ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = TIMEOUT
         ae.add_requested_context(abstract_syntax, *([transfer_syntax] if transfer_syntax else []))
-        association = ae.associate(self.host, self.port, ae_title=self.ae_title)
+        try:
+            association = ae.associate(self.host, self.port, ae_title=self.ae_title)
+        except OSError:
+            raise PacsError(f"{self.where}: no such host") from None
         if association.is_rejected:
             raise PacsError(
                 f"{self.where} rejects {self.calling}: {association.acceptor.primitive.reason_str.lower()}; "

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import UserError, first_line
+
 RECEIVING, INCOMPLETE, WORKING, DONE, FAILED, DISCARDED = (
     "receiving", "incomplete", "working", "done", "failed", "discarded",
 )  # fmt: skip
@@ -45,13 +47,19 @@ class Queue:
     Args:
         path: of the SQLite file; made where it is missing.
         max_attempts: tries until a series has failed.
+
+    Raises:
+        UserError: the file cannot be made or is none of SQLite.
     """
 
     def __init__(self, path: str | Path, max_attempts: int = 8) -> None:
         self.path, self.max_attempts = Path(path), max_attempts
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._open() as db:
-            db.execute(_TABLE)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._open() as db:
+                db.execute(_TABLE)
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"{self.path} cannot be opened ({first_line(error)}); give folder another place") from None
 
     def received(self, uid: str, study: str, source: str, instances: int) -> None:
         """Note that a series has so many instances and more may come; one that was answered or refused stays so.

@@ -94,6 +94,9 @@ def test_ping_ends_with_1_and_a_line_where_the_pacs_is_off(tmp_path, capsys) -> 
         ({"deidentify": "yes"}, "deidentify"),
         ({"no_such": 1}, "no_such"),
         ({"port": "DICOM"}, "DICOM"),
+        ({"port": 70000}, "port"),
+        ({"ae_title": "MUCH.TOO.LONG.A.TITLE"}, "AE title"),
+        ({"send": {"host": "127.0.0.1", "port": "x", "ae_title": "PACS"}}, "port"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_file_and_key(tmp_path, more, said) -> None:

@@ -213,7 +213,7 @@ def test_ping_tries_each_verb_and_reads_back_what_it_stored(orthanc, tmp_path) -
     for _ in range(2):
         assert [problem for _, problem in ping(orthanc.config(tmp_path))] == [None] * 4
         assert [problem for _, problem in ping(orthanc.config(tmp_path, "c-store"))] == [None] * 4
-    assert [verb.split()[0] for verb, _ in ping(orthanc.config(tmp_path), store=False)] == ["QIDO"]
+    assert [verb.split()[0] for verb, _ in ping(orthanc.config(tmp_path), store=False)] == ["QIDO", "WADO"]
 
 
 @pytest.mark.parametrize(
