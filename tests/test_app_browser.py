@@ -420,6 +420,19 @@ def test_notice_stays_in_view_and_nothing_overflows_in_any_view(
     visit.context.close()
 
 
+@pytest.mark.parametrize("width", [1440, 1024])
+def test_no_table_of_the_card_is_cut(browser: "sync_api.Browser", width: int) -> None:
+    if not (EXAMPLES.parent / "model-lite" / "metrics.json").is_file():
+        pytest.skip("there are no released weights in model-lite/")
+    visit = Visit(browser, running_app(str(EXAMPLES.parent / "model-lite")), width)
+    visit.open_view("Model")
+    visit.page.locator("#model-card table").first.wait_for(timeout=ANSWER_MS)
+    cut = "tables => tables.filter(t => t.scrollWidth > t.clientWidth).map(t => t.tHead.innerText)"
+    assert visit.page.locator("#model-card table").evaluate_all(cut) == []
+    assert visit.page.locator("#refusals").is_visible()
+    visit.context.close()
+
+
 def test_example_on_a_phone_brings_its_answer_into_view(browser: "sync_api.Browser", trusted_model_dir: Path) -> None:
     visit = Visit(browser, running_app(str(trusted_model_dir)), 390, 844)
     visit.page.get_by_role("button", name="Synthetic: pituitary tumour").click()
