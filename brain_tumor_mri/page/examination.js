@@ -207,6 +207,12 @@
     }
   }, true);
 
+  document.addEventListener("paste", ({ clipboardData }) => { // Ctrl+V; page.js has its own views
+    if (clipboardData?.files.length && document.querySelector("#examination-input")?.offsetParent) {
+      take([...clipboardData.files]);
+    }
+  });
+
   // from the moment a file is chosen until the server has it, no other patient's answer is seen
   const stale = (is) => document.documentElement.classList.toggle("examination-stale", is);
   const isInput = (target) => target.closest?.("#examination-input");

@@ -29,6 +29,7 @@ from .uploads import file_input, unforeseen
 from .view_slice import GONE
 
 if TYPE_CHECKING:
+    from ..images.volume import Volume
     from ..inference.study import StudyPrediction
     from ..inference.volume import VolumeClassifier, VolumePrediction
     from .examination_picture import Shown
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 MAX_FILES = 2000
 """Most files of one examination."""
+MAX_VOXELS = 128_000_000
+"""Of a series, 1 GB at work: one stranger's file leaves room for others."""
 QUEUED: dict[str, Any] = {"concurrency_id": "examination", "concurrency_limit": 1}
 """One at a time, beside the queue of single slices: a visitor with one slice does not wait for whole examinations."""
 OPACITY = 60  # percent, where the heat map's slider starts
@@ -96,7 +99,7 @@ def found_series(paths: Sequence[str]) -> Iterator[list[Series]]:
         raise UserError(f"These are over {MAX_TOTAL_BYTES // 2**20} MB; send fewer series")
     if len(paths) > 1 and any(is_archive(path) for path in paths):
         raise UserError("There is a zip among other files; send it alone")
-    with tempfile.TemporaryDirectory(prefix="examination-") as folder:
+    with _temporary_folder() as folder:
         where = Path(paths[0]) if len(paths) == 1 else _linked(paths, Path(folder))
         title = shown_name(where.name) if len(paths) == 1 else f"{len(paths)} files"
         try:
@@ -104,6 +107,11 @@ def found_series(paths: Sequence[str]) -> Iterator[list[Series]]:
         except UnreadableVolumeError as error:
             raise UserError(f"{title}: {error.reason}") from None
         yield [replace(series, name=_known_name(series, where, title)) for series in found]
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory:
+    """One among the uploads, so that the page's sweep finds it after a kill."""
+    return tempfile.TemporaryDirectory(prefix="examination-", dir=os.environ.get("GRADIO_TEMP_DIR"))
 
 
 def _linked(paths: Sequence[str], folder: Path) -> Path:
@@ -210,8 +218,6 @@ def _answered(
     classifier: "VolumeClassifier", series: Series, which: str, stopped: Callable[[], bool]
 ) -> "Generator[Progress, None, VolumePrediction]":
     """Answer one series in a thread, and say meanwhile how far it is."""
-    from ..images.volume import read_volume
-
     counts = [0, 0]
     left = threading.Event()
 
@@ -221,7 +227,7 @@ def _answered(
             raise _Stopped
 
     def work() -> "VolumePrediction":
-        return classifier.predict(read_volume(series), heat_map=True, on_slice=on_slice)
+        return classifier.predict(_read(series), heat_map=True, on_slice=on_slice)
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="examination") as executor:
         future = executor.submit(work)
@@ -236,6 +242,16 @@ def _answered(
         finally:  # also where the visitor has gone
             left.set()
         return future.result()
+
+
+def _read(series: Series) -> "Volume":
+    from ..images.volume import read_volume
+
+    volume = read_volume(series)
+    if volume.array.size > MAX_VOXELS:
+        line = f"over {MAX_VOXELS / 1e6:.0f} million voxels are too much for the page; use the command line"
+        raise UnreadableVolumeError(series.name, line)
+    return volume
 
 
 def combined(found: Sequence[Series], predictions: "Sequence[VolumePrediction]") -> "StudyPrediction | None":
@@ -254,13 +270,17 @@ def examination_answer(model: "ModelHandle", paths: Sequence[str], with_heat_map
     Raises:
         UserError: there is no series in them.
     """
-    from ..inference.volume import VolumeClassifier
+    from ..inference.volume import VolumeClassifier, VolumePrediction
 
     classifier = VolumeClassifier(model.get())
     volumes: list[dict[str, Any]] = []
     predictions: list[VolumePrediction] = []
     with found_series(paths) as found:
-        for answer in classifier.predict_all(found, heat_map=with_heat_map):
+        for series in found:
+            try:
+                answer = classifier.predict(_read(series), heat_map=with_heat_map)
+            except UnreadableVolumeError as error:
+                answer = VolumePrediction(series.name, error=error.reason, sequence=series.sequence.name)
             heat_map = heat_map_uri(answer) if answer.heat_map is not None else None
             volumes.append(answer.to_dict() | ({"heat_map": heat_map} if with_heat_map else {}))
             predictions.append(replace(answer, volume=None, heat_map=None, mask=None))
@@ -271,7 +291,7 @@ def examination_answer(model: "ModelHandle", paths: Sequence[str], with_heat_map
 
 def heat_map_uri(prediction: "VolumePrediction") -> str:
     """Return the heat map as a data URI of a NIfTI in the input's geometry."""
-    with tempfile.TemporaryDirectory(prefix="examination-") as folder:
+    with _temporary_folder() as folder:
         path = Path(folder, "heat_map.nii.gz")
         prediction.write_heat_map(path)
         return data_uri("application/gzip", path.read_bytes())

@@ -126,6 +126,8 @@ def test_what_cannot_be_answered_is_one_line_without_a_path_and_leaves_no_pictur
         found = last(examine(model, given))
         assert words in found.panel and "<svg" not in found.viewer and "voxels" not in found.viewer, words
         assert str(tmp_path) not in found.panel
+    monkeypatch.setattr(view_examination, "MAX_VOXELS", 70_000)
+    assert "use the command line" in last(examine(model, [str(scan)])).panel
     monkeypatch.setattr(view_examination, "MAX_TOTAL_BYTES", 100)
     assert "send fewer series" in last(examine(model, slices)).panel
 
@@ -273,12 +275,15 @@ def test_the_report_is_one_page_with_notice_answer_and_warnings_and_names_nobody
     assert SECRET.encode() not in pdf
 
 
-def test_the_model_is_never_asked_with_a_patients_path(slices: list[str], tmp_path: Path):
+def test_single_files_are_linked_among_the_uploads_and_the_links_are_gone_afterwards(
+    slices: list[str], tmp_path: Path, monkeypatch
+):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # where the page sweeps
     with found_series(slices) as found:
         assert [series.name for series in found] == [f"{len(slices)} files"]
         folder = found[0].path
-        assert folder.is_dir()
-    assert not folder.exists()  # the links are gone with it
+        assert folder.is_dir() and folder.parent == tmp_path
+    assert not folder.exists()
 
 
 @pytest.fixture(scope="module")
