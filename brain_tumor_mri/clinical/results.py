@@ -7,6 +7,7 @@ run gives the same ones. Built with highdicom.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,9 @@ def build_results(datasets: Sequence[Dataset], prediction: VolumePrediction, mod
             notes.append("no SEG: it does not look like a brain MRI")
             continue
         try:
-            built[kind] = build(by_uid, prediction, model)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # highdicom's quote the patient's name
+                built[kind] = build(by_uid, prediction, model)
         except Exception as error:  # headers break tools in many ways; the text could quote one
             notes.append(f"no {kind}: the series' headers do not allow one ({type(error).__name__})")
             continue
