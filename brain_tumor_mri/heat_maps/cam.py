@@ -1,6 +1,7 @@
 """Class activation maps of a batch: ``forward`` runs the networks, ``mean_maps`` explains any class from there.
 
-One forward pass serves every class, as the way back goes to the feature maps only. The methods:
+An ONNX export gives the maps of all classes as outputs of its graph (``export/with_maps.py``); for PyTorch weights
+``gradients.py`` works them out. What follows is the same NumPy for both. The methods:
 
 - ``grad-cam`` (Selvaraju et al. 2017, arXiv:1610.02391): ReLU(sum over channels of mean gradient x activation) of the
   last feature map before pooling, what timm's ``forward_features`` returns (ResNet: after ``layer4``; EfficientNet:
@@ -15,42 +16,53 @@ One forward pass serves every class, as the way back goes to the feature maps on
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 from ..errors import UserError
 from ..inference.classifier import TumorClassifier
+from ..inference.load import pytorch
 from ..inference.member import Member
+from ..inference.network import CELLS, FINE_STRIDE
 from ..inference.prediction import Answers
-from . import GRAD_CAM, LAYER_CAM, METHODS
+from . import GRAD_CAM, METHODS
 
-FINE_STRIDE = 16
-"""Pixels a cell of the feature map that ``layer-cam`` takes."""
+_TINY = 1e-7
 
 
-@dataclass(frozen=True)
-class View:
+class View(Protocol):
     """A batch as one network saw it, mirrored or not.
 
     Attributes:
-        paths: ``grad-cam`` or ``layer-cam`` -> the feature map (N, C, h, w) that it takes, and the logits (N, 4) of a
-            graph that starts there.
         logits: (N, 4).
         features: (N, D) that ``trust.json`` reads; None without one.
         mirrored: whether the batch was mirrored.
     """
 
-    paths: Mapping[str, tuple[Tensor, Tensor]]
-    logits: Tensor
+    logits: np.ndarray
     features: np.ndarray | None
     mirrored: bool
+
+    def cells(self, classes: Sequence[int]) -> list[np.ndarray]:
+        """Return the maps that the method multiplies, each (N, h, w), 0 or more, of one class an image."""
+
+
+@dataclass(frozen=True, eq=False)
+class GraphView:
+    """What an exported graph gave: ``maps`` has the cells (N, 4, h, w) of all classes."""
+
+    maps: Sequence[np.ndarray]
+    logits: np.ndarray
+    features: np.ndarray | None
+    mirrored: bool
+
+    def cells(self, classes: Sequence[int]) -> list[np.ndarray]:
+        """See :class:`View`."""
+        return [cells[np.arange(len(cells)), list(classes)] for cells in self.maps]
 
 
 def forward(classifier: TumorClassifier, pixel_values: np.ndarray, method: str) -> tuple[list[list[View]], Answers]:
@@ -68,14 +80,12 @@ def forward(classifier: TumorClassifier, pixel_values: np.ndarray, method: str) 
         UserError: the model has no feature map that the method could take.
     """
     inputs = classifier.inputs(pixel_values)
-    # a caller's inference mode would forbid the gradients
-    with torch.inference_mode(False), torch.enable_grad():
-        views = [_views(member, x, method) for member, x in zip(classifier.members, inputs, strict=True)]
-        of_members = [
-            member.answers_from(torch.stack([v.logits for v in ours], 1).detach().cpu().numpy(), ours[0].features)
-            for member, ours in zip(classifier.members, views, strict=True)
-        ]
-        return views, Answers.combined(of_members)
+    views = [_views(member, x, method) for member, x in zip(classifier.members, inputs, strict=True)]
+    of_members = [
+        member.answers_from(np.stack([view.logits for view in ours], 1), ours[0].features)
+        for member, ours in zip(classifier.members, views, strict=True)
+    ]
+    return views, Answers.combined(of_members)
 
 
 def mean_maps(views: Sequence[Sequence[View]], classes: Sequence[int], size: tuple[int, int]) -> np.ndarray:
@@ -89,83 +99,58 @@ def mean_maps(views: Sequence[Sequence[View]], classes: Sequence[int], size: tup
     Returns:
         The mean of the maps of all views, float32 (N, H, W) in [0, 1], each with a highest value of 1 or all 0.
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        of_members = [torch.stack([_view_maps(view, classes, size) for view in ours]).mean(0) for ours in views]
-        return _up_to_one(torch.stack(of_members).mean(0)).numpy()
+    of_members = [np.mean([_view_maps(view, classes, size) for view in ours], axis=0) for ours in views]
+    return _up_to_one(np.mean(of_members, axis=0))
 
 
 def _views(member: Member, pixel_values: np.ndarray, method: str) -> list[View]:
     """Run one member over a batch, and over its mirror image where it averages both."""
-    network = _twin(getattr(member.model, "timm_model", member.model))
-    pixels = torch.from_numpy(np.ascontiguousarray(pixel_values))
-    pixels = pixels.to(member.torch_network.device, memory_format=torch.channels_last)
-    return [
-        View(
-            *_run(network, pixels.flip(-1) if mirrored else pixels, method),
-            features=member.torch_network.take_features(),
-            mirrored=mirrored,
-        )
-        for mirrored in ((False, True) if member.mirror else (False,))
-    ]
+    if GRAD_CAM not in getattr(member.network, "maps", ()):
+        pytorch()  # says what is missing where it is not installed
+        return import_module(f"{__package__}.gradients").views(member, pixel_values, method)
+    wanted = [name for name in METHODS[method] if name in member.network.maps]
+    if not wanted:
+        raise no_finer_map()
+    views: list[View] = []
+    for mirrored in (False, True) if member.mirror else (False,):
+        pixels = np.ascontiguousarray(pixel_values[..., ::-1] if mirrored else pixel_values)
+        logits, features, maps = member.network.explain(pixels)
+        views.append(GraphView([maps[CELLS[name]] for name in wanted], logits, features, mirrored))
+    return views
 
 
-def _twin(network: nn.Module) -> nn.Module:
-    """Return a network that shares every weight, but has hooks of its own and no gradients for the weights.
-
-    So nothing here can disturb threads that predict with the network, or leave anything behind on it.
-    """
-    shared: dict[int, Any] = {id(buffer): buffer for buffer in network.buffers()}
-    shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
-    return copy.deepcopy(network, shared).eval()
+def no_finer_map() -> UserError:
+    """``layer-cam`` was asked of a network that lists no map of ``FINE_STRIDE``."""
+    return UserError(f"this model has no feature map at 1/{FINE_STRIDE} of its input; use {GRAD_CAM} instead")
 
 
-def _run(network: nn.Module, pixel_values: Tensor, method: str) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
-    """Return the ``paths`` of the method, each with a graph of its own that starts at its map; and the logits."""
-    finer: list[Tensor] = []
-    if LAYER_CAM in METHODS[method]:
-        layers = [row["module"] for row in getattr(network, "feature_info", ()) if row["reduction"] == FINE_STRIDE]
-        if layers:
-
-            def keep(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-                finer.append(output.detach().requires_grad_())
-                return finer[-1].clone()  # an in-place activation after it must not write into the map that is kept
-
-            hook = network.get_submodule(layers[-1]).register_forward_hook(keep)
-        elif method == LAYER_CAM:
-            raise UserError(f"this model has no feature map at 1/{FINE_STRIDE} of its input; use {GRAD_CAM} instead")
-    last = network.forward_features(pixel_values)
-    paths: dict[str, tuple[Tensor, Tensor]] = {}
-    if GRAD_CAM in METHODS[method]:
-        leaf = last.detach().requires_grad_()
-        paths[GRAD_CAM] = (leaf, network.forward_head(leaf.clone()))
-    if finer:
-        hook.remove()  # the mirrored batch comes next
-        paths[LAYER_CAM] = (finer[0], network.forward_head(last))
-    if str(getattr(network, "output_fmt", "NCHW")) != "NCHW" or any(m.ndim != 4 for m, _ in paths.values()):
-        raise UserError("this model has no convolutional feature map, so it cannot be explained")
-    return paths, next(iter(paths.values()))[1]
+def _view_maps(view: View, classes: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+    """Return the product of one view's maps, turned back if mirrored: float32 (N, H, W), 0..1."""
+    product = np.ones((), np.float32)
+    for cells in view.cells(classes):
+        product = product * _from_0_to_1(_resized(_from_0_to_1(cells.astype(np.float32, copy=False)), size))
+    return _up_to_one(product[..., ::-1] if view.mirrored else product)
 
 
-def _view_maps(view: View, classes: Sequence[int], size: tuple[int, int]) -> Tensor:
-    """Return the product of one view's maps, turned back if mirrored: float32 (N, H, W) on the CPU, 0..1."""
-    product = torch.ones(())
-    for name, (feature_map, logits) in view.paths.items():
-        scores = logits[range(len(logits)), list(classes)]
-        (gradient,) = torch.autograd.grad(scores.sum(), feature_map, retain_graph=True)  # other classes come
-        weights = gradient.mean((2, 3), keepdim=True) if name == GRAD_CAM else gradient.clamp_min(0)
-        cells = (weights * feature_map.detach()).sum(1, keepdim=True).clamp_min(0)
-        pixels = functional.interpolate(_from_0_to_1(cells), size, mode="bilinear", align_corners=False)
-        product = product * _from_0_to_1(pixels)[:, 0].float().cpu()
-    return _up_to_one(product.flip(-1) if view.mirrored else product)
+def _resized(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Interpolate maps (N, h, w) bilinearly, pixels as areas (PyTorch's ``align_corners=False``)."""
+    rows, columns = (_interpolation(old, new) for old, new in zip(maps.shape[1:], size, strict=True))
+    return rows @ maps @ columns.T
 
 
-def _from_0_to_1(maps: Tensor) -> Tensor:
-    """Stretch each map (N, 1, h, w) to 0..1, as the package grad-cam does; a map of one value becomes 0."""
-    maps = maps - maps.amin((2, 3), keepdim=True)
-    return maps / (maps.amax((2, 3), keepdim=True) + 1e-7)
+def _interpolation(old: int, new: int) -> np.ndarray:
+    """The weights (new, old) of linear interpolation."""
+    place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    return np.clip(1 - np.abs(place[:, None] - np.arange(old)), 0, None).astype(np.float32)
 
 
-def _up_to_one(maps: Tensor) -> Tensor:
+def _from_0_to_1(maps: np.ndarray) -> np.ndarray:
+    """Stretch each map (N, h, w) to 0..1, as the package grad-cam does; a map of one value becomes 0."""
+    maps = maps - maps.min((1, 2), keepdims=True)
+    return maps / (maps.max((1, 2), keepdims=True) + np.float32(_TINY))
+
+
+def _up_to_one(maps: np.ndarray) -> np.ndarray:
     """Scale each map (N, H, W) to a highest value of 1; one that is all 0 stays."""
-    highest = maps.amax((1, 2), keepdim=True)
-    return maps / torch.where(highest > 0, highest, 1)
+    highest = maps.max((1, 2), keepdims=True)
+    return maps / np.where(highest > 0, highest, np.float32(1))

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 INPUT, LOGITS, FEATURES = "pixel_values", "logits", "features"
 """Names of an exported file's input (N, 3, H, W), and of its outputs (N, 4) and (N, D)."""
+EXPLAIN = "explain"
+"""Name of an ONNX file's input that need not be given: False leaves out what leads to heat maps alone."""
+FINE_STRIDE = 16
+"""Pixels a cell of the feature map that the heat maps' method ``layer-cam`` takes."""
+CELLS = {"grad-cam": "grad_cam", "layer-cam": "layer_cam"}
+"""Method of ``heat_maps`` -> name of the output that holds its cells of all classes, (N, 4, h, w), 0 or more."""
 
 
 CPU_BATCH = 16
@@ -60,10 +66,12 @@ class ExportedNetwork:
         name: of the file, for messages.
         device: what it runs on.
         largest_batch: images in one pass; None for as many as come.
+        maps: the methods of ``heat_maps`` whose cells the graph gives, keys of ``CELLS``; none of an older export.
     """
 
     title: str
     name: str
+    maps: tuple[str, ...] = ()
     device: str = "cpu"
     largest_batch: int | None = CPU_BATCH
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, first_line
-from .network import FEATURES, INPUT, LOGITS, ExportedNetwork, physical_cores
+from .network import CELLS, EXPLAIN, FEATURES, INPUT, LOGITS, ExportedNetwork, physical_cores
 
 
 class OnnxNetwork(ExportedNetwork):
@@ -50,6 +50,10 @@ class OnnxNetwork(ExportedNetwork):
         inputs, self.outputs = ([v.name for v in of()] for of in (self.session.get_inputs, self.session.get_outputs))
         self.name = name
         self._require_names(inputs, self.outputs)
+        self.maps = tuple(method for method, output in CELLS.items() if output in self.outputs)
+        self._answer = [output for output in (LOGITS, FEATURES) if output in self.outputs]
+        gates = [value.name for value in self.session.get_overridable_initializers()]
+        self._answering = {EXPLAIN: np.array(False)} if EXPLAIN in gates else {}
         if providers[0] != "CPUExecutionProvider":
             self.device, self.largest_batch = str(device or "cuda"), None
             if providers[0][0] not in self.session.get_providers():  # it only warns, and runs on the CPU
@@ -59,8 +63,13 @@ class OnnxNetwork(ExportedNetwork):
 
     def __call__(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Run the network; see :class:`Network`."""
+        values = self.session.run(self._answer, {INPUT: pixel_values} | self._answering)
+        return values[0], values[1] if len(values) > 1 else None
+
+    def explain(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
+        """Run all of the graph: logits and features, as a call gives them, and the heat maps' cells by their names."""
         found = dict(zip(self.outputs, self.session.run(None, {INPUT: pixel_values}), strict=True))
-        return found[LOGITS], found.get(FEATURES)
+        return found.pop(LOGITS), found.pop(FEATURES, None), found
 
 
 def require_onnxruntime() -> Any:
