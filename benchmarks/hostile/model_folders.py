@@ -71,9 +71,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "code_of_a_folder_ran": ran,
         "bytes_on_stderr": sum(words),
         "worst_cpu_seconds": round(max(one["seconds"] for one in found[1:] or found), 2),
-        "faults": [
-            one for one in found if {"unforeseen", "ended", "hangs"} & one.keys() or one.get("answered") is False
-        ],
+        "faults": [one for one in found if one.get("answered") is not True and "said" not in one],
     }
     summary = [[key, str(value)] for key, value in record.items() if not isinstance(value, list)]
     return record | {"summary": summary}
@@ -126,9 +124,10 @@ def named(trace: Path) -> dict[str, Tampering]:
         return tamper
 
     def filled(value: float) -> Tampering:
-        return weights(
-            lambda state: {n: np.full_like(v, value) if v.dtype.kind == "f" else v for n, v in state.items()}
-        )
+        def fill(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {n: np.full_like(v, value) if v.dtype.kind == "f" else v for n, v in state.items()}
+
+        return weights(fill)
 
     deep = "[" * 100_000
     changes: dict[str, Tampering] = {
@@ -165,8 +164,8 @@ def named(trace: Path) -> dict[str, Tampering]:
         ("model_type", "vit"), ("model_type", None), ("architecture", "local-dir:/tmp"), ("architecture", "hf-hub:a/b"),
         ("architecture", "../x"), ("architecture", "resnet5000"), ("architecture", "test_vit"), ("architecture", 7),
         ("model_args", {"checkpoint_path": "/tmp/x.pt"}), ("model_args", {"pretrained": True}), ("model_args", [1]),
-        ("model_args", {"cache_dir": "/tmp"}), ("model_args", {"pretrained_cfg": {"url": "x"}}), ("model_args", {"x": 1}),
-        ("num_classes", "4"), ("dtype", "float1"), ("initializer_range", "x"), ("do_pooling", []), ("pretrained_cfg", 7),
+        ("model_args", {"cache_dir": "/tmp"}), ("model_args", {"pretrained_cfg": {}}), ("model_args", {"x": 1}),
+        ("num_classes", "4"), ("dtype", "float1"), ("initializer_range", 7), ("do_pooling", 7), ("pretrained_cfg", 7),
     ):  # fmt: skip
         changes[f"{key}: {value}"] = config(**{key: value})
     for key, value in (

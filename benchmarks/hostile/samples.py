@@ -67,9 +67,9 @@ def whole_files(rng: np.random.Generator) -> dict[str, bytes]:
     window = {"WindowCenter": "600", "WindowWidth": "1200", "RescaleSlope": "2", "RescaleIntercept": "-9"}
     rle = struct.pack("<16L", 1, 64, *[0] * 14) + b"".join(b"\x5f" + row.tobytes() for row in values)  # 96 bytes a run
     archive = BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("a.png", encoded(grey, "PNG"))
-        file.writestr("b/c.jpg", encoded(grey, "JPEG"))
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(zipfile.ZipInfo("a.png"), encoded(grey, "PNG"), zipfile.ZIP_DEFLATED)  # without the time of day
+        file.writestr(zipfile.ZipInfo("b/c.jpg"), encoded(grey, "JPEG"), zipfile.ZIP_DEFLATED)
     tiffs = {f"TIFF, {name}": encoded(grey, "TIFF", compression=name)
              for name in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "zstd")}  # fmt: skip
     return tiffs | {
