@@ -75,7 +75,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     file = args.runs / f"{args.partition}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, yaml.safe_dump(common))
-    names = list(simulated_hospitals(str(file)))
+    hospitals = simulated_hospitals(str(file))
+    names = sorted(hospitals, key=lambda name: -len(hospitals[name].train))
     # as many steps as all hospitals take together, of slices drawn as often as there
     alone = {name: {"hospitals": name, "num_train_epochs": len(names)} for name in names}
     pooled = {"partition": "pooled", "slices_per_round": args.slices * len(names)}
