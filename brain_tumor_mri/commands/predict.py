@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row an image to FILE")
     parser.add_argument("--volume", action="store_true", help="folders and zips are DICOM series: one answer a series")
     parser.add_argument("--heat_map", type=Path, metavar="FILE", help="of a volume: write its heat map as NIfTI")
+    parser.add_argument("--key_images", type=Path, metavar="DIR", help="of volumes: write the strongest slices as PNG")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, and nothing else there")
 
 
@@ -81,8 +82,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{volumes[0]} is a volume and others are not; give volumes and slices in two commands")
     if volumes:
         return import_module(f"{__package__}.predict_volumes").run(args)
-    if args.heat_map:
-        raise UserError("--heat_map is for volumes; brain-tumor-mri explain draws it for slices")
+    if args.heat_map or args.key_images:
+        flag = "--heat_map" if args.heat_map else "--key_images"
+        raise UserError(f"{flag} is for volumes; brain-tumor-mri explain draws heat maps of slices")
     files = find_images(args.paths)
     if args.csv:
         check_target(args.csv, args.json)

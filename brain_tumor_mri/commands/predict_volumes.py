@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..files import check_writable
 from ..images.find import SEQUENCE_PATH
 from ..images.series import SEQUENCE_TITLES, UnreadableVolumeError
 from ..inference.study import StudyPrediction, predict_studies
-from ..inference.volume import VolumeClassifier, VolumePrediction
+from ..inference.volume import VolumeClassifier, VolumePrediction, key_images
 from ..labels import NO_TUMOR, RESEARCH_NOTICE, TITLES
 from ..trust.decision import DECISIONS
 from .model_flags import load_classifier
@@ -44,11 +44,15 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.heat_map, "--heat_map")
         if not args.heat_map.name.endswith((".nii", ".nii.gz")):
             raise UserError(f"--heat_map {args.heat_map}: give a name that ends in .nii or .nii.gz")
+    if args.key_images:
+        _make_folder(args.key_images)
     classifier = VolumeClassifier(load_classifier(args))
     studies: list[StudyPrediction] = []
     interrupted = False
     try:
         for study in _answers(classifier, sources, args.heat_map is not None):
+            if args.key_images:
+                _write_key_images(study, sum(len(done.volumes) for done in studies), args.key_images)
             studies.append(study)
     except KeyboardInterrupt:
         interrupted = True
@@ -95,6 +99,23 @@ def _answers(
                 yield from predict_studies(classifier, source, heat_map=heat_map, on_slice=show)
         except UnreadableVolumeError as error:
             yield StudyPrediction(error.name, (VolumePrediction(error.name, error=error.reason),), error=error.reason)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--key_images {folder}: {first_line(error)}; name a folder") from error
+
+
+def _write_key_images(study: StudyPrediction, before: int, folder: Path) -> None:
+    """By the volume's number, as its name may be a patient's."""
+    for number, volume in enumerate(study.volumes, before + 1):
+        for index, picture in (key_images(volume) if volume.error is None else {}).items():
+            try:
+                picture.save(folder / f"volume-{number}-slice-{index}.png")
+            except OSError as error:
+                raise UserError(f"--key_images {folder}: {first_line(error)}; name another folder") from error
 
 
 def _only(answered: list[VolumePrediction], file: Path) -> VolumePrediction:

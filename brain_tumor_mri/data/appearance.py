@@ -20,7 +20,7 @@ PLANES = ("axial", "coronal", "sagittal")
 _BY_EYE = SPLITS_FILE.with_name("appearance.csv")
 _PROVENANCE = SPLITS_FILE.with_name("provenance.csv")
 _FIGSHARE_SLICES = 500
-"""Of the Figshare slices in the Kaggle set, drawn at random."""
+"""Of the Figshare slices in the Kaggle set, drawn at random from the folds that train no released network."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def known_slices(collections_dir: str | Path, data_dir: str | Path | None = None
             found.append(_known(Path(collections_dir, row.file), row.collection, sequence, plane, stripped))
     if data_dir is None:
         return found
-    traced = [row["path"] for row in _rows(_PROVENANCE) if row["figshare_id"]]
+    held_out = {row["path"] for row in _rows(SPLITS_FILE) if row["fold"] in ("1", "2")}
+    traced = [row["path"] for row in _rows(_PROVENANCE) if row["figshare_id"] and row["path"] in held_out]
     listed = {file: looks for (source, file), looks in by_eye.items() if source == "kaggle"}
     drawn = {file: ("t1c", "") for file in random.Random(1).sample(traced, min(_FIGSHARE_SLICES, len(traced)))}
     for file, (sequence, plane) in (drawn | listed).items():

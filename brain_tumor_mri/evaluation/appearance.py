@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ..inference.appearance import Head
 
-STRENGTH = 0.003
+STRENGTH = 0.03
 """Inverse of the L2 penalty on weights of standardised features; weak fits carry over to other collections."""
 PRECISION = 0.95
 """Share of right answers among those told, on collections left out, that each class's limit asks for."""

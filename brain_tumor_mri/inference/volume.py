@@ -190,7 +190,7 @@ class VolumeClassifier:
             answers[k] = answer
             if on_slice:
                 on_slice(len(answers), len(places))
-        combined = combine(upright, answers, self._look(upright, places))
+        combined = combine(upright, answers, self.look(upright))
         if not heat_map:
             return combined
         maps = np.zeros(upright.array.shape, np.float32)
@@ -210,10 +210,11 @@ class VolumeClassifier:
             mask=upright.back((maps > 0.5).astype(np.uint8)),
         )
 
-    def _look(self, upright: Upright, places: list[int]) -> Appearance | None:
-        """What the pixels of some slices from the middle of the head say."""
+    def look(self, upright: Upright) -> Appearance | None:
+        """What the pixels alone of some slices from the middle of the head say; None without ``appearance``."""
         if self.appearance is None:
             return None
+        places = upright.head_slices()
         chosen = np.linspace(places[0], places[-1], LOOKED_AT + 4)[2:-2].round().astype(int)
         pictures = [upright.picture(k) for k in dict.fromkeys(chosen.tolist())]
         pixels = np.stack([self.slice_classifier.preprocess(picture) for picture in pictures])
@@ -373,6 +374,13 @@ class Upright:
     @staticmethod
     def _offset(size: tuple[int, int]) -> tuple[int, int]:
         return (max(size) - size[0]) // 2, (max(size) - size[1]) // 2
+
+
+def key_images(answer: VolumePrediction, count: int = 3) -> dict[int, Image.Image]:
+    """Return the strongest key slices as the model saw them, upright and cropped to the head, by index in the input."""
+    upright = Upright(answer.volume)
+    places = {upright.input_index(k): k for k in upright.head_slices()}
+    return {index: upright.picture(places[index]) for index in answer.key_slices[:count]}
 
 
 def combine(upright: Upright, answers: dict[int, Prediction], appearance: Appearance | None = None) -> VolumePrediction:

@@ -17,7 +17,7 @@ from brain_tumor_mri.commands.main import main
 from brain_tumor_mri.images.series import SequenceGuess, UnreadableVolumeError
 from brain_tumor_mri.images.volume import Volume, read_volume
 from brain_tumor_mri.inference.prediction import Prediction
-from brain_tumor_mri.inference.volume import VolumeClassifier
+from brain_tumor_mri.inference.volume import VolumeClassifier, key_images
 from brain_tumor_mri.labels import LABELS, NO_TUMOR
 
 STEPS = np.array([4.0, 1.0, 1.0])
@@ -184,6 +184,16 @@ def test_on_a_sequence_that_was_not_measured_or_a_geometry_in_doubt_the_answer_i
     given = volume(head())
     doubted = Volume(given.name, given.array, given.affine, sequence=given.sequence, doubt="its affine lies")
     assert CLASSIFIER.predict(doubted).reason == "its affine lies"
+
+
+@pytest.mark.parametrize("codes", ["SPL", "RAI"])
+def test_key_images_are_the_strongest_slices_upright(codes: str):
+    found = CLASSIFIER.predict(volume(head(), codes))
+    images = key_images(found)
+    assert list(images) == list(found.key_slices[:3])
+    for picture in images.values():
+        bright = np.argwhere(np.asarray(picture.convert("L")) > 200).mean(0) / picture.height
+        assert bright[0] < 0.5 < bright[1]  # in front, and on the right of the picture: the patient's left
 
 
 def test_a_blank_volume_is_refused_in_one_line():
