@@ -58,6 +58,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 yield folder
 
         found = [one | {"tampering": names[i]} for i, one in enumerate(ask(ANSWERER, folders(), words))]
+        found = json.loads(json.dumps(found).replace(scratch, "."))
         ran = trace.exists()
     kinds = {"answered": "answered", "refused_in_a_line": "said", "unforeseen_errors": "unforeseen"}
     record = {

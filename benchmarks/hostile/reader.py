@@ -26,7 +26,7 @@ def outcome(path: str) -> dict[str, Any]:
     """What became of a file: a digest of its pixels, what was said, or an error that nobody foresaw."""
     try:
         if is_archive(path):
-            with Archive(path) as archive:
+            with Archive(path, "file") as archive:
                 return {"said": [_member(archive, number) for number in range(len(archive.members))]}
         return {"digest": _digest(path)}
     except UserError as error:
@@ -43,7 +43,7 @@ def _member(archive: Archive, number: int) -> str:
 
 
 def _digest(source: str | bytes) -> str:
-    image = load_image(source)
+    image = load_image(source, "file")
     image.resize((224, 224))  # as preprocessing does, whose memory grows with the sides
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16]
 

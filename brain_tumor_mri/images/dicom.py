@@ -35,6 +35,7 @@ _MAX_BESIDE = 2 * 2**20  # bytes of a header, without private elements: as numbe
 _MAX_FRAGMENTS = 20_000  # of packed pixels
 
 _PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_PIXEL_TAGS = (0x7FE00010, 0x7FE00008, 0x7FE00009)
 _TRANSFORMATION, _VALUE_OF_INTEREST = "PixelValueTransformationSequence", "FrameVOILUTSequence"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -121,7 +122,7 @@ def read_slice(file: BinaryIO) -> np.ndarray:
 def _check_size(dataset: Dataset, size: int) -> None:
     """Refuse a header of megabytes, and pixels that say they are numbers, before pydicom makes objects of them."""
     elements = list(map(dataset.get_item, dataset.keys()))  # as they are in the file; iterating would convert them
-    pixels = [element for element in elements if element.tag >> 16 == 0x7FE0]
+    pixels = [element for element in elements if element.tag in _PIXEL_TAGS]
     if any(element.VR not in (None, "OB", "OW", "OF", "OD", "UN") for element in pixels):
         raise DicomError("the DICOM file is damaged (its pixels are of the wrong kind); copy or export it again")
     apart = [len(e.value or b"") for e in elements if e in pixels or (e.tag.is_private and isinstance(e.value, bytes))]

@@ -506,6 +506,16 @@ def test_pixels_that_say_they_are_numbers_or_text_are_refused(kind: bytes):
     )
 
 
+def test_an_extended_offset_table_stands_in_the_way_of_nothing():
+    buffer = io.BytesIO()
+    Image.new("L", (56, 40), 90).save(buffer, "JPEG")
+    content = encapsulated(buffer.getvalue(), JPEGBaseline8Bit)
+    at = content.index(struct.pack("<HH", 0x7FE0, 0x10))
+    table = struct.pack("<HH2sHLQ", 0x7FE0, 1, b"OV", 0, 8, 0)
+    lengths = struct.pack("<HH2sHLQ", 0x7FE0, 2, b"OV", 0, 8, len(buffer.getvalue()))
+    np.testing.assert_array_equal(grey(content[:at] + table + lengths + content[at:]), grey(content))
+
+
 def test_pixels_in_endless_pieces_are_refused():
     content = encapsulated(b"\x01" + bytes(63), RLELossless)
     end = content.rindex(struct.pack("<HH", 0xFFFE, 0xE0DD))
