@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA_DIR ?= data/brain-tumor-mri-dataset
-EXPORT ?= exported
+EXPORT ?= model-lite
 
 .PHONY: app test test-all train lint phantoms web federated clean
 

@@ -91,6 +91,19 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, phantom_dir: Path) 
 
 
 @pytest.fixture(scope="session")
+def tiny_onnx_dir(tiny_model_dir: Path, phantom_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tiny_model_dir`` with its ONNX file beside the weights, as the release has it."""
+    import shutil
+
+    from brain_tumor_mri.commands.main import main
+
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path_factory.mktemp("tiny-onnx") / "tiny"))
+    images = sorted(map(str, phantom_dir.glob("Testing/*/*.png")))[:4]
+    assert main(["export", "--format", "onnx", "--model", str(folder), "--check_images", *images]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
 def real_data_dir() -> Path:
     """The real images, ``BRAIN_TUMOR_MRI_DATA`` or ../shared/data/brain-tumor-mri-dataset; skips where missing."""
     default = REPO_ROOT.parent / "shared" / "data" / "brain-tumor-mri-dataset"

@@ -91,6 +91,7 @@ function meaningless(answer) {
 }
 
 let coverage = DEFAULT_COVERAGE;
+const PLACELESS = "notumor"; // what is everywhere or nowhere has no map
 
 function coverageSwitch(answer) {
   const choices = COVERAGES.map((percentage) => {
@@ -132,7 +133,7 @@ function showAnswer(answer, name) {
     ...(refused ? [meaningless(answer)] : [make("h3", { class: "quantity" }, kind), bars(answer)]),
     make("p", { class: "source" }, `File: ${name} · Model: ${page.model} · ${whole}${SPACE}ms in this browser`),
   );
-  part("answer").dataset.answer = JSON.stringify(answer);
+  part("answer").dataset.answer = JSON.stringify({ ...answer, maps: null });
   bringIntoView();
 }
 
@@ -171,7 +172,37 @@ function showSlice(file, answer) {
   }
   const image = make("img", { src: URL.createObjectURL(file), alt: "The slice as it was read" });
   const caption = `Slice as read, ${answer.width} × ${answer.height} pixels`;
-  part("viewer").replaceChildren(make("figure", {}, image, make("figcaption", {}, caption)));
+  part("viewer").replaceChildren(make("figure", {}, image, make("figcaption", {}, caption)), ...heatMaps(answer));
+}
+
+/** The heat map, for one tumour class at a time; none of a refused picture. */
+function heatMaps(answer) {
+  if (!answer.maps || answer.decisions?.[coverage].decision === REFUSED) return [];
+  const { width, height, pixels } = answer.maps;
+  const names = Object.keys(pixels);
+  const first = answer.label === PLACELESS ? names.reduce((a, b) =>
+    answer.probabilities[b] > answer.probabilities[a] ? b : a) : answer.label;
+  const canvas = make("canvas", { width, height, role: "img" });
+  const caption = make("figcaption", {});
+  const show = (name) => {
+    canvas.getContext("2d").putImageData(new ImageData(pixels[name], width, height), 0, 0);
+    canvas.setAttribute("aria-label", `Heat map for ${classes[name].title.toLowerCase()}`);
+    canvas.dataset.class = name;
+    caption.textContent = `What speaks for ${classes[name].title.toLowerCase()} in the model's eyes, as strong as it ` +
+      `is probable (${percent(answer.probabilities[name])}); no outline of a tumour.`;
+  };
+  const choices = names.map((name) => {
+    const input = make("input", { type: "radio", name: "map", value: name });
+    input.checked = name === first;
+    input.addEventListener("change", () => show(name));
+    return make("label", {}, input, make("span", {}, classes[name].title));
+  });
+  show(first);
+  return [
+    make("figure", { class: "heat" }, canvas, caption),
+    make("fieldset", { class: "switch" }, make("legend", {}, "Where the model looked, for"),
+      make("div", { class: "choices" }, ...choices)),
+  ];
 }
 
 // --- the worker ---
@@ -182,13 +213,77 @@ const starter = new Blob([`import ${JSON.stringify(new URL("worker.js", import.m
 });
 const worker = new Worker(URL.createObjectURL(starter), { type: "module" });
 const files = new Map();
-let latest = 0;
+let [asked, latest] = [0, 0];
 
 function ask(file) {
-  latest += 1;
+  asked += 1;
+  latest = asked;
   files.set(latest, file);
   part("answer").setAttribute("aria-busy", "true");
-  worker.postMessage({ id: latest, file });
+  worker.postMessage({ id: latest, file, withMaps: true });
+}
+
+// --- many files ---
+
+const COLUMNS = ["file", "decision", "class", "confidence", ...page.classes.map(({ name }) => name), "error"];
+let rows = new Map(); // of the latest lot: id -> what is known of its file
+let told = 0;
+
+function askAll(lot) {
+  rows = new Map();
+  told = 0;
+  part("many").hidden = false;
+  part("csv").hidden = true;
+  const body = document.querySelector("#many tbody");
+  body.replaceChildren();
+  for (const file of lot) {
+    asked += 1;
+    const button = make("button", { type: "button", title: "Show it" }, file.name);
+    button.addEventListener("click", () => ask(file));
+    const row = make("tr", {}, make("th", { scope: "row" }, button), ...["…", "", ""].map((text) => make("td", {}, text)));
+    rows.set(asked, { file, row, record: null });
+    body.append(row);
+    worker.postMessage({ id: asked, file, withMaps: false });
+  }
+  count();
+}
+
+function tell(entry, { kind, answer, message }) {
+  const said = answer?.decisions?.[coverage];
+  const refused = said?.decision === REFUSED;
+  const cells = entry.row.querySelectorAll("td");
+  if (kind === "answer") {
+    cells[0].textContent = refused ? "–" : inWords(said?.prediction_set ?? [answer.label]);
+    cells[1].textContent = refused ? "" : percent(answer.confidence);
+    cells[2].textContent = said ? { ...HEADINGS, answer: "Answer", unfamiliar: "Unfamiliar" }[said.decision] : "";
+    entry.record = [entry.file.name, said?.decision ?? "", answer.label, answer.confidence,
+      ...page.classes.map(({ name }) => answer.probabilities[name]), ""];
+  } else {
+    cells[0].textContent = `Not readable: ${message}`;
+    entry.record = [entry.file.name, ...COLUMNS.slice(1, -1).map(() => ""), message];
+  }
+  entry.row.dataset.kind = kind;
+  told += 1;
+  count();
+  if (told === rows.size) offerCsv();
+}
+
+function count() {
+  part("many-count").textContent = told < rows.size ? `${told} of ${rows.size} files` : `${rows.size} files`;
+}
+
+function offerCsv() {
+  const quoted = (value) => `"${String(value).replaceAll('"', '""')}"`;
+  const lines = [COLUMNS, ...[...rows.values()].map(({ record }) => record)].map((line) => line.map(quoted).join(","));
+  if (part("csv").href) URL.revokeObjectURL(part("csv").href);
+  part("csv").href = URL.createObjectURL(new Blob([`${lines.join("\r\n")}\r\n`], { type: "text/csv" }));
+  part("csv").hidden = false;
+}
+
+/** One file is shown, several become a table. */
+function take(list) {
+  if (list.length === 1) ask(list[0]);
+  else if (list.length) askAll([...list]);
 }
 
 function failed(message) {
@@ -219,9 +314,13 @@ const handlers = {
 };
 
 worker.addEventListener("message", ({ data }) => {
+  if (rows.has(data.id)) {
+    tell(rows.get(data.id), data);
+    return;
+  }
   const file = files.get(data.id);
   files.delete(data.id);
-  if (data.id !== undefined && data.id !== latest) return; // a newer file is on its way
+  if (data.id !== undefined && data.id !== latest) return; // a newer file, or lot, is on its way
   if (data.id !== undefined) part("answer").removeAttribute("aria-busy");
   handlers[data.kind](data, file);
 });
@@ -230,7 +329,7 @@ worker.addEventListener("error", (event) => failed(event.message || "its program
 // --- input ---
 
 part("file").addEventListener("change", ({ target }) => {
-  if (target.files.length) ask(target.files[0]);
+  take(target.files);
   target.value = ""; // the same file may be chosen again
 });
 const zone = document.querySelector(".drop");
@@ -238,14 +337,14 @@ for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(name, (event) => {
     event.preventDefault(); // or the browser would open the file in place of the page
     zone.classList.toggle("over", name === "dragenter" || name === "dragover");
-    if (name === "drop" && event.dataTransfer.files.length) ask(event.dataTransfer.files[0]);
+    if (name === "drop") take(event.dataTransfer.files);
   });
 }
 document.addEventListener("paste", (event) => {
-  const [file] = event.clipboardData?.files ?? [];
-  if (!file) return;
+  const pasted = event.clipboardData?.files ?? [];
+  if (!pasted.length) return;
   event.preventDefault();
-  ask(file);
+  take(pasted);
 });
 
 for (const { name, title, example } of page.classes) {

@@ -15,13 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.inference.model_folder import EXPORT_FILE, ModelFolder, find_model
+from brain_tumor_mri.heat_maps.explain import COLOURS
+from brain_tumor_mri.inference.model_folder import DEFAULT_MODEL, EXPORT_FILE, ModelFolder, find_model
 from brain_tumor_mri.labels import CLASSES, RESEARCH_NOTICE
 from brain_tumor_mri.trust.trust_file import FILE_NAME as TRUST_FILE
 from brain_tumor_mri.trust.trust_file import load_trust
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("README.md", "app.js", "decode.js", "icon.svg", "preprocess.js", "style.css", "trust.js", "worker.js")
+SOURCES = (
+    "README.md",
+    "app.js",
+    "decode.js",
+    "heat.js",
+    "icon.svg",
+    "preprocess.js",
+    "style.css",
+    "trust.js",
+    "worker.js",
+)
 RUNTIME = HERE / "node_modules" / "onnxruntime-web"
 VENDORED = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 FORMS = ("onnx", "onnx-int8")
@@ -57,6 +68,7 @@ def page_settings(folder: ModelFolder, form: str, trusted: bool) -> dict[str, An
     return {
         "form": form,
         "trusted": trusted,
+        "colours": [list(bytes.fromhex(colour)) for colour in COLOURS],
         "model": f"{name} ({form})",
         "classes": [
             {"name": c.name, "title": c.title, "description": c.description, "example": _example(c.name)}
@@ -77,7 +89,13 @@ def page_settings(folder: ModelFolder, form: str, trusted: bool) -> dict[str, An
 def main(argv: Sequence[str] | None = None) -> int:
     """Build the page from the command line; return the exit status."""
     parser = argparse.ArgumentParser(description="Build the page that classifies in the browser.")
-    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="folder of an export")
+    parser.add_argument(
+        "--model",
+        default=HERE.parent / DEFAULT_MODEL,
+        type=Path,
+        metavar="DIR",
+        help="folder with an ONNX file, such as model-lite",
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to be written")
     parser.add_argument("--format", choices=FORMS, default=FORMS[0], help="which file answers (default: %(default)s)")
     args = parser.parse_args(argv)

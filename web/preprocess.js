@@ -108,8 +108,18 @@ export function preprocessingOf(config) {
  * @param {object} preprocessing of `preprocessingOf`.
  * @returns {Float32Array} (3, height, width), normalised.
  */
-export function pixelValues(picture, { width, height, interpolation, mean, std }) {
-  const { data } = resize(picture, width, height, interpolation);
+export function pixelValues(picture, preprocessing) {
+  const { width, height, interpolation } = preprocessing;
+  return normalised(resize(picture, width, height, interpolation), preprocessing);
+}
+
+/**
+ * The second half of `pixelValues`, for a picture that has the input's size already.
+ * @param {{data: Uint8ClampedArray, width: number, height: number}} seen of `resize`.
+ * @param {object} preprocessing of `preprocessingOf`.
+ * @returns {Float32Array} (3, height, width).
+ */
+export function normalised({ data, width, height }, { mean, std }) {
   const count = width * height;
   const values = new Float32Array(3 * count);
   for (let channel = 0; channel < 3; channel++) {

@@ -2,7 +2,8 @@
 // app.js starts it from a blob, because only such a worker is bound by the page's Content-Security-Policy.
 
 import { UnreadableImageError, decode } from "./decode.js";
-import { pixelValues, preprocessingOf } from "./preprocess.js";
+import { headMask, heatMap, overlay } from "./heat.js";
+import { normalised, preprocessingOf, resize } from "./preprocess.js";
 import { checkTrust, judge, labelsOf, pictureFault } from "./trust.js";
 import * as ort from "./vendor/ort.wasm.bundle.min.mjs";
 
@@ -33,8 +34,11 @@ const jsonOf = async (path) => {
 
 const hex = (buffer) => [...new Uint8Array(buffer)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
+const MAPS = ["grad_cam", "layer_cam"]; // outputs that hold the cells of heat maps
+const NO_PLACE = "notumor"; // what is everywhere or nowhere has no map
+
 async function open() {
-  const { form, trusted } = await jsonOf("page.json");
+  const { form, trusted, colours } = await jsonOf("page.json");
   const [config, record] = await Promise.all([jsonOf("model/config.json"), jsonOf("model/export.json")]);
   const trust = trusted ? await jsonOf("model/trust.json") : null;
   if (trust) checkTrust(trust, record, form);
@@ -50,7 +54,7 @@ async function open() {
   ort.env.wasm.wasmPaths = { wasm: at("vendor/ort-wasm-simd-threaded.wasm").href };
   ort.env.wasm.numThreads = 1; // more need shared memory, and workers that the page's policy does not bind
   const session = await ort.InferenceSession.create(network, { executionProviders: ["wasm"] });
-  return { session, trust, labels: labelsOf(config), preprocessing: preprocessingOf(config) };
+  return { session, trust, colours, labels: labelsOf(config), preprocessing: preprocessingOf(config) };
 }
 
 const opened = open();
@@ -59,17 +63,32 @@ opened.then(
   (error) => postMessage({ kind: "failed", message: error.message }),
 );
 
-async function answer({ session, trust, labels, preprocessing }, file) {
+/** Draw the heat map of each class that has a place: by name, RGBA at the size of the model's input. */
+function overlays(outputs, seen, { probabilities }, labels, colours) {
+  const cells = MAPS.map((name) => outputs[name]).filter(Boolean);
+  if (!cells.length) return null;
+  const head = headMask(seen);
+  const highest = Math.max(...Object.values(probabilities));
+  const drawn = labels.map((name, place) => [name, place]).filter(([name]) => name !== NO_PLACE).map(([name, place]) => [
+    name, overlay(seen, heatMap(cells, place, seen), head, probabilities[name] / highest, colours),
+  ]);
+  return { width: seen.width, height: seen.height, pixels: Object.fromEntries(drawn) };
+}
+
+async function answer({ session, trust, labels, preprocessing, colours }, file, withMaps) {
   const started = performance.now();
   const picture = await decode(file);
-  const { width, height } = preprocessing;
-  const input = new ort.Tensor("float32", pixelValues(picture, preprocessing), [1, 3, height, width]);
+  const { width, height, interpolation } = preprocessing;
+  const seen = resize(picture, width, height, interpolation);
+  const input = new ort.Tensor("float32", normalised(seen, preprocessing), [1, 3, height, width]);
   const fault = trust ? pictureFault(picture) : null;
   const prepared = performance.now();
-  const { logits, features } = await session.run({ pixel_values: input });
+  const outputs = await session.run({ pixel_values: input });
   const ran = performance.now();
+  const judged = judge(labels, outputs.logits.data, outputs.features?.data ?? null, fault, trust);
   return {
-    ...judge(labels, logits.data, features?.data ?? null, fault, trust),
+    ...judged,
+    maps: withMaps ? overlays(outputs, seen, judged, labels, colours) : null,
     width: picture.width,
     height: picture.height,
     milliseconds: { prepare: prepared - started, network: ran - prepared },
@@ -77,10 +96,10 @@ async function answer({ session, trust, labels, preprocessing }, file) {
 }
 
 let queue = Promise.resolve(); // a session runs one picture at a time
-self.onmessage = ({ data: { id, file } }) => {
+self.onmessage = ({ data: { id, file, withMaps } }) => {
   queue = queue.then(async () => {
     try {
-      postMessage({ kind: "answer", id, answer: await answer(await opened, file) });
+      postMessage({ kind: "answer", id, answer: await answer(await opened, file, withMaps) });
     } catch (error) {
       const unreadable = error instanceof UnreadableImageError;
       postMessage({ kind: unreadable ? "unreadable" : "broken", id, message: error.message });

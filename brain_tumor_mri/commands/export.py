@@ -24,9 +24,13 @@ from ..labels import RESEARCH_NOTICE
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
-    parser.add_argument("--format", required=True, choices=tuple(EXPORT_FILES), help="what is written")
+    parser.add_argument(
+        "--format", required=True, nargs="+", choices=tuple(EXPORT_FILES), help="what is written, one or several"
+    )
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"folder of a trained model (default: {DEFAULT_MODEL})")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="new folder")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="new folder (default: the model's own, beside its weights)"
+    )
     parser.add_argument(
         "--data_dir",
         default="data/brain-tumor-mri-dataset",
@@ -58,10 +62,15 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.min_agreement <= 1:
         raise UserError(f"--min_agreement must be between 0 and 1, not {args.min_agreement}")
     folder = find_model(args.model)
-    require_new(args.output)
+    if args.output:
+        require_new(args.output)
+    elif not Path(folder.source).is_dir():
+        raise UserError(f"{args.model} is on the Hub; give --output, a new folder here")
     named = _named_images(args.check_images) if args.check_images else None
     images = named or check_slices(args.data_dir, folder, CHECKED_SLICES)
-    training = calibration_slices(args.data_dir, folder, args.calibration_slices) if args.format in INT8 else None
+    training = (
+        calibration_slices(args.data_dir, folder, args.calibration_slices) if set(args.format) & set(INT8) else None
+    )
     from ..export.export import export_model  # torch: seconds, so after everything told without it
 
     with _status() as on_status:
@@ -78,12 +87,14 @@ def run(args: argparse.Namespace) -> int:
         json.dump(record, sys.stdout, indent=2)
         print()
     else:
-        print(summary(record, args.output, args.format))
+        for export_format in record["files"]:
+            print(summary(record, args.output or folder.path, export_format))
+        print(RESEARCH_NOTICE)
     return 0
 
 
 def summary(record: dict[str, Any], output: Path, export_format: str) -> str:
-    """Say in three lines what was written and what the check found."""
+    """Say in two lines what was written and what the check found."""
     from ..export.parity import Parity  # torch, which is loaded by now
 
     entry = record["files"][export_format]
@@ -91,7 +102,7 @@ def summary(record: dict[str, Any], output: Path, export_format: str) -> str:
     size = f"{entry['size_bytes'] / 1e6:.1f} MB"
     return (
         f"{record['source']['architecture']} as {export_format}: {output / entry['file']}, {size}\n"
-        f"Against PyTorch: {parity}\n{RESEARCH_NOTICE}"
+        f"Against PyTorch: {parity}"
     )
 
 

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--model", default="model", help="model folder with its metrics.json (default: model)")
     model.add_argument("--revision", default="main", metavar="BRANCH", help="branch to push to (default: main)")
     model.add_argument("--tag", help="name of the version, such as v1.2.0; set on the commit")
+    model.add_argument("--onnx", action="store_true", help="refuse a folder without an ONNX file; one is sent anyway")
     model.add_argument("--dry_run", action="store_true", help="check, and list files and sizes; ask and send nothing")
     model.set_defaults(publish=_run_model)
     summary = "push the app, pinned and with its model written down, as a Space, after asking it for a prediction"
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_model(args: argparse.Namespace) -> int:
     _check_refs(args.revision, args.tag)
-    plan = plan_model(args.model, args.repo_id, tag=args.tag)
+    plan = plan_model(args.model, args.repo_id, tag=args.tag, onnx=args.onnx)
     outcome = None
     if not args.dry_run:
         outcome = push(plan, revision=args.revision, tag=args.tag, private=args.private)

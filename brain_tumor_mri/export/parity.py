@@ -23,6 +23,8 @@ MAX_DIFFERENCE = 1e-4
 """Of a probability, between a float32 export and PyTorch."""
 MAX_FEATURE_DIFFERENCE = 1e-3
 """Of a feature, between a float32 export and PyTorch, as a share of the largest."""
+MAX_MAP_DIFFERENCE = 1e-3
+"""Of a heat map, between a float32 export and PyTorch; what stretches a faint map to its full range stretches this."""
 MAX_HALF_DIFFERENCE = 2e-2
 """Of a probability, between a float16 export and PyTorch."""
 _BATCH = 7  # no power of two, so that a file with a fixed batch is noticed
@@ -39,6 +41,7 @@ class Parity:
         same_label: share of slices with the same class.
         same_decision: share of slices with the same decision; None without a trust.json.
         feature_difference: largest difference of a feature, as a share of the largest feature; None without features.
+        map_difference: largest difference of a heat map of the class answered, in [0, 1]; None of an export without.
     """
 
     images: int
@@ -47,6 +50,7 @@ class Parity:
     same_label: float
     same_decision: float | None
     feature_difference: float | None
+    map_difference: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as in export.json."""
@@ -54,9 +58,10 @@ class Parity:
 
     def __str__(self) -> str:
         decisions = "" if self.same_decision is None else f", the same decision for {self.same_decision:.1%}"
+        maps = "" if self.map_difference is None else f"; heat maps by at most {self.map_difference:.2g}"
         return (
             f"the same class for {self.same_label:.1%} of {self.images} images{decisions}; probabilities differ by at "
-            f"most {self.max_difference:.2g}, by {self.mean_difference:.2g} on average"
+            f"most {self.max_difference:.2g}, by {self.mean_difference:.2g} on average{maps}"
         )
 
 
@@ -98,7 +103,18 @@ def compare(
         same_label=float(np.mean([a.label == b.label for a, b in pairs])),
         same_decision=float(np.mean([a.decision == b.decision for a, b in pairs])) if reference.trust else None,
         feature_difference=_feature_difference(features) if features else None,
+        map_difference=_map_difference(reference, exported, images) if getattr(exported.network, "maps", ()) else None,
     )
+
+
+def _map_difference(reference: TumorClassifier, exported: TumorClassifier, images: Sequence[ImageSource]) -> float:
+    largest = 0.0
+    for first in range(0, len(images), _BATCH):
+        maps = (side.explain(list(images[first : first + _BATCH])) for side in (reference, exported))
+        for ours, theirs in zip(*maps, strict=True):
+            if ours.target == theirs.target:
+                largest = max(largest, float(np.abs(ours.heat_map - theirs.heat_map).max()))
+    return largest
 
 
 def _feature_difference(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -110,6 +126,7 @@ def require_same(parity: Parity) -> None:
     """Refuse a float32 export that does not answer as PyTorch does."""
     features_agree = parity.feature_difference is None or parity.feature_difference <= MAX_FEATURE_DIFFERENCE
     same = parity.same_label == 1 and parity.same_decision in (None, 1)
+    same = same and (parity.map_difference or 0) <= MAX_MAP_DIFFERENCE
     # "not <=": a NaN agrees with nothing
     if not parity.max_difference <= MAX_DIFFERENCE or not features_agree or not same:
         features = "" if features_agree else f", features by {parity.feature_difference:.2g} of the largest"

@@ -6,6 +6,7 @@ and ``try_space.check_space``); ``push.push`` compares it with the Hub and sends
 
 from __future__ import annotations
 
+import hashlib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from huggingface_hub import ModelCard
 from .. import __version__
 from ..errors import UserError
 from ..files import read_json
-from ..inference.model_folder import find_model
+from ..inference.model_folder import EXPORT_FILE, EXPORT_FILES, ModelFolder, find_model, runtime_of
 from ..reports.card import render_card
 from ..reports.tables import model_title, percent
 from .push import Outcome, Plan, PublishError, Upload, push
@@ -33,12 +34,20 @@ _MODEL_FILES = (
 )
 _MODEL_STALE = (
     *_MODEL_FILES[1:7], "confusion_matrix.png", "training_curves.png", "reliability.png", "stress.png",
+    EXPORT_FILE, *EXPORT_FILES.values(),
 )  # fmt: skip
 """What of an earlier version goes when this one does not have it: it would be taken for this one's."""
 
 
-def plan_model(folder: str | Path, repo_id: str, *, tag: str | None = None) -> Plan:
-    """Check a model folder and list its files as they are to be on the Hub."""
+def plan_model(folder: str | Path, repo_id: str, *, tag: str | None = None, onnx: bool = False) -> Plan:
+    """Check a model folder and list its files as they are to be on the Hub; ONNX files that it has are among them.
+
+    Args:
+        folder: the model.
+        repo_id: ``owner/name``.
+        tag: of the version.
+        onnx: refuse a folder without an ONNX file, as computers without PyTorch could not use it.
+    """
     model = find_model(Path(folder))
     model.require_project_labels()
     _ = model.tensors  # refuses weights that are cut off
@@ -56,6 +65,7 @@ def plan_model(folder: str | Path, repo_id: str, *, tag: str | None = None) -> P
             _require_same_weights(measured_file, "model.weights_sha256", of, weights)
     require_metadata(card)
     names = sorted({file.name for pattern in _MODEL_FILES for file in model.path.glob(pattern)})
+    names += _onnx_files(model, needed=onnx)
     files = [Upload("LICENSE", _licence(model.path)), Upload("README.md", card.encode())]
     return Plan(
         repo_id,
@@ -102,6 +112,21 @@ def _require_same_weights(file: Path, key: str, recorded: object, weights: str) 
     if recorded != weights:
         whose = f"belongs to other weights ({recorded[:12]}...)" if isinstance(recorded, str) else f"has no {key}"
         raise UserError(f"{file} {whose}; those here are {weights[:12]}...: measure them, and publish that record")
+
+
+def _onnx_files(model: ModelFolder, *, needed: bool) -> list[str]:
+    """Names of ``export.json`` and the ONNX files beside the weights; each was made from these, and is whole."""
+    backends = [b for b, name in EXPORT_FILES.items() if runtime_of(b) == "onnx" and (model.path / name).is_file()]
+    if not backends:
+        if needed:
+            write = f"brain-tumor-mri export --model {model.source} --format onnx"
+            raise UserError(f"{model.source} has no ONNX file; write it: {write}")
+        return []
+    for export in (find_model(model.path, backend=backend) for backend in backends):
+        (file,) = export.weights
+        if hashlib.sha256(file.read_bytes()).hexdigest() != export.run_sha256():
+            raise UserError(f"{file} is not the file that {EXPORT_FILE} describes; export the model again")
+    return [EXPORT_FILE, *(EXPORT_FILES[backend] for backend in backends)]
 
 
 def _licence(folder: Path) -> Path | bytes:

@@ -27,10 +27,11 @@ EXAMPLE = "examples/phantom-glioma.png"
 
 _PACKAGE_SUFFIXES = {".py", ".md", ".css", ".js", ".html", ".svg", ".json", ".csv"}
 REQUIREMENTS = (
-    "gradio", "huggingface-hub", "jinja2", "matplotlib", "numpy", "pillow", "psutil", "pydicom", "rich",
-    "safetensors", "scipy", "timm", "torch", "torchvision", "transformers",
+    "gradio", "huggingface-hub", "jinja2", "matplotlib", "nibabel", "numpy", "onnxruntime", "pillow", "psutil",
+    "pydicom", "rich", "safetensors", "SimpleITK",
 )  # fmt: skip
-"""What the app runs on; their own dependencies are left to pip, as a Space's builder installs packages of its own."""
+"""What the app runs on, without PyTorch: the model's ONNX file answers. Their own dependencies are left to pip, as a
+Space's builder installs packages of its own."""
 _HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 _STALE = (f"{PACKAGE}/*", "examples/*")
 

@@ -82,8 +82,8 @@ class Plan:
         files: all files of this version.
         message: first line of the commit.
         description: its further lines.
-        stale: patterns of paths that are removed when this version does not have them; files in folders are looked at
-            only where ``files`` has folders, too.
+        stale: patterns of paths that are removed when this version does not have them; one without a folder means
+            files at the top.
         repo_type: ``model`` or ``space``.
         space_sdk: what a Space is made with; None for a model.
     """
@@ -162,10 +162,12 @@ def _push_once(api: HfApi, plan: Plan, revision: str, tag: str | None, private: 
         heads[revision] = str(api.repo_info(**repo, revision=revision).sha)
 
     wanted = {file.path for file in plan.files}
-    tree = api.list_repo_tree(**repo, revision=heads[revision], recursive=any("/" in path for path in wanted))
+    tree = api.list_repo_tree(
+        **repo, revision=heads[revision], recursive=any("/" in path for path in (*wanted, *plan.stale))
+    )
     there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     changed = [file for file in plan.files if not file.is_at(there.get(file.path))]
-    stale = [path for path in there if path not in wanted and any(fnmatch(path, p) for p in plan.stale)]
+    stale = [path for path in there if path not in wanted and any(_matches(path, p) for p in plan.stale)]
     outcome.commit = heads[revision]
     if changed or stale:
         if tagged:
@@ -185,6 +187,10 @@ def _push_once(api: HfApi, plan: Plan, revision: str, tag: str | None, private: 
     if tag and not tagged:
         outcome.tagged = True
         api.create_tag(**repo, tag=tag, revision=outcome.commit)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatch(path, pattern) and ("/" in path) <= ("/" in pattern)
 
 
 def _tag_taken(repo_id: str, tag: str | None, commit: str) -> str:

@@ -59,7 +59,7 @@ def check_space(plan: Plan, model: ModelVersion, *, folder: str | None = None, f
         fresh: install requirements.txt into a fresh environment, which takes minutes; else use this interpreter.
     """
     if folder:
-        find_model(Path(folder)).require_project_labels()
+        find_model(Path(folder), backend="onnx").require_project_labels()
         name = str(Path(folder).resolve())
     else:
         _require_model(model)
@@ -90,7 +90,7 @@ def check_space(plan: Plan, model: ModelVersion, *, folder: str | None = None, f
 def _require_model(model: ModelVersion) -> None:
     """Refuse what the app would refuse, before minutes are spent, and what a Space, which has no token, cannot have."""
     with quiet_client():
-        find_model(model.id, model.revision).require_project_labels()
+        find_model(model.id, model.revision, "onnx").require_project_labels()  # PyTorch is not on the Space
     try:
         hidden = HfApi(token=False).model_info(model.id, revision=model.revision).gated
     except (OSError, httpx.HTTPError) as error:

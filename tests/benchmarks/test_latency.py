@@ -41,7 +41,7 @@ def write_products(file: Path) -> int:
 def exported(tiny_model_dir: Path, phantom_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports") / "tiny"
     images = sorted(phantom_dir.glob("Testing/*/*"))[:4]
-    export.export_model(find_model(tiny_model_dir), folder, "onnx", check_images=images)
+    export.export_model(find_model(tiny_model_dir), folder, ["onnx"], check_images=images)
     return folder
 
 

@@ -11,6 +11,8 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from brain_tumor_mri import TumorClassifier, UserError
 from brain_tumor_mri.commands.main import main
@@ -19,13 +21,16 @@ from brain_tumor_mri.data.slices import scan_folders
 from brain_tumor_mri.export import parity
 from brain_tumor_mri.export import slices as export_slices
 from brain_tumor_mri.export import write_onnx as onnx_writing
+from brain_tumor_mri.heat_maps import METHODS
 from brain_tumor_mri.inference import model_folder
 from brain_tumor_mri.inference.model_folder import find_model
 from brain_tumor_mri.inference.prediction import Prediction
 from brain_tumor_mri.inference.run_pytorch import stage_of
+from brain_tumor_mri.labels import LABELS
 from brain_tumor_mri.trust.trust_file import Calibration, InDistribution, Trust
 
 ARCHITECTURES = ("test_resnet", "test_efficientnet")
+PHANTOM = Path("phantoms") / "Testing" / "glioma"
 
 
 def add_trust(folder: Path) -> None:
@@ -161,11 +166,11 @@ def test_the_files_are_valid_and_have_the_promised_inputs_and_outputs(pair):
     for file in ("model.onnx", "model_int8.onnx"):
         network = onnx.load(pair[1] / "onnx" / file)
         onnx.checker.check_model(network, full_check=True)
-        (given,) = network.graph.input
-        assert given.name == "pixel_values"
+        given, gate = network.graph.input
+        assert (given.name, gate.name) == ("pixel_values", "explain")
         sides = [dim.dim_param or dim.dim_value for dim in given.type.tensor_type.shape.dim]
         assert isinstance(sides[0], str) and sides[1:] == [3, 224, 224]
-        assert [result.name for result in network.graph.output] == ["logits", "features"]
+        assert [result.name for result in network.graph.output] == ["logits", "features", "grad_cam", "layer_cam"]
 
 
 def test_int8_is_close_and_smaller_and_quantized_as_asked(pair, slices: list[Path]):
@@ -178,7 +183,7 @@ def test_int8_is_close_and_smaller_and_quantized_as_asked(pair, slices: list[Pat
     network = onnx.load(small)
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in network.graph.node}
     stored = {value.name: value for value in network.graph.initializer}
-    convolutions = [node for node in network.graph.node if node.op_type == "Conv"]
+    convolutions = [node for node in network.graph.node if node.op_type == "Conv"]  # those of the heat maps are inside
     in_float = [
         node.input[1] in stored and stored[node.input[1]].data_type == TensorProto.FLOAT for node in convolutions
     ]
@@ -383,9 +388,77 @@ def test_predict_info_and_explain_on_an_export(exported: Path, slices: list[Path
     described = json.loads(capsys.readouterr().out)["model"]
     assert described["backend"] == "onnx" and described["stored_as"] == ["F32"] and described["parameters"] > 1e5
     assert described["sha256"] != described["exported_sha256"]
-    assert main(["explain", files[0], "--model", str(exported), "--output_dir", str(tmp_path / "maps")]) == 2
-    told = capsys.readouterr().err
-    assert "needs the model that it was made from" in told and told.count("\n") == 1
+    assert main(["explain", files[0], "--model", str(exported), "--output_dir", str(tmp_path / "maps"), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["explanations"]
+    assert row["label"] == found[0]["class"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_graph_gives_the_heat_maps_that_gradients_give(pair, slices: list[Path], method: str, mirror: bool):
+    model, output = pair
+    ours = TumorClassifier.from_pretrained(model, device="cpu", backend="torch", mirror=mirror)
+    theirs = TumorClassifier.from_pretrained(output, backend="onnx", mirror=mirror)
+    assert set(theirs.network.maps) == {"grad-cam", "layer-cam"}
+    for target in LABELS:
+        pairs = zip(*(side.explain(slices[:5], target, method=method) for side in (ours, theirs)), strict=True)
+        for a, b in pairs:
+            assert a.heat_map.max() > 0.99 or not a.heat_map.any()
+            np.testing.assert_allclose(b.heat_map, a.heat_map, atol=1e-4)
+            assert b.prediction.label == a.prediction.label and b.prediction.decision == a.prediction.decision
+
+
+def test_int8_gives_heat_maps_too_and_they_are_alike(pair, slices: list[Path]):
+    model, output = pair
+    ours = TumorClassifier.from_pretrained(model, device="cpu", backend="torch").explain(slices[:6], "glioma")
+    theirs = TumorClassifier.from_pretrained(output, backend="onnx-int8").explain(slices[:6], "glioma")
+    assert np.corrcoef(*(np.ravel([e.heat_map for e in side]) for side in (ours, theirs)))[0, 1] > 0.8
+
+
+def test_exports_go_into_the_models_folder_and_those_of_other_weights_are_noticed_and_replaced(
+    home: Path, tmp_path: Path, capsys
+):
+    name = ARCHITECTURES[0]
+    model = Path(shutil.copytree(home / name, tmp_path / "model"))
+    before = {path.name for path in model.iterdir()}
+    command = ["export", "--model", str(model), "--data_dir", str(home / "phantoms"), "--min_agreement", "0.7"]
+    assert main([*command, "--format", "onnx-int8", "onnx"]) == 0
+    told = capsys.readouterr().out
+    assert "onnx/model.onnx" in told and "onnx/model_int8.onnx" in told and "heat maps by at most" in told
+    assert {path.name for path in model.iterdir()} == before | {"onnx", "export.json"}
+    answers = TumorClassifier.from_pretrained(model, device="cpu")
+    assert answers.describe()["backend"] == "onnx" and answers.folder.sha256() == find_model(model).sha256()
+    first = (model / "onnx" / "model.onnx").read_bytes()
+    assert set(json.loads((model / "export.json").read_text())["files"]) == {"onnx", "onnx-int8"}
+
+    # one of them anew leaves the other, as the weights are the same
+    assert main([*command, "--format", "onnx"]) == 0
+    assert set(json.loads((model / "export.json").read_text())["files"]) == {"onnx", "onnx-int8"}
+    assert (
+        TumorClassifier.from_pretrained(model, backend="onnx-int8").predict(next((home / PHANTOM).glob("*.png"))).label
+    )
+
+    # other weights: nothing answers with the old ones, and the next export takes them all away
+    with safe_open(model / "model.safetensors", "numpy") as stored:
+        weights = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    weights["timm_model.fc.bias"] = weights["timm_model.fc.bias"] + 0.5
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    (model / "trust.json").unlink()
+    assert "made from other weights" in refusal(model) and "export --model" in refusal(model, backend="onnx-int8")
+    assert main([*command, "--format", "onnx"]) == 0
+    assert {path.name for path in (model / "onnx").iterdir()} == {"model.onnx"}
+    assert (model / "onnx" / "model.onnx").read_bytes() != first
+    assert TumorClassifier.from_pretrained(model, device="cpu").describe()["backend"] == "onnx"
+
+
+def test_a_failed_export_into_the_models_folder_leaves_it_as_it_was(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = Path(shutil.copytree(home / ARCHITECTURES[0], tmp_path / "model"))
+    before = {path.name for path in model.iterdir()}
+    monkeypatch.setattr(parity, "MAX_DIFFERENCE", 0.0)
+    assert main(["export", "--model", str(model), "--format", "onnx", "--data_dir", str(home / "phantoms")]) == 2
+    assert {path.name for path in model.iterdir()} == before
 
 
 def test_calibration_takes_training_slices_and_passes_over_damaged_ones(home: Path, tmp_path: Path):

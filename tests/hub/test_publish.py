@@ -1,5 +1,6 @@
 """Publishing, with the unmodified huggingface_hub client, to a local Hub over HTTP: see ``hub/server.py``."""
 
+import hashlib
 import json
 import logging
 import os
@@ -234,6 +235,49 @@ def test_what_the_new_version_lacks_is_removed_and_files_of_others_stay(
     assert "pushed README.md; removed confusion_matrix.png, trust.json" in capsys.readouterr().out
     there = hub.repo(REPO).commit("main")["files"].keys()
     assert there == FILES - {"confusion_matrix.png"} | {"notes.png", ".gitattributes"}
+
+
+def put_onnx(folder: Path, content: bytes = b"a network") -> None:
+    """What `export` leaves in a model's folder, up to the network."""
+    (folder / "onnx").mkdir(exist_ok=True)
+    (folder / "onnx" / "model.onnx").write_bytes(content)
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "stored_as": "F32"}
+    source = {"weights_sha256": find_model(folder).sha256(), "parameters": 1}
+    write_json(folder / "export.json", {"schema": 1, "source": source, "files": {"onnx": entry}})
+
+
+def test_onnx_files_go_along_and_those_of_an_earlier_version_are_removed(
+    hub: LocalHub, sleeps: list[float], model: Path, versions: dict[str, Path], capsys: pytest.CaptureFixture[str]
+):
+    from huggingface_hub import HfApi
+
+    put_onnx(model)
+    assert publish_model(model, "--onnx") == 0
+    there = hub.repo(REPO).commit("main")["files"].keys()
+    assert there == FILES | {"export.json", "onnx/model.onnx", ".gitattributes"}
+    api = HfApi(endpoint=hub.url, token=TOKEN)
+    api.upload_file(path_or_fileobj=b"by hand", path_in_repo="models/model.safetensors", repo_id=REPO)
+    capsys.readouterr()
+    assert publish_model(versions["v2"]) == 0
+    assert "removed export.json, onnx/model.onnx" in capsys.readouterr().out
+    assert "models/model.safetensors" in hub.repo(REPO).commit("main")["files"]
+
+
+def test_onnx_files_that_are_asked_for_and_missing_or_of_other_weights_are_refused(
+    hub: LocalHub, sleeps: list[float], model: Path, versions: dict[str, Path], capsys: pytest.CaptureFixture[str]
+):
+    assert publish_model(model, "--onnx") == 2
+    assert "has no ONNX file; write it: brain-tumor-mri export" in refused(capsys)
+    put_onnx(model)
+    (model / "onnx" / "model.onnx").write_bytes(b"another")
+    assert publish_model(model) == 2
+    assert "is not the file that export.json describes" in refused(capsys)
+    put_onnx(model)
+    for name in ("model.safetensors", "metrics.json"):
+        shutil.copy2(versions["v2"] / name, model)
+    assert publish_model(model) == 2
+    assert "made from other weights" in refused(capsys)
+    assert hub.requests == []
 
 
 def test_a_branch_is_made_and_main_left_alone(hub: LocalHub, sleeps: list[float], versions: dict[str, Path]):

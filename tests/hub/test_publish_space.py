@@ -22,6 +22,7 @@ from brain_tumor_mri.hub import push as pushing
 from brain_tumor_mri.hub import try_space as space_check
 from brain_tumor_mri.hub.plan_space import ModelVersion, plan_space
 from brain_tumor_mri.hub.try_space import check_space
+from brain_tumor_mri.inference.model_folder import find_model
 from brain_tumor_mri.labels import RESEARCH_NOTICE
 from hub.server import READ_TOKEN, TOKEN, LocalHub
 
@@ -58,6 +59,16 @@ def has_space(hub: LocalHub) -> bool:
     return hub.repo(SPACE, "spaces").folder.exists()
 
 
+@pytest.fixture(scope="module")
+def with_onnx(versions: dict[str, Path], tiny_onnx_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a record and its ONNX file, as a Space needs it."""
+    folder = Path(shutil.copytree(tiny_onnx_dir, tmp_path_factory.mktemp("with-onnx") / "model"))
+    record = json.loads((versions["v1"] / "metrics.json").read_text())
+    record["model"]["weights_sha256"] = find_model(folder).sha256()
+    (folder / "metrics.json").write_text(json.dumps(record))
+    return folder
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of the source tree to spoil."""
@@ -73,9 +84,9 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_the_space_answers_with_its_model_from_the_hub_before_it_is_pushed_in_one_commit(
-    hub: LocalHub, sleeps: list[float], versions: dict[str, Path], tmp_path: Path
+    hub: LocalHub, sleeps: list[float], with_onnx: Path, tmp_path: Path
 ):
-    pushing.push(publish.plan_model(versions["v1"], "someone/brain"), tag="v1")
+    pushing.push(publish.plan_model(with_onnx, "someone/brain", onnx=True), tag="v1")
     before = len(hub.requests)
     done = run_command(hub, tmp_path / "home", "--model_id", MODEL, "--check", "here", "--json")
     assert done.returncode == 0, done.stderr
@@ -85,7 +96,7 @@ def test_the_space_answers_with_its_model_from_the_hub_before_it_is_pushed_in_on
     assert repo.commit(commit["parent"])["title"] == "initial commit" and commit["title"] == f"Answer with {MODEL}"
     requests = hub.requests[before:]
     asked_for_weights = requests.index(
-        "GET /someone/brain/resolve/" + hub.repo("someone/brain").resolve("v1") + "/model.safetensors"
+        "GET /someone/brain/resolve/" + hub.repo("someone/brain").resolve("v1") + "/onnx/model.onnx"
     )
     assert asked_for_weights < requests.index("POST /api/repos/create")
 
@@ -186,13 +197,16 @@ def test_a_token_that_will_not_do_is_one_line(token: str | None, hub, sleeps, ca
 
 
 def test_a_model_that_the_hub_has_not_or_hides_is_refused_and_nothing_sent(
-    hub: LocalHub, sleeps: list[float], versions: dict[str, Path], tmp_path: Path
+    hub: LocalHub, sleeps: list[float], versions: dict[str, Path], with_onnx: Path, tmp_path: Path
 ):
     check = ("--check", "here", "--model_id")
     assert "no folder and no Hub model is called" in refusal(
         run_command(hub, tmp_path / "home", *check, "someone/none")
     )
-    pushing.push(publish.plan_model(versions["v1"], "someone/brain"), private=True)
+    pushing.push(publish.plan_model(versions["v1"], "someone/plain"))
+    line = refusal(run_command(hub, tmp_path / "home", *check, "someone/plain"))
+    assert "has no onnx/model.onnx; make it with `brain-tumor-mri export --format onnx`" in line
+    pushing.push(publish.plan_model(with_onnx, "someone/brain"), private=True)
     assert "has no revision v7" in refusal(run_command(hub, tmp_path / "home", *check, "someone/brain@v7"))
     line = refusal(run_command(hub, tmp_path / "home", *check, "someone/brain"))
     assert "the Hub does not give someone/brain to a Space, which has no token" in line
@@ -211,7 +225,7 @@ def test_a_model_that_the_hub_has_not_or_hides_is_refused_and_nothing_sent(
     ids=["raises", "needs-the-source-tree", "lacks-a-module", "no-python"],
 )
 def test_an_app_that_does_not_start_is_not_sent(
-    spoil, expected: str, hub: LocalHub, tree: Path, tiny_model_dir: Path, tmp_path: Path
+    spoil, expected: str, hub: LocalHub, tree: Path, tiny_onnx_dir: Path, tmp_path: Path
 ):
     app = tree / "app.py"
     first = spoil(tree)
@@ -219,15 +233,15 @@ def test_an_app_that_does_not_start_is_not_sent(
     if expected == "labels":
         with pytest.raises(UserError, match=r"ended at its start.*No module named 'brain_tumor_mri\.labels'"):
             check_space(plan_space(SPACE, ModelVersion("a/b"), source=tree), ModelVersion("a/b"),
-                        folder=str(tiny_model_dir), fresh=False)  # fmt: skip
+                        folder=str(tiny_onnx_dir), fresh=False)  # fmt: skip
         return
-    more = ("--model_id", MODEL, "--check", "here", "--model", tiny_model_dir)
+    more = ("--model_id", MODEL, "--check", "here", "--model", tiny_onnx_dir)
     line = refusal(run_command(hub, tmp_path / "home", *more, cwd=tree))
     assert expected in line and hub.requests == []
 
 
 def test_an_app_that_starts_and_then_gives_no_prediction_is_refused_with_the_end_of_its_log(
-    tree: Path, tiny_model_dir: Path
+    tree: Path, tiny_onnx_dir: Path
 ):
     app = tree / "app.py"
     broken = "type(model).get = lambda self: print('to the log') or 1 / 0\n\nif __name__"
@@ -236,43 +250,43 @@ def test_an_app_that_starts_and_then_gives_no_prediction_is_refused_with_the_end
     with pytest.raises(
         UserError, match=r"^the app gave no prediction \(nothing was sent\): .*its log ends: .*division"
     ):
-        check_space(plan_space(SPACE, model, source=tree), model, folder=str(tiny_model_dir), fresh=False)
+        check_space(plan_space(SPACE, model, source=tree), model, folder=str(tiny_onnx_dir), fresh=False)
 
 
 @pytest.mark.parametrize(
     "answer", ["glioma", {}, {"label": "glioma", "model": "another"}, {"label": "cat", "model": None}]
 )
 def test_an_answer_that_is_no_prediction_of_the_model_is_not_taken(
-    answer: object, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    answer: object, tiny_onnx_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(space_check, "_serving", lambda *_: nullcontext(("http://127.0.0.1:9", Path("log"))))
     monkeypatch.setattr(space_check, "_ask", lambda *_: answer)
     model = ModelVersion("a/b")
     with pytest.raises(UserError, match="gave no prediction of"):
-        check_space(plan_space(SPACE, model), model, folder=str(tiny_model_dir), fresh=False)
+        check_space(plan_space(SPACE, model), model, folder=str(tiny_onnx_dir), fresh=False)
 
 
 def test_requirements_that_do_not_install_into_the_fresh_environment_are_said_with_pips_own_words(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_onnx_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     model = ModelVersion("a/b")
     with pytest.raises(UserError, match=r"pip install -r requirements\.txt` failed .*No matching distribution found"):
-        check_space(plan_space(SPACE, model), model, folder=str(tiny_model_dir))
+        check_space(plan_space(SPACE, model), model, folder=str(tiny_onnx_dir))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda how: how.name)
 def test_a_check_that_is_stopped_leaves_no_app_and_no_folder(
-    how: signal.Signals, hub: LocalHub, tree: Path, tiny_model_dir: Path, tmp_path: Path
+    how: signal.Signals, hub: LocalHub, tree: Path, tiny_onnx_dir: Path, tmp_path: Path
 ):
     told, temporary = tmp_path / "pid", tmp_path / "temporary"
     temporary.mkdir()
     hang = f"import os, time\nopen({str(told)!r}, 'x').write(str(os.getpid()))\ntime.sleep(600)\n"
     (tree / "app.py").write_text(hang)
-    more = ("--model_id", MODEL, "--check", "here", "--model", tiny_model_dir)
+    more = ("--model_id", MODEL, "--check", "here", "--model", tiny_onnx_dir)
     environment = hub.environment(tmp_path / "home") | {"TMPDIR": str(temporary)}
     process = subprocess.Popen(command(*more), cwd=tree, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -345,8 +359,9 @@ assert model_facts(handle.get(), "model")[1]
 """The whole page, in a process that may import nothing but the requirements and what they ask for themselves."""
 
 
-def test_the_requirements_are_all_that_the_page_needs(versions: dict[str, Path]):
-    arguments = ["brain-tumor-mri", "examples/phantom-glioma.png", versions["v1"], *space.REQUIREMENTS]
+def test_the_requirements_are_all_that_the_page_needs(with_onnx: Path):
+    names = [name.lower() for name in space.REQUIREMENTS]
+    arguments = ["brain-tumor-mri", "examples/phantom-glioma.png", with_onnx, *names]
     line = [sys.executable, "-c", ONLY_THE_REQUIREMENTS, *map(str, arguments)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -355,7 +370,7 @@ def test_the_requirements_are_all_that_the_page_needs(versions: dict[str, Path])
 def test_the_space_needs_no_training_tools_and_names_no_index():
     pinned = space.requirements()
     assert list(pinned) == list(space.REQUIREMENTS)
-    assert not pinned.keys() & {"accelerate", "datasets", "evaluate", "kagglehub", "torchio", "scikit-learn"}
+    assert not pinned.keys() & {"torch", "transformers", "datasets", "evaluate", "torchio", "scikit-learn", "scipy"}
     text = next(
         f.content for f in plan_space(SPACE, ModelVersion("a/b")).files if f.path == "requirements.txt"
     ).decode()

@@ -12,6 +12,9 @@ from PIL import Image
 
 from brain_tumor_mri import TumorClassifier
 from brain_tumor_mri.commands.main import main
+from brain_tumor_mri.heat_maps.cam import GraphView, mean_maps
+from brain_tumor_mri.heat_maps.explain import COLOURS, Explanation
+from brain_tumor_mri.heat_maps.head import head_mask
 from brain_tumor_mri.inference.prediction import Prediction
 from brain_tumor_mri.labels import LABELS
 from brain_tumor_mri.trust import decision as decisions
@@ -29,7 +32,8 @@ if not NODE:
 def run_js(script: str, request: object) -> object:
     """Run a module that finds ``request`` and sets ``answer``; both are JSON."""
     imports = "\n".join(
-        f"import * as {name} from {json.dumps((WEB / f'{name}.js').as_uri())};" for name in ("preprocess", "trust")
+        f"import * as {name} from {json.dumps((WEB / f'{name}.js').as_uri())};"
+        for name in ("heat", "preprocess", "trust")
     )
     reading = 'import fs from "node:fs"; const request = JSON.parse(fs.readFileSync(0)); let answer;'
     picture = "const picture = (p) => ({ ...p, data: new Uint8ClampedArray(Buffer.from(p.data, 'base64')) });"
@@ -107,6 +111,35 @@ def assert_same(theirs: list[dict], ours: list[Prediction], tolerance: float) ->
             assert found == (expected.decision, expected.reason, list(expected.prediction_set))
             assert said["unlikeness"] == pytest.approx(expected.unlikeness, rel=1e-3)
             assert said["foreign"] == pytest.approx(expected.foreign, abs=1e-3)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (96, 160)])
+def test_heat_maps_head_and_overlay_are_those_of_python(size: tuple[int, int], phantom_dir: Path):
+    width, height = size
+    rng = np.random.default_rng(0)
+    cells = [np.maximum(rng.normal(size=(1, 4, *shape)), 0).astype(np.float32) for shape in ((7, 5), (14, 10))]
+    image = Image.open(next(phantom_dir.glob("Testing/glioma/*.png"))).convert("RGB").resize(size)
+    probabilities = {"glioma": 0.3, "meningioma": 0.6, "notumor": 0.06, "pituitary": 0.04}
+    request = {
+        "picture": as_request(image), "share": 0.5, "colours": [list(bytes.fromhex(colour)) for colour in COLOURS],
+        "outputs": [{"data": c.ravel().tolist(), "dims": c.shape} for c in cells],
+    }  # fmt: skip
+    script = """
+      const seen = picture(request.picture);
+      const outputs = request.outputs.map(({ data, dims }) => ({ data: Float32Array.from(data), dims }));
+      const map = heat.heatMap(outputs, 0, seen);
+      const head = heat.headMask(seen);
+      const drawn = heat.overlay(seen, map, head, request.share, request.colours);
+      answer = { map: [...map], head: [...head], drawn: [...drawn] };
+    """
+    found = run_js(script, request)
+    (expected,) = mean_maps([[GraphView(cells, None, None, False)]], [0], (height, width))
+    np.testing.assert_allclose(np.reshape(found["map"], (height, width)), expected, atol=1e-5)
+    assert np.array_equal(np.reshape(found["head"], (height, width)), head_mask(image))
+    explanation = Explanation(Prediction("x", "meningioma", 0.6, probabilities), "glioma", expected, image, size)
+    overlay = np.asarray(explanation.overlay(), int)
+    drawn = np.reshape(found["drawn"], (height, width, 4))
+    assert np.abs(drawn[..., :3] - overlay).max() <= 1 and (drawn[..., 3] == 255).all()
 
 
 def test_transformers_js_answers_an_exported_folder_as_python_does(exported: Path, slices: list[Path]):

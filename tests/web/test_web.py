@@ -1,5 +1,6 @@
 """web/: the page that answers in the browser, in a real Chromium; and what its build refuses."""
 
+import csv
 import functools
 import io
 import json
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from accessibility import barriers
 from PIL import Image
@@ -158,6 +160,42 @@ def test_the_page_answers_and_decides_as_python_does_without_a_network(
     visit.page.get_by_role("button", name="Synthetic: glioma").click()
     visit.page.locator("#answer .source", has_text="phantom-glioma.png").wait_for()
     assert len(site.asked) == asked
+
+
+@pytest.mark.browser
+def test_the_page_draws_the_heat_map_that_python_draws(
+    visit: Visit, slices: list[Path], expected: list[Prediction], exported: Path
+):
+    place = next(i for i, said in enumerate(expected) if said.decision != NOT_A_BRAIN_MRI)
+    visit.answer(slices[place])
+    canvas = visit.page.locator(".heat canvas")
+    classifier = TumorClassifier.from_pretrained(exported)
+    for target in ("glioma", "pituitary"):
+        visit.page.locator(f"input[name=map][value={target}]").check(force=True)
+        assert canvas.get_attribute("data-class") == target
+        values = canvas.evaluate("c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
+        drawn = np.reshape(values, (224, 224, 4))[..., :3]
+        ours = np.asarray(classifier.explain(slices[place], target).overlay(), int)
+        assert np.abs(drawn - ours).mean() < 1 and np.abs(drawn - ours).max() < 16
+
+
+@pytest.mark.browser
+def test_many_files_become_a_table_whose_rows_show_them(
+    visit: Visit, slices: list[Path], expected: list[Prediction], tmp_path: Path
+):
+    (tmp_path / "bad.jpg").write_text("no image")
+    visit.page.set_input_files("#file", [*slices, tmp_path / "bad.jpg"])
+    visit.page.locator("#csv:visible").wait_for()
+    assert visit.page.inner_text("#many-count") == f"{len(slices) + 1} files"
+    with visit.page.expect_download() as download:
+        visit.page.click("#csv")
+    rows = list(csv.DictReader(io.StringIO(download.value.path().read_text(encoding="utf-8"))))
+    assert [row["file"] for row in rows] == [path.name for path in [*slices, tmp_path / "bad.jpg"]]
+    assert [row["class"] for row in rows[:-1]] == [said.label for said in expected]
+    assert [row["decision"] for row in rows[:-1]] == [said.decision for said in expected]
+    assert "not a readable" in rows[-1]["error"] and not rows[-1]["class"]
+    visit.page.get_by_role("button", name=slices[1].name).click()
+    visit.page.locator("#answer .source", has_text=slices[1].name).wait_for()
 
 
 @pytest.mark.browser
