@@ -30,6 +30,8 @@ KEPT_SECONDS = 600
 SWEEP_SECONDS = 60
 MAX_UPLOADS_BYTES = 2 * 2**30
 """Of all uploads together, those on their way included."""
+MAX_UNANNOUNCED_BYTES = 200 * 2**20
+"""Of an upload that does not say its length."""
 MAX_REQUEST_BYTES = 2**20
 """Of a request that is no upload: names of files and settings."""
 IDLE_SECONDS = 20
@@ -183,8 +185,10 @@ class Guard:
         if method in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
         elif path.rstrip("/").endswith("/upload"):
-            async with self._room_for(Headers(scope=scope), folder):
-                await self._app(scope, receive, send)
+            length = Headers(scope=scope).get("content-length", "")
+            size = int(length) if length.isdecimal() else MAX_UNANNOUNCED_BYTES  # a proxy may leave the length out
+            async with self._room_for(size, folder):
+                await self._app(scope, _bounded(receive, size), send)
         else:
             body = await _json_body(receive)
             _check_paths(body, folder)
@@ -196,12 +200,8 @@ class Guard:
             await self._app(scope, again, send)
 
     @asynccontextmanager
-    async def _room_for(self, headers: Headers, folder: Path) -> AsyncIterator[None]:
+    async def _room_for(self, size: int, folder: Path) -> AsyncIterator[None]:
         """Keep place for an upload while it arrives."""
-        length = headers.get("content-length", "")
-        if not length.isdecimal():
-            raise RefusedError(411, "an upload must say its length")
-        size = int(length)
         self._arriving += size
         try:
             used = await anyio.to_thread.run_sync(used_bytes, folder)
@@ -267,6 +267,21 @@ def _impatient(receive: Receive) -> Receive:
         return message
 
     return limited
+
+
+def _bounded(receive: Receive, size: int) -> Receive:
+    """Refuse what comes over ``size`` bytes."""
+    left = size
+
+    async def bounded() -> Message:
+        nonlocal left
+        message = await receive()
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise RefusedError(413, f"an upload without its length may hold {MAX_UNANNOUNCED_BYTES // 2**20} MB")
+        return message
+
+    return bounded
 
 
 async def _json_body(receive: Receive) -> bytes:

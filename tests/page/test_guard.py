@@ -108,7 +108,7 @@ def test_a_link_out_of_the_folder_is_no_upload(uploads: Path, tmp_path: Path):
     assert ask(lambda client: client.post(f"{API}/queue/join", content=text)).status_code == 403
 
 
-def test_uploads_together_have_a_quota_and_must_say_their_length(uploads: Path, monkeypatch: pytest.MonkeyPatch):
+def test_uploads_together_have_a_quota_also_without_a_length(uploads: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(guard, "MAX_UPLOADS_BYTES", 100_000)
 
     def post(size: int) -> int:
@@ -119,14 +119,14 @@ def test_uploads_together_have_a_quota_and_must_say_their_length(uploads: Path, 
     (uploads / "other").write_bytes(bytes(50_000))
     assert post(80_000) == 507 and post(20_000) == 200
 
-    async def without_length() -> httpx.Response:
-        async def pieces():
-            yield b"x"
+    monkeypatch.setattr(guard, "MAX_UNANNOUNCED_BYTES", 30_000)
 
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=behind())) as client:
-            return await client.post(f"{API}/upload", content=pieces())
+    async def pieces(number: int):
+        for _ in range(number):
+            yield bytes(10_000)
 
-    assert asyncio.run(without_length()).status_code == 411
+    for number, status in ((3, 200), (4, 413)):
+        assert ask(lambda client, n=number: client.post(f"{API}/upload", content=pieces(n))).status_code == status
 
 
 def test_two_uploads_at_once_share_the_quota(uploads: Path, monkeypatch: pytest.MonkeyPatch):
