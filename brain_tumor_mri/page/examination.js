@@ -125,7 +125,10 @@
     if (tool === "invert") display.invert = !display.invert;
     if (tool === "reset") Object.assign(display, DISPLAY);
     const focus = target.closest("#examination-answer [data-focus]")?.dataset.focus;
-    if (focus && volume) volume.at = numbers(focus);
+    if (focus && volume) {
+      volume.at = numbers(focus);
+      volume.section.querySelector(".plane.main").scrollIntoView({ block: "nearest", behavior: "smooth" }); // on a phone
+    }
     if (tool || focus) redraw();
     const series = target.closest("#examination-answer [data-series]");
     if (series && series.ariaCurrent !== "true") {
