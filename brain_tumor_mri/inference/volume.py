@@ -404,6 +404,8 @@ def combine(upright: Upright, answers: dict[int, Prediction], appearance: Appear
     probabilities = {name: 1 - p_tumour if name == NO_TUMOR else kinds[name] for name in LABELS}
     label = max(probabilities, key=probabilities.__getitem__)
     sequence, warnings = _sequence(volume, appearance)
+    if appearance and appearance.plane and appearance.plane != upright.plane:
+        warnings += (f"the slices look {appearance.plane}, although by the geometry they are {upright.plane}",)
     decision, reason = _decide(volume, sequence, label, [answers[k] for k in stretch], [answers[k] for k in used])
     files = volume.slice_files
     slices = sorted(
