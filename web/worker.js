@@ -53,7 +53,8 @@ async function open() {
   }
   ort.env.wasm.wasmPaths = { wasm: at("vendor/ort-wasm-simd-threaded.wasm").href };
   ort.env.wasm.numThreads = 1; // more need shared memory, and workers that the page's policy does not bind
-  const session = await ort.InferenceSession.create(network, { executionProviders: ["wasm"] });
+  ort.env.logLevel = "error"; // a warning, that `explain` may be given, is none for visitors
+  const session = await ort.InferenceSession.create(network, { executionProviders: ["wasm"], logSeverityLevel: 3 });
   return { session, trust, colours, labels: labelsOf(config), preprocessing: preprocessingOf(config) };
 }
 
