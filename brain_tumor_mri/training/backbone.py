@@ -106,6 +106,9 @@ def _random_model(name: str, image_size: int, labels: dict[str, Any]) -> PreTrai
 def save_release(model: PreTrainedModel, folder: str | os.PathLike[str], *, half: bool = True) -> None:
     """Write the plain Hub layout: config.json (labels, preprocessing) and model.safetensors.
 
+    timm reads it, too, as ``local-dir:`` and ``hf-hub:`` and by ``checkpoint_path``: for that the weights have timm's
+    own names, whatever the model began as, and ``model_args`` is a dict.
+
     Args:
         model: any model of :func:`build_model`.
         folder: where to.
@@ -118,7 +121,9 @@ def save_release(model: PreTrainedModel, folder: str | os.PathLike[str], *, half
         if half:
             state = {k: v.to(torch.float16) if v.is_floating_point() else v for k, v in state.items()}
         model.config.dtype = torch.float32
-        model.save_pretrained(folder, state_dict={k: v.contiguous() for k, v in state.items()})
+        model.config.model_args = model.config.model_args or {}
+        prefix = f"{model.base_model_prefix}."
+        model.save_pretrained(folder, state_dict={k.removeprefix(prefix): v.contiguous() for k, v in state.items()})
         for file in Path(folder).glob("model*.safetensors"):
             file.chmod(0o644)  # safetensors writes for the owner alone, and a server or a colleague has to read it
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,11 @@ def _check_recipe(args: RunArguments) -> None:
         raise UserError(f"--protocol {LEAVE_COLLECTION_OUT}: give --collections_dir, the folder of the collections")
     if args.model.weight_averaging and args.training.load_best_model_at_end:
         raise UserError("--weight_averaging: the average of the last step is kept; add --load_best_model_at_end false")
+    if args.model.model_revision != "main" and os.path.isdir(args.model.model_name_or_path):
+        raise UserError(
+            f"--model_revision {args.model.model_revision}: {args.model.model_name_or_path} is a folder here, without "
+            "revisions; leave it out, or give a Hub id"
+        )
     if args.guidance.outlines_dir and args.model.mixup:
         raise UserError("--mixup and --outlines_dir: a mixed slice has no outline; use one of them")
 

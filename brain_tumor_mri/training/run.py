@@ -5,36 +5,34 @@ from __future__ import annotations
 import argparse
 import csv
 import ctypes
-import hashlib
 import io
 import os
 import platform
 import shutil
 import sys
-import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import psutil
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from ..errors import UserError
+from ..evaluation.record import describe_data, describe_model, run_record
+from ..evaluation.split import evaluate_external, evaluate_split
 from ..files import read_json, write_json, write_text
+from ..inference.classifier import TumorClassifier
 from ..machine import cpu_count
 from ..reports.plots import plot_confusion_matrix, plot_training_curves
-from ..reports.tables import markdown_table, percent
+from ..reports.tables import class_table, external_table, markdown_table, percent, summary_table
 from .arguments import RunArguments, run_settings
+from .checkpoints import CHECKPOINT_FILES, RUN_FILE, checkpoint_fault, last_complete_checkpoint
+from .parts import Parts
 from .trainer import WeightAverage, WeightedLossTrainer
 
-RUN_FILE = "run.json"
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
-CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
 class EpochTable(TrainerCallback):
@@ -86,6 +84,35 @@ def describe_training(trainer: WeightedLossTrainer, result: TrainOutput, class_w
     }
 
 
+def finish_run(args: RunArguments, parts: Parts, trainer: WeightedLossTrainer, result: TrainOutput) -> str:
+    """Measure what a finished training stored, as users run it, write its records, and return what to print."""
+    folder = args.training.output_dir
+    classifier = TumorClassifier.from_pretrained(folder, device=str(args.training.device))
+    held_out = ("test",) if args.protocol.train_on_validation else ("validation", "test")
+    external = None
+    if parts.tumours:
+        external = evaluate_external(
+            classifier, parts.tumours, parts.slices.splits, with_threshold="validation" in held_out, progress=True
+        )
+    record = run_record(
+        protocol=args.protocol,
+        model=describe_model(folder, classifier),
+        data=describe_data(args.data.data_dir, parts.slices),
+        splits={n: evaluate_split(classifier, parts.slices.splits[n], progress=True) for n in held_out},
+        config=run_settings(args),
+        training=describe_training(trainer, result, parts.class_weights),
+        external=external,
+    )
+    write_run(Path(folder), record, epoch_rows(trainer.state.log_history))
+    tables = [summary_table([record]), class_table(record), *([external_table([record])] if external else [])]
+    return (
+        "\n".join(tables) + f"\n\nThe model is in {folder}. Next:\n"
+        f"  brain-tumor-mri calibrate --model {folder} --data_dir {args.data.data_dir}\n"
+        f"  brain-tumor-mri predict --model {folder} IMAGE\n"
+        f"  brain-tumor-mri export --model {folder}"
+    )
+
+
 def start_missing_processes() -> None:
     """Start the processes that ``accelerate launch --cpu --num_processes N`` promised; it starts only one without MPI.
 
@@ -124,16 +151,6 @@ def tune_for_cpu(args: TrainingArguments) -> None:
             mallopt(parameter, value)
 
 
-def split_fingerprint(parts: Mapping[str, datasets.Dataset]) -> str:
-    """Return a SHA-256 over part, path, label and bytes of each slice, in their order."""
-    digest = hashlib.sha256()
-    for name, split in parts.items():
-        files = split.cast_column("image", datasets.Image(decode=False))["image"][:]
-        for path, label, file in zip(split["path"][:], split["label"][:], files, strict=True):
-            digest.update(f"{name} {path} {label} {os.path.getsize(file['path'])}\n".encode())
-    return digest.hexdigest()
-
-
 def prepare_output_dir(args: RunArguments, parameters: int, data: Mapping[str, str] | None = None) -> str | None:
     """Check before training that the run can be saved, and find where to take it up.
 
@@ -143,19 +160,13 @@ def prepare_output_dir(args: RunArguments, parameters: int, data: Mapping[str, s
         parameters: of the model; a checkpoint is about 12 bytes each (weights and two Adam moments, float32).
 
     Returns:
-        The last complete checkpoint, or None to start anew.
+        The checkpoint that ``--resume_from_checkpoint`` names, or else the run's last whole one; None to start anew.
 
     Raises:
-        UserError: the folder cannot be written, the disk is too full, or the folder holds a different run.
+        UserError: the disk is too full, the folder holds a different run, or the named checkpoint is not whole.
     """
     folder = Path(args.training.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"\0" * 4096)
-            probe.flush()
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --output_dir") from error
+    main_process = args.training.process_index == 0
     kept = min(args.training.save_total_limit or 100, int(args.training.num_train_epochs) or 1) + 1
     needed, free = 12 * parameters * kept + 50e6, shutil.disk_usage(folder).free
     if free < needed:
@@ -163,23 +174,18 @@ def prepare_output_dir(args: RunArguments, parameters: int, data: Mapping[str, s
             f"{folder}: {needed / 1e9:.1f} GB are needed for checkpoints and {free / 1e9:.1f} GB are free; "
             "choose another --output_dir or a lower --save_total_limit"
         )
+    files = (*CHECKPOINT_FILES, WeightAverage.file_name) if args.model.weight_averaging else CHECKPOINT_FILES
+    last = last_complete_checkpoint(folder, files, with_best=args.training.load_best_model_at_end, tell=main_process)
     added = {**(data or {}), "processes": args.training.world_size}
     settings = run_settings(args) | added
-    record = folder / RUN_FILE
-    if record.is_file():
-        # runs begun by earlier versions noted no data
-        before = added | read_json(record, "choose another --output_dir, or remove it")
+    before = _settings_before(folder, last)
+    if before is not None:
+        before = added | before  # runs begun by earlier versions noted no data
         if changed := [key for key in sorted(settings | before) if before.get(key) != settings.get(key)]:
             what = ", ".join(f"{key} {before.get(key)} -> {settings.get(key)}" for key in changed[:5])
             raise UserError(f"{folder}: holds a run with other settings ({what}); choose another --output_dir")
-    elif args.training.process_index == 0:
-        write_json(record, settings)
-    return _checkpoint_to_go_on_from(args)
-
-
-def _checkpoint_to_go_on_from(args: RunArguments) -> str | None:
-    """Return what ``--resume_from_checkpoint`` names, or else the newest whole checkpoint of the run."""
-    files = (*CHECKPOINT_FILES, WeightAverage.file_name) if args.model.weight_averaging else CHECKPOINT_FILES
+    if main_process:
+        write_json(folder / RUN_FILE, settings)
     named = args.training.resume_from_checkpoint
     if named and named.lower() == "false":
         return None
@@ -187,46 +193,21 @@ def _checkpoint_to_go_on_from(args: RunArguments) -> str | None:
         if fault := checkpoint_fault(Path(named), files):
             raise UserError(f"--resume_from_checkpoint {named}: {fault}; give a checkpoint folder, or leave it out")
         return named
-    return last_complete_checkpoint(Path(args.training.output_dir), files, tell=args.training.process_index == 0)
+    return str(last) if last else None
 
 
-def last_complete_checkpoint(folder: Path, files: Sequence[str] = CHECKPOINT_FILES, tell: bool = False) -> str | None:
-    """Return the newest ``checkpoint-N`` that was written to its end (a kill can leave half a one).
-
-    Args:
-        folder: of the run.
-        files: what a checkpoint has to hold.
-        tell: print a line for each that is passed over.
-    """
-    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    for path in sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
-        fault = checkpoint_fault(path, files)
-        if fault is None:
-            return str(path)
-        if tell:
-            print(f"{path}: {fault}; it is passed over", file=sys.stderr)
-    return None
-
-
-def checkpoint_fault(path: Path, files: Sequence[str]) -> str | None:
-    """Return what is missing or cut in a checkpoint, or None where training can go on from it."""
-    states = sorted({*files, *(file.name for file in path.glob("*.pt*"))})  # of each process's random numbers, too
-    for name in states:
-        try:
-            if name.endswith(".safetensors"):
-                with safe_open(path / name, "pt"):  # compares the header with the file's length
-                    pass
-            elif name.endswith(".json"):
-                read_json(path / name)
-            else:
-                with zipfile.ZipFile(path / name) as archive:
-                    if archive.testzip():
-                        return f"{name} is damaged"
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except (OSError, UserError, SafetensorError, zipfile.BadZipFile):
-            return f"{name} is cut off or unreadable"
-    return None
+def _settings_before(folder: Path, last: Path | None) -> dict[str, Any] | None:
+    """Return the settings of the run begun in a folder; its last checkpoint has them, too, should run.json be cut."""
+    if not (folder / RUN_FILE).is_file():
+        return None
+    try:
+        return read_json(folder / RUN_FILE, "choose another --output_dir, or remove it")
+    except UserError:
+        if last is None:
+            return None  # nothing was kept of that run
+        if not (last / RUN_FILE).is_file():
+            raise
+        return read_json(last / RUN_FILE)
 
 
 def write_epoch_table(folder: Path, rows: Sequence[dict[str, float]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ..errors import UserError
 from ..evaluation.metrics import TumorClassificationMetric
 from ..labels import ANY_TUMOR, LABEL2ID, NO_TUMOR
 from .backbone import save_release
+from .checkpoints import WEIGHTS, checkpoint_fault, seal
 from .losses import ALLOWED_CLASSES, EvidenceGuide, Teacher, weighted_cross_entropy_sum, with_any_tumor_weight
 
 VALIDATION_FIGURES = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "log_loss")
@@ -194,6 +196,27 @@ class WeightedLossTrainer(Trainer):
         loss = weighted_cross_entropy_sum(logits, labels, weights) / weights[labels].sum()
         output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
         return output
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Save a checkpoint, and seal it when each process has written its part."""
+        checkpoint = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        if self.args.should_save and checkpoint.exists():
+            shutil.rmtree(checkpoint)  # it was passed over, and nothing of it may stay among new files
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            seal(checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Load the best epoch, from where its checkpoint is now: the run's folder may have moved since."""
+        best = Path(self.state.best_model_checkpoint)
+        here = Path(self.args.output_dir, best.name)
+        best = here if here.exists() else best
+        if fault := checkpoint_fault(best, (WEIGHTS,)):
+            raise UserError(f"{best}, the best epoch: {fault}; start the same command again to train on from before it")
+        self.state.best_model_checkpoint = str(best)
+        super()._load_best_model()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the release layout into the run's own folder; checkpoints keep full precision, as resuming needs."""

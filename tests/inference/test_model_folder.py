@@ -9,6 +9,9 @@ import pytest
 from hub.server import TOKEN, LocalHub
 from huggingface_hub import HfApi
 
+from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.inference.model_folder import find_model
+
 pytest_plugins = ["hub.fixtures"]
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's uploads
 
@@ -40,3 +43,8 @@ def test_a_model_of_other_classes_is_refused_before_its_weights_are_downloaded(
     assert "config.json" in fetched and not [name for name in fetched if name.endswith(".safetensors")]
     told, fetched = load(hub, "someone/brain", tmp_path / "home")
     assert "Traceback" not in told and fetched[-1] == "model.safetensors"
+
+
+def test_a_revision_of_a_local_folder_is_refused_not_ignored(tiny_model_dir):
+    with pytest.raises(UserError, match="is a folder here, without revisions; leave out v2"):
+        find_model(tiny_model_dir, "v2")

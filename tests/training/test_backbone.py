@@ -87,6 +87,24 @@ def test_a_release_is_half_the_size_and_loads_as_float32_with_readable_labels(tm
     assert all(t.dtype in (torch.float32, torch.int64) for t in model.state_dict().values()), "saving changed the model"
 
 
+def test_timms_own_routes_load_a_release_whatever_it_began_as(tmp_path):
+    began = build_model("timm/test_resnet", from_scratch=True, image_size=64)
+    save_release(began, tmp_path / "scratch", half=False)
+    save_release(build_model(str(tmp_path / "scratch"), image_size=64), tmp_path / "tuned", half=False)
+    pixels = torch.randn(2, 3, 64, 64)
+    expected = began.eval()(pixels).logits
+    for folder in (tmp_path / "scratch", tmp_path / "tuned"):
+        file = str(folder / "model.safetensors")
+        assert json.loads((folder / "config.json").read_text())["model_args"] == {}
+        for model in (
+            timm.create_model(f"local-dir:{folder}", pretrained=True),
+            timm.create_model("test_resnet", num_classes=4, checkpoint_path=file),
+            AutoModelForImageClassification.from_pretrained(folder),
+        ):
+            answer = model.eval()(pixels)
+            assert torch.allclose(getattr(answer, "logits", answer), expected, atol=1e-4)
+
+
 def test_the_released_lite_backbone_of_imagenet_loads(real_data_dir):
     folder = real_data_dir.parents[1] / "pretrained/tf_efficientnet_lite0.in1k"
     if not folder.is_dir():

@@ -1,6 +1,7 @@
 """The weighted loss is right however a batch is split; arguments, resuming and the output folder are checked first."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from brain_tumor_mri.training import arguments
 from brain_tumor_mri.training import trainer as training
 from brain_tumor_mri.training.arguments import parse_arguments, parse_size_schedule
 from brain_tumor_mri.training.backbone import build_model
+from brain_tumor_mri.training.checkpoints import claim_output_dir
 from brain_tumor_mri.training.losses import Teacher, weighted_cross_entropy_sum, with_any_tumor_weight
 from brain_tumor_mri.training.run import epoch_rows, prepare_output_dir
 from brain_tumor_mri.training.trainer import WeightedLossTrainer
@@ -393,6 +395,26 @@ def test_a_setting_that_would_fail_later_is_one_line_at_once(flag, value):
     assert "\n" not in str(error.value)
 
 
+def test_a_revision_of_a_backbone_folder_is_refused_not_ignored(tmp_path):
+    with pytest.raises(UserError, match=r"--model_revision v2: .* without revisions"):
+        parse_arguments(["--model_name_or_path", str(tmp_path), "--model_revision", "v2"])
+
+
+def test_a_fault_that_names_no_flag_is_told_with_the_flags_that_were_given():
+    with pytest.raises(UserError, match="--lr_scheduler_kwargs: Expecting property name"):
+        parse_arguments(["--lr_scheduler_kwargs", "{bad"])
+
+
+def test_a_file_with_names_beyond_ascii_is_read_in_an_ascii_locale(tmp_path):
+    (tmp_path / "c.yaml").write_text("data_dir: données\n# größer\n", encoding="utf-8")
+    script = "import sys; from brain_tumor_mri.training.arguments import parse_arguments as p; "
+    script += "print(ascii(p(sys.argv[1:]).data.data_dir))"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", script, str(tmp_path / "c.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT, env=environment)
+    assert done.stdout.strip() == ascii("données"), done.stderr[-1000:]
+
+
 def test_inverse_weights_of_a_class_without_slices_are_refused_before_a_file_is_read():
     with pytest.raises(UserError, match="--class_weights inverse"):
         parse_arguments(["--protocol", "figshare-5fold", "--class_weights", "inverse"])
@@ -455,6 +477,7 @@ def test_a_resumed_run_goes_on_with_the_average_of_the_checkpoint_that_it_is_giv
     whole = load_file(averaged_run / "checkpoint-4" / "average.safetensors")
     own = load_file(averaged_run / "checkpoint-4" / "model.safetensors")
     assert any(not torch.equal(whole[name], own[name]) for name in own)
+    assert "average.safetensors" in json.loads((averaged_run / "checkpoint-4" / "checksums.json").read_text())
     moved = shutil.copytree(averaged_run / "checkpoint-2", tmp_path / "elsewhere")
     trainer = averaged_trainer(tmp_path / "resumed")
     trainer.train(resume_from_checkpoint=str(moved))
@@ -510,15 +533,16 @@ def test_a_checkpoint_is_chosen_by_name_by_true_or_not_at_all(averaged_run, tmp_
 
 def test_an_output_folder_that_cannot_be_used_is_found_before_training(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    args = parse_arguments(["--output_dir", str(tmp_path / "file" / "run")])
     with pytest.raises(UserError, match="cannot be written"):
-        prepare_output_dir(args, parameters=1000)
-    args = parse_arguments(["--output_dir", str(tmp_path / "run")])
+        claim_output_dir(tmp_path / "file" / "run")
+    folder = tmp_path / "run"
+    args = parse_arguments(["--output_dir", str(folder)])
+    claim_output_dir(folder).release()
     with pytest.raises(UserError, match="are needed for checkpoints"):
         prepare_output_dir(args, parameters=10**15)
     with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
-        patch.setattr("brain_tumor_mri.training.run.tempfile.TemporaryFile", _full_disk)
-        prepare_output_dir(args, parameters=1000)
+        patch.setattr("brain_tumor_mri.training.checkpoints.tempfile.TemporaryFile", _full_disk)
+        claim_output_dir(folder)
     assert prepare_output_dir(args, parameters=1000) is None
 
 
@@ -527,7 +551,7 @@ def _full_disk(*args, **kwargs):
 
 
 def test_a_folder_with_another_runs_settings_is_refused_and_says_what_differs(tmp_path):
-    base = ["--output_dir", str(tmp_path / "run")]
+    base = ["--output_dir", str(tmp_path)]
     prepare_output_dir(parse_arguments(base), parameters=1000)
     assert prepare_output_dir(parse_arguments([*base, "--dataloader_num_workers", "1"]), parameters=1000) is None
     with pytest.raises(UserError, match=r"learning_rate 5e-05 -> 0\.1"):
@@ -535,17 +559,14 @@ def test_a_folder_with_another_runs_settings_is_refused_and_says_what_differs(tm
 
 
 def test_other_data_and_another_number_of_processes_are_another_run(tmp_path):
-    args = parse_arguments(["--output_dir", str(tmp_path / "run")])
+    args = parse_arguments(["--output_dir", str(tmp_path)])
     prepare_output_dir(args, 1000, {"split_fingerprint": "a"})
     assert prepare_output_dir(args, 1000, {"split_fingerprint": "a"}) is None
     with pytest.raises(UserError, match="split_fingerprint a -> b"):
         prepare_output_dir(args, 1000, {"split_fingerprint": "b"})
-    record = tmp_path / "run" / "run.json"
+    record = tmp_path / "run.json"
     record.write_text(record.read_text().replace('"processes": 1', '"processes": 2'))
     with pytest.raises(UserError, match="processes 2 -> 1"):
-        prepare_output_dir(args, 1000, {"split_fingerprint": "a"})
-    record.write_text("")
-    with pytest.raises(UserError, match=r"run\.json"):
         prepare_output_dir(args, 1000, {"split_fingerprint": "a"})
 
 
