@@ -50,10 +50,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         while spoiled.files < args.files and time.monotonic() < stop:
             spoiled.add(_written(islice(source, min(CHUNK, args.files - spoiled.files)), Path(scratch)))
         costly = Trial()
-        for one in costly_files():  # each up to 50 MB
-            costly.add(_written([one], Path(scratch)))
-        if args.inputs:
-            costly.add([(path.name, path) for path in sorted(args.inputs.iterdir()) if path.is_file()])
+        further = sorted(args.inputs.iterdir()) if args.inputs else []
+        costly.add(_written(costly_files(), Path(scratch)) + [(path.name, path) for path in further if path.is_file()])
         batch = command_line(args.model, mutations(args.seed + 1), args.batch, Path(scratch))
     record = {"seed": args.seed, "spoiled": spoiled.to_dict(), "costly": costly.to_dict(each=True), "batch": batch}
     return record | {"summary": summary(record)}

@@ -63,16 +63,19 @@ def prepared(file: BinaryIO) -> BinaryIO:
         ImageFault: the file is too large, a PNG's check sum is wrong, a JPEG has too many scans, or a TIFF too many
             strips or a compression that is not read.
     """
-    if file.seek(0, 2) > MAX_BYTES:
+    size = file.seek(0, 2)
+    if size > MAX_BYTES:
         raise ImageFault(f"a file of over {MAX_BYTES // 2**20} MB, which is no single slice")
     file.seek(0)
-    head = file.read(16)
+    head = file.read(30)
     if head.startswith(_PNG):
-        return _without_texts(file)
+        return _without_texts(file, size)
     if head.startswith(b"\xff\xd8"):
         check_scans(head + file.read())
     elif head[:2] in (b"II", b"MM"):
         _check_directory(head, file)
+    elif head[8:12] == b"WEBP" and (fault := size_fault(*_webp_size(head))):
+        raise ImageFault(fault)  # its decoder reserves eight bytes a pixel before it says how many there are
     return file
 
 
@@ -82,13 +85,27 @@ def check_scans(jpeg: bytes) -> None:
         raise ImageFault(f"a JPEG image of {scans:,} scans, which is no picture of a scanner; save it again")
 
 
-def _without_texts(file: BinaryIO) -> BinaryIO:
+def _webp_size(head: bytes) -> tuple[int, int]:
+    """Width and height that the first 30 bytes of a WebP announce; 1 x 1 where they are of no known kind."""
+    kind = head[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
+    return 1, 1
+
+
+def _without_texts(file: BinaryIO, size: int) -> BinaryIO:
     """A PNG without profile and long texts, which Pillow refuses over 1 MB, and without spoiled extras."""
     file.seek(len(_PNG))
     kept, room = [_PNG], _MAX_TEXTS
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">L4s", head)
-        data, check = file.read(length), file.read(4)
+        # bounded, as Python makes room for what is asked for before it sees that the file is shorter
+        data, check = file.read(min(length, size)), file.read(4)
         extra = bool(kind[0] & 0x20)  # PNG 5.4: what starts in lower case is not needed for the pixels
         if len(check) == 4 and zlib.crc32(data, zlib.crc32(kind)) != int.from_bytes(check, "big"):
             if extra:

@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -266,6 +267,29 @@ def test_a_tiff_of_one_bit_is_refused_and_one_of_two_levels_is_not():
 def test_strips_that_are_the_same_bytes_again_and_again_are_refused_by_what_they_add_up_to():
     few = tiff(np.zeros((4, 4, 4), np.float64), t256=(4000,), t257=(4000,), t273=[8] * 9000, t279=[60_000] * 9000)
     assert "256 MB of pixels" in reason(few)
+
+
+def test_a_length_that_lies_reserves_no_memory(tmp_path: Path):
+    path = tmp_path / "lies.png"
+    path.write_bytes(png(pixels(GREY)[..., 0].copy(), struct.pack(">L", 2**32 - 1) + b"tEXt"))
+    tracemalloc.start()
+    reason(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"}])
+def test_a_webp_is_refused_by_the_size_that_its_header_announces(options: dict[str, object]):
+    for width, refused in ((60, False), (16_000, True)):
+        buffer = io.BytesIO()
+        Image.new("L", (width, 40)).save(buffer, "WEBP", **options)
+        content = buffer.getvalue()
+        if not refused:
+            assert load_image(content).size == (width, 40)
+        else:
+            tall = {b"VP8X": content[:27] + b"\xff\xff\0", b"VP8 ": content[:28] + b"\xff\x3f"}
+            changed = tall.get(content[12:16], content[:23] + b"\xff\xff")
+            assert "too large" in reason(changed + content[len(changed) :])
 
 
 def test_an_exif_of_a_png_that_is_larger_than_any_is_passed_over():
