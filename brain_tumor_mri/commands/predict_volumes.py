@@ -24,7 +24,7 @@ from ..images.series import SEQUENCE_TITLES, UnreadableVolumeError
 from ..inference.study import StudyPrediction, predict_studies
 from ..inference.volume import VolumeClassifier, VolumePrediction, key_images
 from ..labels import NO_TUMOR, RESEARCH_NOTICE, TITLES
-from ..trust.decision import DECISIONS
+from ..trust.decision import DECISIONS, NOT_A_BRAIN_MRI
 from .model_flags import load_classifier
 from .progress import ProgressBar
 
@@ -137,7 +137,7 @@ def _print(predictions: list[VolumePrediction], studies: list[StudyPrediction]) 
         stripped = ", skull removed" if prediction.skull_stripped else ""
         table.add_row(
             Text(prediction.name),
-            TITLES[prediction.label],
+            "Not a brain MRI" if prediction.decision == NOT_A_BRAIN_MRI else TITLES[prediction.label],
             _p_tumour(prediction),
             prediction.sequence,
             f"{prediction.plane}{stripped}",

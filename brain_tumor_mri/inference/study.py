@@ -89,9 +89,12 @@ def predict_studies(
         for series in find_series(source):
             folder = str(Path(series.name).parent)
             groups[(str(source), series.study_uid) if series.frames else (folder, None)].append(series)
-    for (name, uid), members in groups.items():
+    for number, ((name, uid), members) in enumerate(groups.items(), 1):
         volumes = tuple(classifier.predict_all(members, heat_map=heat_map, on_slice=on_slice))
-        name = members[0].name if len(members) == 1 else name
+        if len(members) == 1:
+            name = members[0].name
+        elif uid and len(groups) > 1:
+            name = f"{name} [study {number}]"
         yield combine_study(name, volumes, uid)
 
 

@@ -117,10 +117,14 @@ class VolumePrediction:
     mask: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, ready for ``json.dumps``: everything but voxels, with ``study_uid`` and ``series_uid``."""
+        """Plain types only, ready for ``json.dumps``: everything but voxels, with ``study_uid`` and ``series_uid``.
+
+        As of a slice, ``label`` is None where it is no brain MRI, so that no count takes it; ``top_class`` has it.
+        """
         left_out = {"volume", "heat_map", "mask", "slices"}
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         uids = {name: getattr(self.volume, name, None) for name in ("study_uid", "series_uid")}
+        plain |= {"label": None if self.decision == NOT_A_BRAIN_MRI else self.label, "top_class": self.label}
         return {**plain, **uids, "slices": [asdict(slice_) for slice_ in self.slices]}
 
     def write_heat_map(self, path: str | Path) -> None:

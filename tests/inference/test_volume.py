@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -186,6 +187,13 @@ def test_on_a_sequence_that_was_not_measured_or_a_geometry_in_doubt_the_answer_i
     assert CLASSIFIER.predict(doubted).reason == "its affine lies"
 
 
+def test_what_is_no_brain_has_no_label_in_json_that_a_count_could_take():
+    found = CLASSIFIER.predict(volume(head()))
+    assert found.to_dict()["label"] == found.to_dict()["top_class"] == "glioma"
+    refused = replace(found, decision="not-a-brain-mri").to_dict()
+    assert refused["label"] is None and refused["top_class"] == "glioma"
+
+
 @pytest.mark.parametrize("codes", ["SPL", "RAI"])
 def test_key_images_are_the_strongest_slices_upright(codes: str):
     found = CLASSIFIER.predict(volume(head(), codes))
@@ -211,6 +219,8 @@ def test_the_command_answers_volumes_beside_what_cannot_be_read(tiny_model_dir: 
     assert main([*arguments, str(scan), str(broken)]) == 0
     out = capsys.readouterr().out
     assert '"sequence": "t1c"' in out and out.count('"label"') == 2 and "Traceback" not in out
+    assert main([*arguments, str(scan), "--key_images", str(tmp_path / "key")]) == 0
+    assert len(list((tmp_path / "key").glob("volume-1-slice-*.png"))) == 3
     assert main([*arguments, str(broken)]) == 2
     capsys.readouterr()
     for place, told in (("missing/heat.nii.gz", "there is no folder"), ("heat.png", "ends in .nii")):
