@@ -52,7 +52,8 @@ from brain_tumor_mri.data.slices import load_slices
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation.metrics import bootstrap, describe_interval, figure, weighted_share
 from brain_tumor_mri.evaluation.record import describe_data, describe_model, run_record
-from brain_tumor_mri.heat_maps.explain import DEFAULT_METHOD, METHODS, heat_maps
+from brain_tumor_mri.heat_maps import DECODER, METHODS
+from brain_tumor_mri.heat_maps.explain import heat_maps, method_of
 from brain_tumor_mri.images.read import load_image
 from brain_tumor_mri.inference.classifier import TumorClassifier
 from brain_tumor_mri.labels import LABEL2ID, LABELS, NO_TUMOR
@@ -92,12 +93,12 @@ def measure_set(
     classifier: TumorClassifier,
     tumours: Sequence[Tumour],
     *,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     seed: int = 0,
     n_resamples: int = 2000,
 ) -> dict[str, Any]:
     """Score every method on a set of tumours."""
-    size = classifier.image_size
+    size, method = classifier.image_size, method_of(classifier, method)
     preprocess: Callable[[Tumour], np.ndarray] = lambda tumour: classifier.preprocess(load_image(tumour.path))  # noqa: E731
     # spread over the set, so that the statistics are not those of one patient
     some = np.unique(np.linspace(0, len(tumours) - 1, min(2 * BATCH, len(tumours))).astype(int))
@@ -215,6 +216,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     models = args.model or ["model"]
     external = external_tumours(args.external_dir)
     classifier = TumorClassifier.from_pretrained(models, mirror=args.mirror, device=args.device)
+    args.method = method_of(classifier, args.method)
     data = load_slices(args.data_dir, protocol)
     test = data.splits["test"]
     traced = kaggle_tumours(args.data_dir, args.figshare_dir, test, args.provenance)
@@ -275,7 +277,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", action="append", help="folder or Hub id (default: model); given again, an ensemble of all"
     )
     parser.add_argument("--mirror", action="store_true", help="average answers and maps with the mirror image's")
-    parser.add_argument("--method", choices=METHODS, default=DEFAULT_METHOD)
+    parser.add_argument("--method", choices=(DECODER, *METHODS), help="default: the model's own")
     parser.add_argument("--seed", type=int, default=0, help="of random maps, randomised weights and the bootstrap")
     parser.add_argument("--n_resamples", type=int, default=2000, help="of the bootstrap over groups")
     parser.add_argument("--title", help="what stands in tables for the model (default: architecture and input size)")

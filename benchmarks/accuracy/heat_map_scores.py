@@ -87,6 +87,7 @@ def randomised(classifier: TumorClassifier, what: str, calibration: np.ndarray, 
                 _settle_statistics(network, torch.from_numpy(inputs[i]))
             drawn = TorchNetwork(model, torch.device(member.torch_network.device), None)
             members.append(Member(drawn, member.processor, mirror=member.mirror))
+            members[-1].decoder = member.decoder  # of the weights as they were
     return TumorClassifier(members, batch_size=classifier.batch_size)
 
 

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.harness import run, spread, take_turns
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.heat_maps.explain import DEFAULT_METHOD, METHODS, explain, heat_maps
+from brain_tumor_mri.heat_maps import FUSED_CAM, METHODS
+from brain_tumor_mri.heat_maps.explain import explain, heat_maps
 from brain_tumor_mri.inference.classifier import TumorClassifier
 from data_scripts.make_phantoms import make_phantom
 
@@ -83,7 +84,7 @@ def summary_rows(figures: Mapping[str, Any], method: str) -> list[list[str]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", action="append", help="folder of a model (default: model); may be given again")
-    parser.add_argument("--method", choices=METHODS, default=DEFAULT_METHOD)
+    parser.add_argument("--method", choices=METHODS, default=FUSED_CAM)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
 

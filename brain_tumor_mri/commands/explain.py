@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import UserError
-from ..heat_maps import DEFAULT_METHOD, METHODS
+from ..heat_maps import DECODER, METHODS
 from ..images.find import find_images
 from ..labels import LABELS, NO_TUMOR, RESEARCH_NOTICE, TITLES
 from .model_flags import add_model_arguments, load_classifier
@@ -46,9 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method",
-        choices=METHODS,
-        default=DEFAULT_METHOD,
-        help="fused-cam is the product of the two (default: %(default)s)",
+        choices=(DECODER, *METHODS),
+        help="default: decoder where the model has one, else fused-cam, the product of the two others",
     )
     parser.add_argument(
         "--output_dir",

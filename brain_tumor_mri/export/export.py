@@ -34,7 +34,7 @@ from .slices import SEED, CalibrationSlices
 
 OnStatus = Callable[[str], None]
 """Told each step."""
-_CARRIED = ("config.json", "preprocessor_config.json", "trust.json", "metrics.json")
+_CARRIED = ("config.json", "preprocessor_config.json", "trust.json", "decoder.json", "metrics.json")
 
 
 def export_model(
@@ -133,7 +133,7 @@ def _write_file(
         half = export_format == TENSORRT
         full = file.with_name("half.onnx") if half else full
         if full != twin or full == file:
-            write_onnx.write_onnx(reference.model, full, **settings, half=half)
+            write_onnx.write_onnx(reference.model, full, **settings, half=half, decoder=reference.members[0].decoder)
     if export_format == TENSORRT:
         on_status("building the TensorRT engine, minutes")
         bound_to = write_tensorrt.write_engine(full, file, reference.image_size)

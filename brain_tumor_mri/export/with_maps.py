@@ -16,7 +16,9 @@ from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ..inference.decoder import Decoder
 from ..inference.network import CELLS, FEATURES, FINE_STRIDE, LOGITS
+from ..inference.run_pytorch import decoded
 
 aten = torch.ops.aten
 _UNTRACEABLE = (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError, IndexError, KeyError)
@@ -24,7 +26,7 @@ _UNTRACEABLE = (RuntimeError, TypeError, ValueError, NotImplementedError, Attrib
 
 
 def with_maps(
-    network: nn.Module, stage: str | None, size: tuple[int, int]
+    network: nn.Module, stage: str | None, size: tuple[int, int], decoder: Decoder | None = None
 ) -> tuple[torch.fx.GraphModule, list[str]] | None:
     """Trace a network.
 
@@ -32,6 +34,7 @@ def with_maps(
         network: a timm network in eval mode, on the CPU; its weights are shared.
         stage: of ``write_onnx.feature_stage``; None for no features.
         size: (height, width) of the input in pixels.
+        decoder: of the model's ``decoder.json``; None for none.
 
     Returns:
         What turns pixel_values (N, 3, H, W) into a tuple of tensors, and their names: logits (N, 4), features (N, D)
@@ -39,10 +42,15 @@ def with_maps(
     """
     fine = [row["module"] for row in getattr(network, "feature_info", ()) if row["reduction"] == FINE_STRIDE]
     names = [LOGITS, *([FEATURES] if stage else []), CELLS["grad-cam"], *([CELLS["layer-cam"]] if fine else [])]
+    names += [CELLS["decoder"]] if decoder else []
 
     def answer(pixel_values: Tensor) -> tuple[Tensor, ...]:
         means: list[Tensor] = []
         finer: list[Tensor] = []
+        seen: list[Tensor] = []
+
+        def look(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+            seen.append(output)
 
         def keep(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             finer.append(output.detach().requires_grad_())
@@ -52,6 +60,7 @@ def with_maps(
             means.append(output.mean((2, 3)))
 
         hooks = [(name, mean) for name in (stage.split("+") if stage else ())] + [(name, keep) for name in fine[-1:]]
+        hooks = [(name, look) for name in (decoder.stages.split("+") if decoder else ())] + hooks
         with torch.enable_grad(), _hooked(network, hooks):
             last = network.forward_features(pixel_values)
             if not last.requires_grad:
@@ -63,6 +72,8 @@ def with_maps(
         found = [logits, *([torch.cat(means, 1)] if stage else []), torch.stack(coarse, 1)]
         if finer:
             found.append(torch.stack([(way[1].relu() * finer[0]).sum(1).relu() for way in ways], 1))
+        if decoder:
+            found.append(decoded([stage_map.detach() for stage_map in seen], decoder))
         return tuple(tensor.detach() for tensor in found)
 
     table = {op: rule for op, rule in core_aten_decompositions().items() if "backward" in str(op)} | _rules()

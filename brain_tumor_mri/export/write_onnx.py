@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, first_line
+from ..inference.decoder import Decoder
 from ..inference.network import CELLS, EXPLAIN, FEATURES, INPUT, LOGITS
 from ..inference.run_pytorch import StageFeatures, stage_of
 from .with_maps import fold_norms, with_maps
@@ -74,7 +75,13 @@ def feature_stage(network: torch.nn.Module, wanted: str | None, size: tuple[int,
 
 
 def write_onnx(
-    network: torch.nn.Module, file: Path, *, stage: str | None, size: tuple[int, int], half: bool = False
+    network: torch.nn.Module,
+    file: Path,
+    *,
+    stage: str | None,
+    size: tuple[int, int],
+    half: bool = False,
+    decoder: Decoder | None = None,
 ) -> None:
     """Write a network as ONNX, its batch of any size, valid under onnx.checker; in float32 with its heat maps' cells.
 
@@ -84,13 +91,14 @@ def write_onnx(
         stage: of ``feature_stage``; None for no ``features``.
         size: (height, width) of the input in pixels.
         half: weights and layers in float16, for TensorRT; input and outputs stay float32.
+        decoder: of the model's ``decoder.json``; None for none.
     """
     onnx = require_onnx()
     from onnxscript import optimizer
 
     whole: torch.nn.Module = LogitsAndFeatures(network, stage, half=half)
     names = [LOGITS, FEATURES] if stage else [LOGITS]
-    if not half and (traced := _traced(network, stage, size)):
+    if not half and (traced := _traced(network, stage, size, decoder)):
         whole, names = traced
     try:
         with silence(), torch.no_grad():
@@ -166,7 +174,7 @@ def require_onnx() -> Any:
 
 
 def _traced(
-    network: torch.nn.Module, stage: str | None, size: tuple[int, int]
+    network: torch.nn.Module, stage: str | None, size: tuple[int, int], decoder: Decoder | None
 ) -> tuple[torch.fx.GraphModule, list[str]] | None:
     inner = getattr(network, "timm_model", network)
     if not hasattr(inner, "forward_features"):
@@ -179,7 +187,7 @@ def _traced(
     pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():  # a convolution may feed more than its norm
         same = torch.allclose(plain(pixels), folded(pixels), rtol=1e-3, atol=1e-3)
-    return with_maps(folded if same else plain, stage, size)
+    return with_maps(folded if same else plain, stage, size, decoder)
 
 
 def _in_float32(model: Any) -> list[str]:

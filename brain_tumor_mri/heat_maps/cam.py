@@ -12,6 +12,8 @@ An ONNX export gives the maps of all classes as outputs of its graph (``export/w
   Chosen in one unrecorded trial on validation tumours with radiologists' outlines (EfficientNet-Lite0,
   ``patient-disjoint`` fold 1); what it is worth on test tumours is in the models' ``explain.json``. A network that
   lists no finer map gets ``grad-cam``'s.
+- ``decoder``: no activation map, but where the network's own features look like outlined tumour of that class
+  (``inference/decoder.py``), in cells of 8 pixels; the default of a model that has a ``decoder.json``.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from ..inference.load import pytorch
 from ..inference.member import Member
 from ..inference.network import CELLS, FINE_STRIDE
 from ..inference.prediction import Answers
-from . import GRAD_CAM, METHODS
+from . import DECODER, GRAD_CAM, METHODS
 
 _TINY = 1e-7
 
@@ -71,7 +73,7 @@ def forward(classifier: TumorClassifier, pixel_values: np.ndarray, method: str) 
     Args:
         classifier: the model.
         pixel_values: as for ``explain.heat_maps``.
-        method: one of ``METHODS``.
+        method: one of ``METHODS``, or ``DECODER``.
 
     Returns:
         Of each member its views, one or two; and ``classifier.answers``.
@@ -105,10 +107,11 @@ def mean_maps(views: Sequence[Sequence[View]], classes: Sequence[int], size: tup
 
 def _views(member: Member, pixel_values: np.ndarray, method: str) -> list[View]:
     """Run one member over a batch, and over its mirror image where it averages both."""
-    if GRAD_CAM not in getattr(member.network, "maps", ()):
+    of_graph = getattr(member.network, "maps", ())
+    if (DECODER if method == DECODER else GRAD_CAM) not in of_graph:
         pytorch()  # says what is missing where it is not installed
         return import_module(f"{__package__}.gradients").views(member, pixel_values, method)
-    wanted = [name for name in METHODS[method] if name in member.network.maps]
+    wanted = [name for name in METHODS.get(method, (method,)) if name in of_graph]
     if not wanted:
         raise no_finer_map()
     views: list[View] = []

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..errors import UserError
 from ..images.read import ImageSource, is_single, name_of
 from ..inference.classifier import OnError, TumorClassifier, pixels_of
 from ..inference.prediction import Answers, Prediction, Reading
 from ..labels import LABEL2ID, LABELS, NO_TUMOR
 from ..machine import cpu_count
 from ..trust.decision import ANSWER, UNCERTAIN
-from . import DEFAULT_METHOD, METHODS
+from . import DECODER, FUSED_CAM, METHODS
 from .cam import forward, mean_maps
 from .head import head_mask
 
@@ -171,7 +172,7 @@ def explain(
     Where the classifier averages (``mirror``, an ensemble), the map is the mean of the maps of all that is averaged,
     mirrored ones turned back, scaled to a highest value of 1. An ``Explanation`` holds about 0.35 MB at 224 px.
     """
-    method = _checked_method(method)
+    method = method_of(classifier, method)
     size = classifier.checked_size(on_error, batch_size)
     if target not in (None, *LABELS):
         raise ValueError(f"target must be one of {', '.join(LABELS)}, not {target!r}")
@@ -191,7 +192,7 @@ def heat_maps(
     pixel_values: np.ndarray,
     targets: Sequence[int] | None = None,
     *,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
 ) -> tuple[np.ndarray, Answers]:
     """Compute the maps of a batch; see ``cam.py`` for the methods.
 
@@ -203,7 +204,7 @@ def heat_maps(
         pixel_values: what ``classifier.preprocess`` returns, stacked: float32 (N, 3, H, W), or (N, members, 3, H, W)
             for an ensemble; N at least 1.
         targets: (N) class indices; None takes the class answered.
-        method: one of ``METHODS``.
+        method: one of ``METHODS``, or ``DECODER``; None takes the decoder where the model has one, else ``fused-cam``.
 
     Returns:
         Maps, float32 (N, H, W) in [0, 1], each with a highest value of 1 or all 0; and ``classifier.answers``.
@@ -211,20 +212,18 @@ def heat_maps(
     Raises:
         UserError: the model has no such feature map.
     """
-    views, answers = forward(classifier, pixel_values, method)
+    views, answers = forward(classifier, pixel_values, method_of(classifier, method))
     classes = answers.probabilities.argmax(1).tolist() if targets is None else list(targets)
     return mean_maps(views, classes, tuple(pixel_values.shape[-2:])), answers
 
 
-def explain_classes(
-    classifier: TumorClassifier, image: ImageSource, *, method: str = DEFAULT_METHOD
-) -> list[Explanation]:
+def explain_classes(classifier: TumorClassifier, image: ImageSource, *, method: str | None = None) -> list[Explanation]:
     """Show what speaks for each class in one image: ``explain`` for every target, by one forward pass for all.
 
     Args:
         classifier: the model.
         image: as for ``explain``, one.
-        method: one of ``METHODS``.
+        method: one of ``METHODS``, or ``DECODER``; None takes the decoder where the model has one, else ``fused-cam``.
 
     Returns:
         One ``Explanation`` a class, in the order of ``LABELS``; each has the same ``prediction``.
@@ -234,7 +233,7 @@ def explain_classes(
         UserError: the model has no such feature map (a plain vision transformer).
         ValueError: ``method`` is not allowed.
     """
-    method = _checked_method(method)
+    method = method_of(classifier, method)
     reading = classifier.read(image, name_of(image, 1))
     pixel_values = pixels_of([reading], "raise")
     views, answers = forward(classifier, pixel_values, method)
@@ -254,10 +253,16 @@ def colour(heat: np.ndarray) -> np.ndarray:
     return np.rint(table).astype(np.uint8)[np.rint(255 * heat).astype(np.uint8)]
 
 
-def _checked_method(method: str | None) -> str:
-    if method not in (None, *METHODS):
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    return method or DEFAULT_METHOD
+def method_of(classifier: TumorClassifier, method: str | None) -> str:
+    """The method asked for; by default the decoder, where every member has one."""
+    if method not in (None, DECODER, *METHODS):
+        raise ValueError(f"method must be one of {', '.join((DECODER, *METHODS))}, not {method!r}")
+    if method in METHODS:
+        return method
+    has_decoder = all(member.decoder for member in classifier.members)
+    if method == DECODER and not has_decoder:
+        raise UserError("this model has no decoder.json of its weights; `brain-tumor-mri decoder` writes one")
+    return DECODER if has_decoder else FUSED_CAM
 
 
 def _explain_readings(

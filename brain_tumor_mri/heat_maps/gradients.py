@@ -1,4 +1,4 @@
-"""The maps' cells by PyTorch's gradients: for weights that come without a graph which gives them.
+"""The maps' cells by PyTorch, for weights that come without a graph which gives them.
 
 One forward pass serves every class, as the way back goes to the feature maps only.
 """
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..inference.member import Member
 from ..inference.network import FINE_STRIDE
-from . import GRAD_CAM, LAYER_CAM, METHODS
-from .cam import no_finer_map
+from ..inference.run_pytorch import decoded, stage_maps
+from . import DECODER, GRAD_CAM, LAYER_CAM, METHODS
+from .cam import GraphView, View, no_finer_map
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +42,16 @@ class TorchView:
             return [_cells(name, *path, classes) for name, path in self.paths.items()]
 
 
-def views(member: Member, pixel_values: np.ndarray, method: str) -> list[TorchView]:
+def views(member: Member, pixel_values: np.ndarray, method: str) -> list[View]:
     """Run one member over a batch, and over its mirror image where it averages both."""
     network = _twin(getattr(member.model, "timm_model", member.model))
     pixels = torch.from_numpy(np.ascontiguousarray(pixel_values))
     pixels = pixels.to(member.torch_network.device, memory_format=torch.channels_last)
-    found: list[TorchView] = []
+    found: list[View] = []
+    if method == DECODER:
+        return [
+            _decoded(member, network, pixels, mirrored) for mirrored in ((False, True) if member.mirror else (False,))
+        ]
     # a caller's inference mode would forbid the gradients
     with torch.inference_mode(False), torch.enable_grad():
         for mirrored in (False, True) if member.mirror else (False,):
@@ -54,6 +59,13 @@ def views(member: Member, pixel_values: np.ndarray, method: str) -> list[TorchVi
             features = member.torch_network.take_features()
             found.append(TorchView(paths, logits.detach().float().cpu().numpy(), features, mirrored))
     return found
+
+
+@torch.inference_mode()
+def _decoded(member: Member, network: nn.Module, pixels: Tensor, mirrored: bool) -> GraphView:
+    logits, maps = stage_maps(network, member.decoder.stages, pixels.flip(-1) if mirrored else pixels)
+    cells = decoded(maps, member.decoder).float().cpu().numpy()
+    return GraphView([cells], logits.float().cpu().numpy(), member.torch_network.take_features(), mirrored)
 
 
 def _cells(name: str, feature_map: Tensor, logits: Tensor, classes: Sequence[int]) -> np.ndarray:

@@ -12,6 +12,7 @@ from PIL import Image
 from ..errors import UserError, first_line
 from ..trust.decision import COVERAGES
 from ..trust.trust_file import Calibration, Trust, load_trust
+from .decoder import Decoder, load_decoder
 from .load import load_network, pytorch, require_features
 from .model_folder import TORCH, ModelFolder, find_model
 from .network import Network
@@ -92,6 +93,11 @@ class Member:
             return self.network
         folder = find_model(self.folder.path, backend=TORCH)
         return load_network(folder, None, self.trust.in_distribution.stage if self.trust else None)
+
+    @cached_property
+    def decoder(self) -> Decoder | None:
+        """The content of ``decoder.json``; None for a model without one."""
+        return load_decoder(self.folder) if self.folder else None
 
     @property
     def model(self) -> torch.nn.Module:

@@ -23,7 +23,7 @@ EXPLAIN = "explain"
 """Name of an ONNX file's input that need not be given: False leaves out what leads to heat maps alone."""
 FINE_STRIDE = 16
 """Pixels a cell of the feature map that the heat maps' method ``layer-cam`` takes."""
-CELLS = {"grad-cam": "grad_cam", "layer-cam": "layer_cam"}
+CELLS = {"grad-cam": "grad_cam", "layer-cam": "layer_cam", "decoder": "decoder"}
 """Method of ``heat_maps`` -> name of the output that holds its cells of all classes, (N, 4, h, w), 0 or more."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
 from ..errors import UserError, first_line
+from .decoder import Decoder
 from .model_folder import ModelFolder
 from .network import CPU_BATCH
 
@@ -121,6 +123,38 @@ class TorchNetwork:
     def take_features(self) -> np.ndarray | None:
         """The features (N, D) of this thread's latest forward pass; None where no stage was named."""
         return self._features.take() if self._features else None
+
+
+def decoded(maps: Sequence[Tensor], decoder: Decoder) -> Tensor:
+    """Apply a decoder.
+
+    Args:
+        maps: of its stages, each (N, C, h, w).
+        decoder: the weights.
+
+    Returns:
+        The probability of each class, (N, 4, h, w) of the finest map, in [0, 1].
+    """
+    weights = torch.from_numpy(decoder.weights).to(maps[0])
+    size = maps[0].shape[2:]
+    scores = torch.from_numpy(decoder.biases).to(maps[0]).view(1, -1, 1, 1)
+    parts = weights.split([stage.shape[1] for stage in maps], 1)
+    for stage, part in zip(maps, parts, strict=True):  # weighted first: four channels are cheaper to enlarge
+        cells = functional.conv2d(stage, part[:, :, None, None])
+        scores = scores + functional.interpolate(cells, size, mode="bilinear", align_corners=False)
+    return scores.softmax(1)
+
+
+def stage_maps(network: nn.Module, stages: str, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Run a timm network; return its logits (N, 4) and the maps (N, C, h, w) of its ``stages``."""
+    maps: list[Tensor] = []
+    modules = [network.get_submodule(name) for name in stages.split("+")]
+    handles = [m.register_forward_hook(lambda module, inputs, output: maps.append(output)) for m in modules]
+    try:
+        return network(pixel_values), maps
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class StageFeatures:
