@@ -34,7 +34,7 @@ const jsonOf = async (path) => {
 
 const hex = (buffer) => [...new Uint8Array(buffer)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
-const MAPS = ["grad_cam", "layer_cam"]; // outputs that hold the cells of heat maps
+const MAPS = ["grad_cam", "layer_cam"]; // outputs that hold the cells of heat maps, of a model without a decoder
 const NO_PLACE = "notumor"; // what is everywhere or nowhere has no map
 
 async function open() {
@@ -66,7 +66,7 @@ opened.then(
 
 /** Draw the heat map of each class that has a place: by name, RGBA at the size of the model's input. */
 function overlays(outputs, seen, { probabilities }, labels, colours) {
-  const cells = MAPS.map((name) => outputs[name]).filter(Boolean);
+  const cells = (outputs.decoder ? ["decoder"] : MAPS).map((name) => outputs[name]).filter(Boolean);
   if (!cells.length) return null;
   const head = headMask(seen);
   const highest = Math.max(...Object.values(probabilities));

@@ -28,12 +28,14 @@ _MODEL_FILES = (
     "model.safetensors.index.json",
     "metrics.json",
     "trust.json",
+    "appearance.json",
+    "decoder.json",
     "stress.json",
     "explain.json",
     "*.png",
 )
 _MODEL_STALE = (
-    *_MODEL_FILES[1:7], "confusion_matrix.png", "training_curves.png", "reliability.png", "stress.png",
+    *_MODEL_FILES[1:9], "confusion_matrix.png", "training_curves.png", "reliability.png", "stress.png",
     EXPORT_FILE, *EXPORT_FILES.values(),
 )  # fmt: skip
 """What of an earlier version goes when this one does not have it: it would be taken for this one's."""
