@@ -32,6 +32,7 @@ SLOW = {
     "clinical/test_node_command.py::test_no_identifier_is_in_the_log_an_error_or_a_file_name_and_a_pacs_that_is_off_is_waited_for",
     "clinical/test_real_series.py",
     "clinical/test_node_orthanc.py",
+    "inference/test_volume_size.py",
     "web/test_transformers_js.py",
     "web/test_web.py",
 }

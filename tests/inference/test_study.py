@@ -1,6 +1,8 @@
 """Several sequences of one patient: each answered, then one answer, and what is missing is said."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from clinical.synthetic_series import write
 from images.mr_series import as_dicom, head
 
+from brain_tumor_mri.commands import predict_volumes
 from brain_tumor_mri.commands.main import main
 from brain_tumor_mri.images.volume import Volume, read_volume
 from brain_tumor_mri.inference.study import combine_study, predict_studies
@@ -104,3 +107,18 @@ def test_the_command_takes_sequences_by_name_and_says_what_is_missing(tiny_model
     assert '"source": "given"' not in out and out.count('"sequence": "t1c"') == 1 and '"missing"' in out
     assert main(["predict", "--model", str(tiny_model_dir), given[0], str(tmp_path / "b.nii.gz")]) == 2
     assert "name each path" in capsys.readouterr().err
+
+
+def test_ctrl_c_prints_what_was_answered_and_ends_with_130(tmp_path: Path, capsys, monkeypatch):
+    def studies(classifier, source, **options):
+        if source == "second":
+            raise KeyboardInterrupt
+        yield combine_study(source, [T1C, FLAIR])
+
+    slices = SimpleNamespace(describe=lambda: {"source": "test"})
+    monkeypatch.setattr(predict_volumes, "predict_studies", studies)
+    monkeypatch.setattr(predict_volumes, "load_classifier", lambda args: slices)
+    assert main(["predict", "--volume", "--json", "first", "second", "third"]) == 130
+    said = capsys.readouterr()
+    assert [volume["name"] for volume in json.loads(said.out)["volumes"]] == ["t1c", "flair"]
+    assert json.loads(said.out)["complete"] is False and "stopped after 2 volumes" in said.err

@@ -1,0 +1,43 @@
+"""A large examination costs little memory."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+WORK = """
+import json, resource, sys
+from brain_tumor_mri.inference.prediction import Prediction
+from brain_tumor_mri.inference.volume import VolumeClassifier
+from brain_tumor_mri.labels import LABELS
+
+class Same:
+    def predict_stream(self, pictures):
+        for picture in pictures:
+            yield Prediction("slice", LABELS[0], 0.7, dict(zip(LABELS, (0.7, 0.1, 0.1, 0.1))), decision="answer")
+
+answer = VolumeClassifier(Same()).predict(sys.argv[1])
+print(json.dumps([len(answer.slices), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """384 slices of 512 x 512."""
+    x, y, z = np.ogrid[-1:1:512j, -1:1:512j, -1:1:384j]
+    grey = ((x * x + y * y + z * z) < 0.8) * np.int16(1000)
+    grey += np.random.default_rng(0).integers(0, 40, grey.shape, np.int16)
+    file = tmp_path_factory.mktemp("large") / "t1c.nii"
+    nibabel.save(nibabel.Nifti1Image(grey, np.diag([0.5, 0.5, 0.5, 1])), file)
+    return file
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux only")
+def test_384_slices_take_under_a_gigabyte_and_a_half_beside_the_model(large: Path):
+    done = subprocess.run([sys.executable, "-c", WORK, str(large)], capture_output=True, text=True, check=True)
+    slices, kilobytes = json.loads(done.stdout)
+    assert slices > 250 and kilobytes < 1.5 * 2**20
