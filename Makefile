@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA_DIR ?= data/brain-tumor-mri-dataset
 EXPORT ?= model-lite
 
-.PHONY: app test test-all train lint phantoms web federated clean
+.PHONY: app test test-all train lint lock audit-deps phantoms web federated clean
 
 $(VENV)/.ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
@@ -33,6 +33,21 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
+# what an install from constraints.txt brings: `pip install -c constraints.txt -r requirements.txt`
+$(VENV)-tools/.ready:
+	$(PYTHON) -m venv $(VENV)-tools
+	$(VENV)-tools/bin/pip install --quiet uv pip-audit
+	touch $@
+
+lock: $(VENV)-tools/.ready
+	$(VENV)-tools/bin/uv pip compile pyproject.toml requirements-dev.txt --extra train --extra page --extra export \
+		--extra clinical --universal --python-version 3.10 --no-header --no-annotate --quiet \
+		--no-emit-package brain-tumor-mri --output-file constraints.txt
+
+# known vulnerabilities of the locked versions; needs the network
+audit-deps: $(VENV)-tools/.ready
+	$(VENV)-tools/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
 train: $(VENV)/.ready
 	test -d $(DATA_DIR)/Training || $(BIN)/python data_scripts/download_kaggle.py --output_dir $(DATA_DIR)
 	$(BIN)/accelerate launch --quiet train.py configs/seed.yaml --data_dir $(DATA_DIR)
@@ -57,4 +72,4 @@ web: $(VENV)/.ready web/node_modules/.ready
 	$(BIN)/python web/build.py --model $(EXPORT) --output web/dist
 
 clean:
-	rm -rf $(VENV) .venv-federated web/node_modules web/dist
+	rm -rf $(VENV) $(VENV)-tools .venv-federated web/node_modules web/dist
