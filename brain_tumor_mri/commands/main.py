@@ -20,6 +20,7 @@ COMMANDS = {
     "explain": "show where the model looked, as heat maps",
     "calibrate": "fit calibration, prediction sets and the check for foreign pictures to a model",
     "appearance": "fit what tells sequence, plane and skull from the pixels of a volume",
+    "average": "average the weights of two trainings, one begun with the other",
     "decoder": "fit the heat maps of a model to outlined tumours",
     "federate": "train one model with hospitals that keep their images, simulated on this machine",
     "export": "write a model as ONNX, LiteRT or TensorRT, checked against PyTorch",

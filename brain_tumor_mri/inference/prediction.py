@@ -193,6 +193,7 @@ class Answers:
 _Merge = Callable[[Sequence[np.ndarray]], np.ndarray]
 _mean, _any, _max = (partial(merge, axis=0) for merge in (np.mean, np.any, np.max))
 
+
 def csv_writer(file: TextIO) -> Any:
     """A writer of the standard library that quotes every cell.
 
