@@ -165,5 +165,6 @@ def _together(study: StudyPrediction | None) -> list[str]:
 def _warnings(prediction: VolumePrediction) -> list[str]:
     given = [*prediction.warnings, *([SIDES_HIDDEN] if prediction.volume.doubt else [])]
     more = [f"and {len(given) - _MOST_WARNINGS} more"] if len(given) > _MOST_WARNINGS else []
-    where = [f"Most suspicious at {position(prediction)}."] if prediction.label != NO_TUMOR else []
+    shows_tumour = prediction.label != NO_TUMOR and prediction.decision != NOT_A_BRAIN_MRI
+    where = [f"Most suspicious at {position(prediction)}."] if shows_tumour else []
     return [*where, *(f"Warning: {line}" for line in given[:_MOST_WARNINGS]), *more]
