@@ -4,7 +4,13 @@
 ``import brain_tumor_mri`` and commands that need no model stay fast.
 """
 
+import os
 from importlib import import_module
+
+# Nothing is reported to anybody. onnxruntime, from 1.29 on, tells Microsoft of each process, and keeps an identifier in
+# the home folder, unless it finds this when it is first imported.
+for _switch in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_switch, "1")
 
 __version__ = "0.2.0"
 

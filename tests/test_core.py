@@ -1,6 +1,7 @@
 """What `pip install .` alone brings answers, draws heat maps and says what else a task needs: no torch, no gradio."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = [re.match(r"[\w-]+", line)[0].lower() for line in PROJECT["dependencies"]]
 ONLY_THE_CORE = """\
+import importlib.util
 import sys
 from importlib import metadata
 
@@ -38,7 +40,14 @@ class Refused:
         if owned and not owned & allowed:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
+def absent(name, package=None, find_spec=importlib.util.find_spec):
+    try:
+        return find_spec(name, package)
+    except ModuleNotFoundError:
+        return None
+
 sys.meta_path.insert(0, Refused())
+importlib.util.find_spec = absent
 from brain_tumor_mri.commands.main import main
 sys.exit(main(sys.argv[2:]))
 """
@@ -72,6 +81,15 @@ def test_a_model_with_its_onnx_file_answers_without_torch_as_pytorch_does(tiny_o
     for found, prediction in zip(told["predictions"], expected, strict=True):
         assert found["label"] == prediction.label
         assert found["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-4)
+
+
+def test_nothing_is_reported_and_no_identifier_is_kept(tiny_onnx_dir: Path, slices: list[Path], tmp_path: Path):
+    code = "import sys; from brain_tumor_mri.commands.main import main; sys.exit(main(sys.argv[1:]))"
+    line = [sys.executable, "-c", code, "predict", str(slices[0]), "--model", str(tiny_onnx_dir), "--backend", "onnx"]
+    environment = {k: v for k, v in os.environ.items() if "TELEMETRY" not in k} | {"HOME": str(tmp_path)}
+    result = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # onnxruntime's identifier was one
 
 
 def test_heat_maps_are_drawn_without_torch(tiny_onnx_dir: Path, slices: list[Path], tmp_path: Path):

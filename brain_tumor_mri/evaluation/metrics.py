@@ -6,6 +6,7 @@ the percentile bootstrap interval, drawn over groups (patients) where groups are
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,13 @@ class TumorClassificationMetric(evaluate.Metric):
 
     def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, Any]:
         return classification_figures(np.asarray(predictions), np.asarray(references), **options)
+
+
+def measured(predictions: np.ndarray, references: np.ndarray, **options: Any) -> dict[str, Any]:
+    """Return what the metric computes, without the cache in a home folder, which may not be there."""
+    with tempfile.TemporaryDirectory(prefix="metric-") as scratch:
+        metric = TumorClassificationMetric(cache_dir=scratch, keep_in_memory=True)
+        return metric.compute(predictions=predictions, references=references, **options)
 
 
 def classification_figures(

@@ -19,7 +19,7 @@ from rich.progress import track
 from ..errors import UserError
 from ..labels import LABEL2ID, LABELS, NO_TUMOR
 from .collections import collection_figures
-from .metrics import TumorClassificationMetric, external_figures
+from .metrics import external_figures, measured
 
 if TYPE_CHECKING:
     from ..inference.classifier import TumorClassifier
@@ -61,7 +61,7 @@ def _row(prediction: Prediction) -> list[float]:
 
 def split_figures(probabilities: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
     """Return :func:`~.metrics.classification_figures` by the project's metric, intervals over groups."""
-    return TumorClassificationMetric().compute(predictions=probabilities, references=labels, groups=groups)
+    return measured(probabilities, labels, groups=groups)
 
 
 def evaluate_split(classifier: TumorClassifier, split: datasets.Dataset, *, progress: bool = False) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutput
 
 from ..errors import UserError
-from ..evaluation.metrics import TumorClassificationMetric
+from ..evaluation.metrics import measured
 from ..labels import ANY_TUMOR, LABEL2ID, NO_TUMOR
 from .backbone import save_release
 from .checkpoints import WEIGHTS, checkpoint_fault, seal
@@ -339,9 +339,7 @@ def validation_figures(prediction: EvalPrediction) -> dict[str, float]:
         raise UserError("the training diverged: answers on the validation part are no numbers; lower --learning_rate")
     probabilities = torch.from_numpy(prediction.predictions).double().softmax(-1).numpy()
     known = labels != ANY_TUMOR
-    figures = TumorClassificationMetric().compute(
-        predictions=probabilities[known], references=labels[known], n_resamples=0
-    )
+    figures = measured(probabilities[known], labels[known], n_resamples=0)
     result = {key: figures[key]["value"] for key in VALIDATION_FIGURES if key in figures}
     if not known.all():
         result["tumours_found"] = float((probabilities[~known].argmax(1) != LABEL2ID[NO_TUMOR]).mean())

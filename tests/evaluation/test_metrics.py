@@ -1,10 +1,16 @@
 """Figures equal scikit-learn's, intervals cover what they claim, groups widen them."""
 
+import evaluate
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from brain_tumor_mri.evaluation.metrics import TumorClassificationMetric, bootstrap_weights, classification_figures
+from brain_tumor_mri.evaluation.metrics import (
+    TumorClassificationMetric,
+    bootstrap_weights,
+    classification_figures,
+    measured,
+)
 from brain_tumor_mri.labels import LABELS
 
 
@@ -115,3 +121,13 @@ def test_it_is_an_evaluate_metric_that_works_offline():
 def test_shapes_that_do_not_match_are_refused(shape):
     with pytest.raises(ValueError, match="do not match"):
         classification_figures(np.zeros(shape), np.zeros(min(5, shape[0] and 5), dtype=int))
+
+
+def test_figures_need_no_home_folder(monkeypatch) -> None:
+    """evaluate keeps a cache there; some accounts and containers have none."""
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", "/dev/null/metrics")
+    monkeypatch.setattr(evaluate.module.config, "HF_METRICS_CACHE", "/dev/null/metrics")
+    probabilities = np.eye(4)[[0, 1, 2, 3]]
+    assert measured(probabilities, np.arange(4), n_resamples=0)["accuracy"]["value"] == 1
+    with pytest.raises(OSError, match="/dev/null"):
+        TumorClassificationMetric()
