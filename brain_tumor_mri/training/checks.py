@@ -120,6 +120,8 @@ def _check_training(t: TrainingArguments) -> None:
     for name, why in NOT_OURS.items():
         if getattr(t, name) not in (defaults[name], None):
             raise UserError(f"--{name}: {why}; leave it out")
+    if any(str(option.value) == "tpu_metrics_debug" for option in t.debug):
+        raise UserError("--debug tpu_metrics_debug: this training runs on no TPU; leave it out")
     figure = (t.metric_for_best_model or "loss").removeprefix("eval_")
     if figure not in VALIDATION_FIGURES:
         raise UserError(f"--metric_for_best_model {figure}: give one of {', '.join(VALIDATION_FIGURES)}")
