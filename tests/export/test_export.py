@@ -179,7 +179,7 @@ def test_int8_is_close_and_smaller_and_quantized_as_asked(pair, slices: list[Pat
 
     model, output = pair
     full, small = (output / "onnx" / name for name in ("model.onnx", "model_int8.onnx"))
-    assert small.stat().st_size < 0.65 * full.stat().st_size  # the first convolutions are a good part of these
+    assert small.stat().st_size < 0.75 * full.stat().st_size  # the first convolutions and the maps are much of these
     network = onnx.load(small)
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in network.graph.node}
     stored = {value.name: value for value in network.graph.initializer}
@@ -341,8 +341,9 @@ def test_int8_below_the_agreement_is_refused(home: Path, tmp_path: Path, monkeyp
         import onnx
 
         network = onnx.load(source)
+        last = {name for node in network.graph.node if node.op_type == "Gemm" for name in node.input[1:]}
         for value in network.graph.initializer:
-            if "classifier" in value.name or "fc" in value.name:
+            if value.name in last:
                 value.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(value), value.name))
         onnx.save(network, file)
 
@@ -390,7 +391,7 @@ def test_predict_info_and_explain_on_an_export(exported: Path, slices: list[Path
     assert described["sha256"] != described["exported_sha256"]
     assert main(["explain", files[0], "--model", str(exported), "--output_dir", str(tmp_path / "maps"), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["explanations"]
-    assert row["label"] == found[0]["class"]
+    assert row["label"] == found[0]["label"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -507,6 +508,9 @@ class CudaRuntime(ModuleType):
 
             def get_outputs(self) -> list:
                 return [SimpleNamespace(name="logits")]
+
+            def get_overridable_initializers(self) -> list:
+                return []
 
         self.SessionOptions, self.InferenceSession = onnxruntime.SessionOptions, Session
         self.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
