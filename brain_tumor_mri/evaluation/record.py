@@ -28,7 +28,7 @@ def describe_model(folder_or_id: str | Sequence[str], classifier: TumorClassifie
         "image_size": classifier.image_size[0],
         "mirror": classifier.mirror,
         "parameters": sum(member.folder.parameters for member in members),
-        "weights_sha256": classifier.describe()["sha256"],
+        "weights_sha256": " + ".join(member.folder.sha256() for member in members),
     }
 
 

@@ -32,7 +32,7 @@ def model_facts(classifier: "TumorClassifier", name: str) -> tuple[str, str]:
         name: how the page calls the model.
     """
     facts, folder = classifier.describe(), classifier.folder
-    figures, card = _figures(folder.path, facts["sha256"], name) if folder else (_no_figures("no metrics.json"), "")
+    figures, card = _figures(folder.path, folder.sha256(), name) if folder else (_no_figures("no metrics.json"), "")
     height, width = classifier.image_size
     rows = {
         "Name": name,

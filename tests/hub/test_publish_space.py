@@ -352,7 +352,7 @@ handle = ModelHandle(model)
 build_page(handle, "examples")
 answer = answer_slice(handle, example)
 assert "finding" in answer.panel and answer.explainable, answer.panel
-assert "--heat-glioma" in explain_slice(handle, example)
+assert "--heat-glioma" in explain_slice(handle, example)[0]
 assert batch_answer(handle.get(), "model", [example])["summary"]["answered"] == 1
 assert model_facts(handle.get(), "model")[1]
 """
