@@ -10,7 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from ..data.br35h import load_external
 from ..data.slices import load_slices
@@ -53,8 +54,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.models[0]} and {args.models[1]} are not of one architecture")
     protocol, seed, _ = training_settings(folders[1].path, folders[1].sha256())
     mean = {
-        name: ((1 - args.share) * first[name].float() + args.share * value.float()).to(value.dtype)
-        if value.is_floating_point()
+        name: ((1 - args.share) * first[name].astype(np.float32) + args.share * value.astype(np.float32)).astype(
+            value.dtype
+        )
+        if value.dtype.kind == "f"
         else value
         for name, value in second.items()
     }
