@@ -131,6 +131,9 @@ def _check_training(t: TrainingArguments) -> None:
         raise UserError(f"--train_sampling_strategy {t.train_sampling_strategy}: give random or sequential")
     if t.fp16 and t.device.type == "cpu":
         raise UserError("--fp16: a processor trains in bf16 or, by default, fp32; leave it out")
+    modes = (None, "default", "lite", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+    if t.torch_compile_mode not in modes:
+        raise UserError(f"--torch_compile_mode {t.torch_compile_mode}: give one of {', '.join(modes[1:])}")
     if t.torch_compile and t.torch_compile_backend not in torch.compiler.list_backends(exclude_tags=()):
         raise UserError(f"--torch_compile_backend {t.torch_compile_backend}: torch has no such backend here")
 

@@ -377,6 +377,7 @@ def test_wrong_arguments_are_one_line_that_names_them(argv, named):
         ("--report_to", "wandb"),
         ("--neftune_noise_alpha", "5"),
         ("--debug", "tpu_metrics_debug"),
+        ("--torch_compile_mode", "nonsense"),
         ("--label_names", "x"),
         ("--batch_eval_metrics", "true"),
         ("--optim", "adamw_bnb_8bit"),
