@@ -28,6 +28,7 @@ from brain_tumor_mri.training.losses import Teacher
 from brain_tumor_mri.training.parts import load_parts
 from brain_tumor_mri.training.run import (
     EpochTable,
+    create_repository,
     finish_run,
     prepare_output_dir,
     start_missing_processes,
@@ -49,6 +50,8 @@ def main(argv: list[str]) -> None:
     tune_for_cpu(args.training)
     sizes = parse_size_schedule(args.model.train_sizes, args.model.image_size, args.training.num_train_epochs)
     held = claim_output_dir(output_dir) if main_process else None  # no second training into it
+    if args.training.push_to_hub and main_process:
+        args.training.hub_model_id = create_repository(args.training)
 
     # Data, model, and where an earlier start of this run got to.
     parts = load_parts(args, progress=main_process)

@@ -143,7 +143,12 @@ def _check_made(t: TrainingArguments, optimizer: tuple[type[torch.optim.Optimize
     flag = "--optim and --optim_args"
     try:
         kind, options = optimizer or Trainer.get_optimizer_cls_and_kwargs(t)
-        made = kind([torch.nn.Parameter(torch.zeros(2, 2))], **options)
+        weight = torch.nn.Parameter(torch.zeros(2, 2))
+        made = kind([weight], **options)
+        weight.grad = torch.zeros(2, 2)  # of a weight that nothing reaches, which --adam_epsilon 0 makes NaN
+        made.step()
+        if not weight.isfinite().all():
+            raise ValueError("a gradient of 0 gives no number; give --adam_epsilon above 0")
         flag = "--lr_scheduler_type and --lr_scheduler_kwargs"
         get_scheduler(t.lr_scheduler_type, made, t.get_warmup_steps(10), 10, t.lr_scheduler_kwargs)
         flag = "--dataloader_num_workers and the like"

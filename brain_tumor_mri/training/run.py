@@ -14,12 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import torch
+from huggingface_hub import create_repo
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..evaluation.record import describe_data, describe_model, run_record
 from ..evaluation.split import evaluate_external, evaluate_split
 from ..files import read_json, write_json, write_text
@@ -149,6 +152,22 @@ def tune_for_cpu(args: TrainingArguments) -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 2**28)):
             mallopt(parameter, value)
+
+
+def create_repository(args: TrainingArguments) -> str:
+    """Create the Hub repository of ``--push_to_hub``, before hours are spent; return its full name.
+
+    Raises:
+        UserError: there is no network, no login, or no permission.
+    """
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    try:
+        return create_repo(name, token=args.hub_token, private=args.hub_private_repo, exist_ok=True).repo_id
+    except (OSError, HfHubHTTPError, ValueError, httpx.HTTPError) as error:
+        raise UserError(
+            f"--push_to_hub: cannot reach or create {name} ({first_line(error)}); "
+            "log in with `hf auth login`, or train without --push_to_hub and publish later"
+        ) from None
 
 
 def prepare_output_dir(args: RunArguments, parameters: int, data: Mapping[str, str] | None = None) -> str | None:

@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutput
@@ -229,16 +227,9 @@ class WeightedLossTrainer(Trainer):
             with self.average.in_place() if self.average is not None else contextlib.nullcontext():
                 save_release(model, self.args.output_dir, half=self.half_weights)
 
-    def init_hf_repo(self, token: str | None = None) -> None:
-        """Create the Hub repository before training; what prevents that is said in one line."""
-        try:
-            super().init_hf_repo(token)
-        except (OSError, HfHubHTTPError, ValueError, httpx.HTTPError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"--push_to_hub: cannot reach or create {self.args.hub_model_id or 'the repository'} ({reason}); "
-                "log in with `hf auth login`, or train without --push_to_hub and publish later"
-            ) from error
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Take the repository that ``create_repository`` made before any data was read."""
+        self.hub_model_id, self.push_in_progress = self.args.hub_model_id, None
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the epoch's running training accuracy and loss to the evaluation's log entry."""

@@ -14,6 +14,7 @@ from ports import free_port
 from safetensors.torch import load_file
 from transformers import EvalPrediction, TrainingArguments
 
+import train
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.labels import ANY_TUMOR
 from brain_tumor_mri.training import arguments
@@ -386,6 +387,7 @@ def test_wrong_arguments_are_one_line_that_names_them(argv, named):
         ("--fsdp", "full_shard"),
         ("--num_train_epochs", "-1"),
         ("--learning_rate", "nan"),
+        ("--adam_epsilon", "0"),
         ("--dataloader_persistent_workers", "true"),
     ],
 )
@@ -393,6 +395,14 @@ def test_a_setting_that_would_fail_later_is_one_line_at_once(flag, value):
     with pytest.raises(UserError) as error:
         parse_arguments([flag, value])
     assert flag.removeprefix("--")[:8] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_out_of_reach_is_told_before_any_file_is_read(tmp_path, monkeypatch):
+    flags = ["configs/smoke.yaml", "--data_dir", str(tmp_path / "none"), "--output_dir", str(tmp_path / "run")]
+    monkeypatch.setattr(train, "start_missing_processes", lambda: None)
+    with pytest.raises(UserError, match=r"--push_to_hub: cannot reach or create me/model \(.*\); log in") as error:
+        train.main([*flags, "--push_to_hub", "true", "--hub_model_id", "me/model"])
     assert "\n" not in str(error.value)
 
 
