@@ -32,7 +32,8 @@ def federated_table(records: Sequence[dict[str, Any]]) -> str:
         settings, told = record["settings"], next(iter(record["cases"].values()))
         texts.append(
             f"{len(record['hospitals'])} hospitals ({record['partition']}: {', '.join(record['hospitals'])}), "
-            f"{settings['rounds']} rounds of {settings['slices_per_round']} slices each, {settings['image_size']} px. "
+            f"{settings['rounds']} rounds in which each draws {settings['slices_per_round']:.0%} of its slices, "
+            f"{settings['image_size']} px. "
             f"{told['test']['n']} test slices; left out: {told['left_out']['n']} slices of "
             f"{', '.join(told['by_family'])}, each collection weighing alike.\n\n"
             + markdown_table([*header, "MB sent", "epsilon"], record["summary"])

@@ -15,7 +15,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import datasets
-import numpy as np
 import yaml
 
 from benchmarks.accuracy.federated_report import summary_rows
@@ -48,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="configs/federated.yaml")
     parser.add_argument("--partition", default="patient", choices=("patient", "collection", "dirichlet"))
     parser.add_argument("--left_out", default="ageing,healthy-7t,metastases,ms", help="families that only test")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--slices", type=int, default=400, help="that each hospital draws a round")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--share", type=float, default=0.08, help="of its slices that each hospital draws a round")
     parser.add_argument("--clients", type=int, default=3, help="partitions patient and dirichlet: hospitals")
     parser.add_argument("--together", nargs="*", default=list(TOGETHER), choices=TOGETHER, help="kinds of federation")
     parser.add_argument("--runs", type=Path, default=Path("runs/federated-table"), help="a folder a case goes here")
@@ -65,7 +64,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     common: dict[str, Any] = read_settings(args.config, args.set) | {
         "data_dir": str(args.data_dir), "protocol": "patient-disjoint", "fold": args.fold, "rounds": args.rounds,
-        "partition": args.partition, "slices_per_round": args.slices, "evaluate_clients": False,
+        "partition": args.partition, "slices_per_round": args.share, "evaluate_clients": False,
     }  # fmt: skip
     if args.partition == "collection":
         common |= {"protocol": "leave-collection-out", "collection": args.left_out}
@@ -77,9 +76,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     write_text(file, yaml.safe_dump(common))
     hospitals = simulated_hospitals(str(file))
     names = sorted(hospitals, key=lambda name: -len(hospitals[name].train))
-    # as many steps as all hospitals take together, of slices drawn as often as there
-    alone = {name: {"hospitals": name, "num_train_epochs": len(names)} for name in names}
-    pooled = {"partition": "pooled", "slices_per_round": args.slices * len(names)}
+    pooled = {"partition": "pooled"}
+    # as many slices drawn as all hospitals draw together; where it has fewer, some more than once
+    sizes = {name: len(hospitals[name].train) for name in names}
+    total = round(args.share * sum(sizes.values()))
+    alone = {
+        name: {"hospitals": name, "slices_per_round": total, "num_train_epochs": max(1.0, total / sizes[name])}
+        for name in names
+    }
     federated = {f"federated, {name}": TOGETHER[name] for name in args.together}
     cases = {"pooled": pooled, **dict(list(federated.items())[:1])}  # what says most comes first
     cases |= {f"{name} alone": settings for name, settings in alone.items()} | federated
@@ -127,7 +131,7 @@ def _case(record: dict[str, Any], left_out: dict[str, Any]) -> dict[str, Any]:
     return {
         "hospitals": federation["hospitals"],
         "failed": [entry["failed"] for entry in federation["rounds"]],
-        "slices_drawn": None if federation["privacy"] else int(np.sum(drawn)) * record["config"]["num_train_epochs"],
+        "slices_drawn": None if federation["privacy"] else round(sum(drawn) * record["config"]["num_train_epochs"]),
         "test": {name: test[name] for name in ("n", "accuracy", "macro_f1")},
         "left_out": left_out["pooled"],
         "by_family": left_out["by_family"],

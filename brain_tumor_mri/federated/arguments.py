@@ -47,8 +47,9 @@ class FederationArguments:
         default="average",
         metadata={"help": "Running statistics: average (as weights are), or frozen (as the start model has them)."},
     )
-    slices_per_round: int | None = field(
-        default=None, metadata={"help": "Slices that a hospital draws a round, at most as many as it has; default all."}
+    slices_per_round: float | None = field(
+        default=None,
+        metadata={"help": "Slices that a hospital draws a round, or their share of its slices, under 1; default all."},
     )
     round_schedule: str = field(
         default="constant", metadata={"help": f"Learning rate over the rounds: {' or '.join(SCHEDULES)}."}
@@ -93,6 +94,11 @@ class FederationArguments:
                 raise UserError("clipping_norm: the privacy accountant knows averages only; use fedavg or fedprox")
             if self.batch_norm != "frozen":
                 raise UserError("clipping_norm: noise would make running variances negative; add batch_norm: frozen")
+
+    def drawn(self, slices: int) -> int:
+        """How many of its slices a hospital draws in a round."""
+        asked = self.slices_per_round or slices
+        return max(1, round(asked * slices)) if asked < 1 else min(round(asked), slices)
 
     @property
     def wanted(self) -> int:

@@ -234,7 +234,7 @@ def train_round(
         federation, args = parse_client_settings(settings, folder)
         args.training.learning_rate *= learning_rate_share(federation, server_round)
         args.training.seed = round_seed(args.training.seed, server_round, hospital.name)
-        drawn = min(federation.slices_per_round or len(hospital.train), len(hospital.train))
+        drawn = federation.drawn(len(hospital.train))
         balance = args.collections.balance
         trainer = _trainer(
             hospital, federation, args, network, weights,

@@ -15,7 +15,7 @@ def case(accuracy: float, epsilon: float | None = None) -> dict:
 def test_a_table_has_hospitals_alone_first_and_pooled_last_and_only_what_is_measured() -> None:
     record = {
         "hospitals": ["kaggle", "brats"], "partition": "collection",
-        "settings": {"rounds": 5, "slices_per_round": 300, "image_size": 128},
+        "settings": {"rounds": 5, "slices_per_round": 0.1, "image_size": 128},
         "cases": {"pooled": case(0.9), "federated, FedAvg, private": case(0.3, 11.2345), "kaggle alone": case(0.8)},
     }  # fmt: skip
     record["summary"] = summary_rows(record)
@@ -30,6 +30,7 @@ def test_a_table_has_hospitals_alone_first_and_pooled_last_and_only_what_is_meas
     ]
     text = federated_table([record])
     assert text.startswith(
-        "2 hospitals (collection: kaggle, brats), 5 rounds of 300 slices each, 128 px. 1402 test slices"
+        "2 hospitals (collection: kaggle, brats), 5 rounds in which each draws 10% of its slices, 128 px. "
+        "1402 test slices"
     )
     assert text.count("\n| ") == 4

@@ -71,6 +71,8 @@ def test_a_round_is_decided_by_seed_round_and_name(hospital, model, start) -> No
     assert distance(first, start) > 0
     assert distance(first, again) == 0 < distance(first, later)
     assert (figures["num-examples"], figures["steps"]) == (16, 2)
+    _, figures = one_round(hospital, model, start, slices_per_round=0.5)
+    assert figures["num-examples"] == round(len(hospital.train) / 2)
     assert round_seed(3, 1, "north") != round_seed(3, 1, "south")
 
 
