@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError, first_line
-from ..images.series import SEQUENCES
+from ..images.sequence import SEQUENCES
 
 PLANES = ("axial", "coronal", "sagittal")
 RULE_KEYS = ("modality", "body_part", "sequence", "orientation")

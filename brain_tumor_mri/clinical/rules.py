@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 
-from ..images.series import SEQUENCE_TITLES, Series, find_series
+from ..images.sequence import SEQUENCE_TITLES
+from ..images.series import Series, find_series
 from .config import PLANES, RULE_KEYS
 
 _BODY_PARTS = ("BRAIN", "HEAD", "SKULL", "HEADNECK", "NECK")

@@ -20,7 +20,8 @@ from rich.text import Text
 from ..errors import UserError, first_line
 from ..files import check_writable
 from ..images.find import SEQUENCE_PATH
-from ..images.series import SEQUENCE_TITLES, UnreadableVolumeError
+from ..images.sequence import SEQUENCE_TITLES
+from ..images.series import UnreadableVolumeError
 from ..inference.study import StudyPrediction, predict_studies
 from ..inference.volume import VolumeClassifier, VolumePrediction, key_images
 from ..labels import NO_TUMOR, RESEARCH_NOTICE, TITLES

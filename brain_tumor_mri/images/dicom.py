@@ -7,12 +7,8 @@ a file reaches an error, a warning or a log: its header names a patient, and pyd
 
 from __future__ import annotations
 
-import logging
 import re
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from io import BytesIO
 from typing import Any, BinaryIO
 
@@ -25,6 +21,7 @@ from pydicom.pixels import apply_color_lut, get_decoder
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit, RLELossless
 
 from .formats import ImageFault, check_scans, size_fault
+from .quiet import quiet_pydicom
 
 MAX_BYTES = 128 * 2**20
 """Largest file that is read, which takes twice as much memory; a single slice has about 0.5 MB."""
@@ -58,12 +55,6 @@ _ELSEWHERE = (
     "PROSTATE", "RECTUM", "SACRUM", "SHOULDER", "SPINE", "SPLEEN", "STERNUM", "THIGH", "THORAX", "THUMB", "TIBIA",
     "TOE", "UTERUS", "WRIST",
 )  # fmt: skip
-
-# pydicom's warnings quote values of the header. The filter is set once: changing it around each file is not safe with
-# threads. Its log is silent only where this module reads; other users of pydicom keep theirs.
-warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
-_LOGS = ("pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils")  # a filter is not asked about children's
-_here = threading.local()
 
 
 class DicomError(Exception):
@@ -102,7 +93,7 @@ def read_slice(file: BinaryIO) -> np.ndarray:
     # pydicom inflates such a file whole and without a limit; the UID stands in clear in the head of one
     if _DEFLATED in content:
         raise DicomError("a deflated DICOM file, which is not read; export the slice without compression")
-    with _quiet():
+    with quiet_pydicom():
         try:
             dataset = dcmread(_Counted(content), force=True)  # without its preamble a file is as readable
             _check_size(dataset, len(content))
@@ -358,20 +349,3 @@ def _first(value: Any) -> float | None:
     except (TypeError, ValueError, IndexError):
         return None
     return number if np.isfinite(number) else None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep pydicom's log, which quotes the header, off stderr while this thread reads."""
-    for log in map(logging.getLogger, _LOGS):
-        if _only_others not in log.filters:
-            log.addFilter(_only_others)
-    _here.reading = True
-    try:
-        yield
-    finally:
-        _here.reading = False
-
-
-def _only_others(record: logging.LogRecord) -> bool:
-    return not getattr(_here, "reading", False)

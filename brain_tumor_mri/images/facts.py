@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from .series import SEQUENCE_TITLES, find_series
+from .sequence import SEQUENCE_TITLES
+from .series import find_series
 
 _ENDS = (("R", "L"), ("A", "P"), ("F", "H"))  # of the LPS axes, negative and positive end
 _PLANES = ("sagittal", "coronal", "axial")

@@ -2,15 +2,23 @@
 
 import ctypes
 import logging
+import threading
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+# pydicom's warnings quote values of the header. The filter is set once: changing it around each file is not safe with
+# threads. Its log is silent only where this project reads; other users of pydicom keep theirs.
+warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
+_LOGS = ("pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils")  # a filter is not asked about children's
+_here = threading.local()
 
 
 def quiet_decoders() -> None:
     """Keep what image libraries say about odd files off stderr, where errors of this project already say it.
 
     Called once at the start of a command, of the page and of a training. (pydicom's warnings quote the header, which
-    names a patient: ``dicom.py`` silences those wherever it is used.)
+    names a patient: those are silent wherever this project reads DICOM, ``quiet_pydicom``.)
     """
     from PIL import Image  # commands that open no image do not wait for it
 
@@ -24,3 +32,20 @@ def quiet_decoders() -> None:
         silence = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
         silence.argtypes, silence.restype = [ctypes.c_void_p], ctypes.c_void_p
         silence(None)
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Keep pydicom's log, which quotes the header, off stderr while this thread reads."""
+    for log in map(logging.getLogger, _LOGS):
+        if _only_others not in log.filters:
+            log.addFilter(_only_others)
+    before, _here.reading = getattr(_here, "reading", False), True
+    try:
+        yield
+    finally:
+        _here.reading = before
+
+
+def _only_others(record: logging.LogRecord) -> bool:
+    return not getattr(_here, "reading", False)

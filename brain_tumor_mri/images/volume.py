@@ -6,13 +6,15 @@ input's own order, so that what is said of slice k, or of a voxel, holds for the
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -23,16 +25,22 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import first_line
 from .archive import EXAMINATIONS, Archive, ArchiveError
-from .series import Frame, SequenceGuess, Series, UnreadableVolumeError, find_series, number_of, of_frame, quiet
+from .frames import Frame, number_of, of_frame
+from .quiet import quiet_pydicom
+from .sequence import SequenceGuess
+from .series import Series, UnreadableVolumeError, find_series
+from .stack import LPS_TO_RAS, stack_of
 
 MAX_VOXELS = 400_000_000
 """Of a volume that is read: 1.6 GB as float32."""
-MAX_GAP = 0.2
-"""Largest share of slices that may be missing within a DICOM series."""
 _LABEL_VALUES = 8
 """A volume of no more different values is a mask, not a scan."""
 _NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh")
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_KINDS = (nibabel.Nifti1Image, nibabel.Nifti2Image)
+_HEADER_BYTES = 540
+_MAX_OFFSET = 2**24
+_DEFLATE = 1032
+"""Most that a file can be smaller than what it unpacks to."""
 _DETACHED = (b"data file:", b"datafile:", b"ElementDataFile")
 
 
@@ -166,24 +174,22 @@ def _from_member(series: Series) -> Volume:
 
 
 def _by_nibabel(series: Series) -> tuple[np.ndarray, np.ndarray, list[str], str | None]:
-    image = nibabel.load(series.path)
+    header, data = _proxy(series)
     notes, doubt = [], None
-    dtype = image.get_data_dtype()
+    dtype = header.get_data_dtype()
     if dtype.fields or dtype.kind not in "iufb":
         raise UnreadableVolumeError(series.name, "colour or complex voxels, not a scan's grey values")
-    shape = image.shape
+    shape = header.get_data_shape()
     if len(shape) < 3:
         raise UnreadableVolumeError(series.name, "one slice, not a volume; give it as a picture")
-    _check_size(series.name, shape[:3])
-    data = image.dataobj
+    _check_size(series, shape[:3], dtype.itemsize)
     for count in shape[3:]:
         if count > 1:
             notes.append(f"4D: the first of {np.prod(shape[3:]):,} volumes was taken")
             break
     data = data[(slice(None),) * 3 + (0,) * (len(shape) - 3)] if len(shape) > 3 else data
     array = np.asarray(data, dtype=np.float32)
-    affine = np.array(image.affine, dtype=float)
-    header = image.header
+    affine = np.array(header.get_best_affine(), dtype=float)
     if hasattr(header, "get_xyzt_units"):
         affine[:3] *= {"meter": 1000.0, "micron": 0.001}.get(header.get_xyzt_units()[0], 1.0)
         if not int(header["sform_code"]) and not int(header["qform_code"]):
@@ -201,6 +207,21 @@ def _by_nibabel(series: Series) -> tuple[np.ndarray, np.ndarray, list[str], str 
     return array, affine, notes, doubt
 
 
+def _proxy(series: Series) -> tuple[Any, Any]:
+    """Header and voxels, which are read when they are asked for.
+
+    The header has a fixed length. What may follow it (extensions, which CIFTI holds its XML in) is never read: a small
+    file can declare gigabytes of it.
+    """
+    with nibabel.openers.ImageOpener(str(series.path)) as file:
+        start = file.read(_HEADER_BYTES)
+    kind = next((kind for kind in _KINDS if kind.header_class.may_contain_header(start)), nibabel.MGHImage)
+    header = kind.header_class(start[: kind.header_class.template_dtype.itemsize])
+    if header.get_data_offset() > _MAX_OFFSET:
+        raise UnreadableVolumeError(series.name, "damaged: by its header the voxels begin far behind it")
+    return header, kind.ImageArrayProxy(str(series.path), header)
+
+
 def _by_simpleitk(series: Series) -> tuple[np.ndarray, np.ndarray, list[str], str | None]:
     with series.path.open("rb") as file:
         head = file.read(8192)
@@ -216,7 +237,7 @@ def _by_simpleitk(series: Series) -> tuple[np.ndarray, np.ndarray, list[str], st
         raise UnreadableVolumeError(series.name, "one slice, not a volume; give it as a picture")
     if reader.GetNumberOfComponents() > 1 and len(size) == 3 and reader.GetNumberOfComponents() <= 4:
         raise UnreadableVolumeError(series.name, "colour or complex voxels, not a scan's grey values")
-    _check_size(series.name, size[:3])
+    _check_size(series, size[:3], 1)
     notes = []
     if np.prod(size[3:], dtype=int) * reader.GetNumberOfComponents() > 1:
         raise UnreadableVolumeError(series.name, "several volumes in one file; save one of them alone")
@@ -232,144 +253,26 @@ def _by_simpleitk(series: Series) -> tuple[np.ndarray, np.ndarray, list[str], st
     if not affine[:3, 3].any() and np.array_equal(direction, np.eye(3)):
         notes.append("no orientation is stored, or a bare one with its origin at 0")
         doubt = "the file does not say which way the head lies"
-    return array, _LPS_TO_RAS @ affine, notes, doubt
+    return array, LPS_TO_RAS @ affine, notes, doubt
 
 
 def _from_dicom(series: Series) -> Volume:
-    """Sort, split off what is no part of the volume, decode."""
-    notes = list(series.warnings)
-    frames, normal = _one_orientation(series, notes)
-    frames, positions = _placed(series, frames, normal, notes)
-    order, positions = _filled(series, positions, frames, normal, notes)
-    columns, rows = frames[0].shape[1], frames[0].shape[0]
-    _check_size(series.name, (columns, rows, len(order)))
-    array = np.zeros((columns, rows, len(order)), np.float32, order="F")
-    _decode(series, order, array)
-    affine = np.eye(4)
-    orientation = frames[0].orientation or (1, 0, 0, 0, 1, 0)
-    affine[:3, 0] = np.array(orientation[:3]) * frames[0].spacing[1]
-    affine[:3, 1] = np.array(orientation[3:]) * frames[0].spacing[0]
-    affine[:3, 2] = (positions[-1] - positions[0]) / (len(positions) - 1)
-    affine[:3, 3] = positions[0]
-    step = affine[:3, 2] / np.linalg.norm(affine[:3, 2])
-    tilt = np.degrees(np.arccos(np.clip(step @ normal, -1, 1)))
-    if tilt > 2:
-        notes.append(
-            f"slices are shifted against each other by {tilt:.0f} degrees (tilted gantry); each stays a true plane"
-        )
-    files = tuple(None if f is None else SliceFile(f.file, f.uid, f.number) for f in order)
-    unplaced = any(f.orientation is None for f in frames) or any("in the order of" in note for note in notes)
+    stack = stack_of(series)
+    rows, columns = stack.shape
+    _check_size(series, (columns, rows, len(stack.frames)))
+    array = np.zeros((columns, rows, len(stack.frames)), np.float32, order="F")
+    _decode(series, stack.frames, array)
     return Volume(
         series.name,
         array,
-        _LPS_TO_RAS @ affine,
-        files,
+        stack.affine,
+        tuple(None if f is None else SliceFile(f.file, f.uid, f.number) for f in stack.frames),
         series.sequence,
         series.study_uid,
         series.series_uid,
-        tuple(notes),
-        "the headers do not say where the slices lie" if unplaced else None,
+        stack.notes,
+        stack.doubt,
     )
-
-
-def _one_orientation(series: Series, notes: list[str]) -> tuple[list[Frame], np.ndarray]:
-    """The frames of the main orientation and matrix, and their normal in LPS."""
-    groups: dict[tuple, list[Frame]] = defaultdict(list)
-    for frame in series.frames:
-        groups[(frame.shape, *(round(c, 1) for c in frame.orientation or ()))].append(frame)
-    main = max(groups.values(), key=len)
-    others = len(series.frames) - len(main)
-    if len(main) < 2:
-        if len(series.frames) > 1:
-            raise UnreadableVolumeError(series.name, f"a localiser: {len(series.frames)} slices in all directions")
-        raise UnreadableVolumeError(series.name, "one slice, not a volume; give it as a picture")
-    if others:
-        if others > 0.2 * len(series.frames) or len(main) < 5:
-            text = f"mixed: {len(series.frames)} slices of {len(groups)} orientations or sizes, as of a localiser"
-            raise UnreadableVolumeError(series.name, text)
-        notes.append(f"{others} slices of another orientation or size were left out")
-    if main[0].orientation is None:
-        notes.append("no orientation in the headers; taken as axial")
-        return main, np.array([0.0, 0.0, 1.0])
-    rows, columns = np.array(main[0].orientation[:3]), np.array(main[0].orientation[3:])
-    normal = np.cross(rows, columns)
-    if abs(np.linalg.norm(normal) - 1) > 0.05:
-        raise UnreadableVolumeError(series.name, "the headers' orientation is no pair of right angles")
-    return main, normal / np.linalg.norm(normal)
-
-
-def _placed(
-    series: Series, frames: list[Frame], normal: np.ndarray, notes: list[str]
-) -> tuple[list[Frame], list[np.ndarray]]:
-    """One frame a position, sorted along the normal, and the positions in LPS."""
-    by_place: dict[float, list[Frame]] = defaultdict(list)
-    for frame in sorted(frames, key=lambda f: (f.instance, f.number or 0, f.file)):
-        by_place[round(float(normal @ frame.position), 2) if frame.position else 0.0].append(frame)
-    if len(by_place) < max(2, 0.2 * len(frames)) and len({f.part for f in frames}) < len(frames) / 4:
-        return _without_positions(frames, normal, notes)
-    if len(by_place) < 2:
-        raise UnreadableVolumeError(series.name, "all slices lie at one place; a series over time is no volume")
-    most = Counter(len(group) for group in by_place.values()).most_common(1)[0][0]
-    if most > 1:
-        notes.append(f"4D: {most} slices at each position, the first volume was taken")
-    elif any(len(group) > 1 for group in by_place.values()):
-        double = sum(len(group) > 1 for group in by_place.values())
-        notes.append(f"{double} positions hold two slices or more; the first of each was taken")
-    kept = [min(by_place[place], key=_volume_order) for place in sorted(by_place)]
-    return kept, [np.array(frame.position) for frame in kept]
-
-
-def _volume_order(frame: Frame) -> tuple:
-    return tuple((value is not None, value or 0.0) for value in frame.part), frame.instance
-
-
-def _without_positions(
-    frames: list[Frame], normal: np.ndarray, notes: list[str]
-) -> tuple[list[Frame], list[np.ndarray]]:
-    """Slices that share one position: told apart by Slice Location, else by their number."""
-    origin = np.array(frames[0].position or (0.0, 0.0, 0.0))
-    locations = [frame.location for frame in frames]
-    if None not in locations and len(set(locations)) == len(frames):
-        notes.append("all slices have one position (ImagePositionPatient); sorted by SliceLocation")
-        pairs = sorted(zip(locations, frames, strict=True), key=lambda pair: pair[0])
-        own = float(normal @ origin)
-        start = own if pairs[0][0] - 1 <= own <= pairs[-1][0] + 1 else pairs[0][0]
-        return [f for _, f in pairs], [origin + normal * (location - start) for location, _ in pairs]
-    notes.append("the slices have no positions of their own; taken in the order of their numbers")
-    kept = list({frame.instance: frame for frame in reversed(frames)}.values())
-    kept = sorted(kept if len(kept) > 1 else frames, key=lambda f: (f.instance, f.file))
-    step = frames[0].thickness or 1.0
-    return kept, [origin + normal * step * k for k in range(len(kept))]
-
-
-def _filled(
-    series: Series, positions: list[np.ndarray], frames: list[Frame], normal: np.ndarray, notes: list[str]
-) -> tuple[list[Frame | None], list[np.ndarray]]:
-    """Put None where slices are missing, so that the grid is even."""
-    gaps = np.diff([float(normal @ position) for position in positions])
-    step = float(np.median(gaps))
-    counts = np.maximum(1, np.rint(gaps / step)).astype(int)
-    missing = int((counts - 1).sum())
-    if np.abs(gaps / counts - step).max() > 0.1 * step:
-        notes.append(f"distances between slices differ ({gaps.min():.1f} to {gaps.max():.1f} mm); taken as even")
-        if gaps.max() > 3 * step:
-            raise UnreadableVolumeError(series.name, f"a gap of {gaps.max():.0f} mm between slices {step:.1f} mm apart")
-        return list(frames), positions
-    if missing > MAX_GAP * len(frames):
-        raise UnreadableVolumeError(series.name, f"{missing} of {missing + len(frames)} slices are missing")
-    if not missing:
-        return list(frames), positions
-    order: list[Frame | None] = []
-    even: list[np.ndarray] = []
-    for k, frame in enumerate(frames):
-        order.append(frame)
-        even.append(positions[k])
-        for empty in range(1, counts[k] if k < len(counts) else 1):
-            order.append(None)
-            even.append(positions[k] + (positions[k + 1] - positions[k]) * empty / counts[k])
-    where = [k for k, frame in enumerate(order) if frame is None]
-    notes.append(f"{missing} of {len(order)} slices are missing (from slice {where[0]} to {where[-1]}); left empty")
-    return order, even
 
 
 def _decode(series: Series, order: Sequence[Frame | None], array: np.ndarray) -> None:
@@ -378,7 +281,7 @@ def _decode(series: Series, order: Sequence[Frame | None], array: np.ndarray) ->
     for k, frame in enumerate(order):
         if frame is not None:
             wanted[frame.file].append((k, frame))
-    with quiet(), _archive_of(series) as archive:
+    with quiet_pydicom(), _archive_of(series) as archive:
         for file, places in wanted.items():
             content = archive.read(series.members[file]) if archive else None
             dataset = dcmread(BytesIO(content) if content is not None else file, force=True)
@@ -427,13 +330,18 @@ def _rescaled(values: np.ndarray, dataset: Dataset, frame: int) -> np.ndarray:
     return values * np.float32(slope or 1.0) + np.float32(intercept or 0.0)
 
 
-def _check_size(name: str, shape: Sequence[int]) -> None:
+def _check_size(series: Series, shape: Sequence[int], itemsize: int = 0) -> None:
+    """Refuse what is no head or costs too much, before memory is taken; of a file, what it cannot hold, too."""
+    name = series.name
     if min(shape) < 2:
         raise UnreadableVolumeError(name, "one slice, not a volume; give it as a picture")
     if min(sorted(shape)[1:]) < 32:
         raise UnreadableVolumeError(name, f"{' x '.join(map(str, shape))} voxels are too few to show a brain")
-    if np.prod([float(side) for side in shape]) > MAX_VOXELS:
+    voxels = math.prod(map(int, shape))
+    if voxels > MAX_VOXELS:
         raise UnreadableVolumeError(name, f"over {MAX_VOXELS / 1e6:,.0f} million voxels")
+    if voxels * itemsize > _DEFLATE * series.path.stat().st_size:
+        raise UnreadableVolumeError(name, "damaged or cut off (its header tells of more voxels than it can hold)")
 
 
 def _checked(volume: Volume) -> Volume:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..images.series import SEQUENCE_TITLES, SequenceGuess, Series, UnreadableVolumeError, find_series
+from ..images.sequence import SEQUENCE_TITLES, SequenceGuess
+from ..images.series import Series, UnreadableVolumeError, find_series
 from ..labels import LABELS, NO_TUMOR
 from ..trust.decision import ANSWER, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
 from .volume import MEASURED_SEQUENCES, VolumeClassifier, VolumePrediction

@@ -16,9 +16,10 @@ from PIL import Image
 from scipy.ndimage import affine_transform
 
 from ..errors import UserError
-from ..images.series import SEQUENCE_TITLES, SequenceGuess, Series, UnreadableVolumeError, find_series
+from ..images.sequence import SEQUENCE_TITLES, SequenceGuess
+from ..images.series import Series, UnreadableVolumeError, find_series
 from ..images.volume import Volume, read_volume, write_nifti
-from ..labels import LABELS, NO_TUMOR
+from ..labels import LABELS, NO_TUMOR, require_project_classes
 from ..trust.decision import ANSWER, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
 from .appearance import Appearance, load_appearance
 from .classifier import TumorClassifier
@@ -159,6 +160,7 @@ class VolumeClassifier:
     """
 
     def __init__(self, slice_classifier: TumorClassifier) -> None:
+        require_project_classes(getattr(slice_classifier, "labels", LABELS), "answers to volumes")
         self.slice_classifier = slice_classifier
         folder = getattr(slice_classifier, "folder", None)
         self.appearance = load_appearance(folder) if folder and slice_classifier.trust else None

@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
-from ..images.series import SEQUENCE_TITLES
+from ..images.sequence import SEQUENCE_TITLES
 from ..labels import NO_TUMOR, RESEARCH_NOTICE, TITLES
 from ..trust.decision import DECISIONS, NOT_A_BRAIN_MRI, UNFAMILIAR
 from .examination_words import KEY_SLICES, SIDES_HIDDEN, finding, heading, position, slice_words, why

@@ -20,7 +20,8 @@ import gradio as gr
 
 from ..errors import UserError
 from ..images.archive import MAX_ARCHIVE_BYTES, MAX_TOTAL_BYTES, is_archive, shown_name
-from ..images.series import SEQUENCE_TITLES, Series, UnreadableVolumeError, find_series
+from ..images.sequence import SEQUENCE_TITLES
+from ..images.series import Series, UnreadableVolumeError, find_series
 from ..labels import NO_TUMOR, RESEARCH_NOTICE
 from ..trust.decision import DECISIONS, NOT_A_BRAIN_MRI, UNFAMILIAR
 from .examination_words import KEY_SLICES, SIDES_HIDDEN, finding, heading, position, slice_words, why

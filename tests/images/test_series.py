@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
-from brain_tumor_mri.images.series import Physics, _dicom_physics, tell_sequence
+from brain_tumor_mri.images.sequence import Physics, dicom_physics, tell_sequence
 
 VOLUMES = Path(
     os.environ.get("BRAIN_TUMOR_MRI_VOLUMES", Path(__file__).resolve().parents[3] / "shared" / "data" / "volumes")
@@ -70,4 +70,4 @@ def test_with_descriptions_blanked_every_real_series_is_right_or_unknown(folder:
     files = sorted((VOLUMES / folder).glob("*.dcm"))
     if not files:
         pytest.skip(f"the volumes are not in {VOLUMES}")
-    assert tell_sequence(_dicom_physics(dcmread(files[0], stop_before_pixels=True))).name in (expected, "unknown")
+    assert tell_sequence(dicom_physics(dcmread(files[0], stop_before_pixels=True))).name in (expected, "unknown")

@@ -1,5 +1,8 @@
 """Volumes in: every format gives one geometry, and what is odd about a series is named or refused."""
 
+import gzip
+import re
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -246,3 +249,50 @@ def test_no_text_of_a_header_is_in_what_is_said_of_a_series(tmp_path: Path):
     volume = read_volume(series)
     said = f"{series.sequence} {volume.warnings} {volume.sequence} {volume.doubt}"
     assert not any(secret in said for secret in SECRETS)
+
+
+def bomb(folder: Path, offset: float, side: int, extension: int = 0) -> Path:
+    """A NIfTI of few bytes that unpacks to as many zeros as deflate can make of them, and its header's claims."""
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((side, side, side))
+    header.set_data_dtype(np.float32)
+    header["magic"], header["vox_offset"], header["sform_code"] = b"n+1", offset, 1
+    content = header.binaryblock + bytes([bool(extension), 0, 0, 0]) + np.int32([extension, 6]).tobytes()
+    path = folder / "bomb.nii.gz"
+    path.write_bytes(gzip.compress(content + bytes(2**24)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("offset", "side", "extension", "words"),
+    [
+        (352, 700, 0, "tells of more voxels"),
+        (352, 800, 0, "million voxels"),
+        (3e9, 64, 0, "begin far behind"),
+        (2.0**24, 64, 2**31 - 16, "one value|damaged or cut off"),
+    ],
+    ids=["voxels", "too many", "offset", "extension"],
+)
+def test_a_small_file_whose_header_claims_much_is_refused_before_memory_is_taken(
+    tmp_path: Path, offset: float, side: int, extension: int, words: str
+):
+    path = bomb(tmp_path, offset, side, extension)
+    tracemalloc.start()
+    try:
+        assert re.search(words, refusal(path))
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
+
+
+def test_other_headers_that_claim_much_are_refused_too(tmp_path: Path):
+    (tmp_path / "a.nrrd").write_bytes(
+        b"NRRD0004\ntype: double\ndimension: 3\nsizes: 700 700 700\nencoding: gzip\nendian: little\n\n" + bytes(99)
+    )
+    (tmp_path / "a.mha").write_text(
+        "ObjectType = Image\nNDims = 3\nDimSize = 700 700 700\nElementType = MET_DOUBLE\nElementDataFile = LOCAL\n"
+    )
+    assert "more voxels" in refusal(tmp_path / "a.nrrd") and "more voxels" in refusal(tmp_path / "a.mha")
+    many = as_dicom(head())[0]
+    many.NumberOfFrames = 2_000_000_000
+    assert "headers of its files cannot be read" in refusal(write([many], tmp_path / "dicom"))

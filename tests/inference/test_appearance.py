@@ -11,7 +11,7 @@ from PIL import Image
 
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation.appearance import NEVER, fit_head
-from brain_tumor_mri.images.series import SequenceGuess
+from brain_tumor_mri.images.sequence import SequenceGuess
 from brain_tumor_mri.images.volume import Volume
 from brain_tumor_mri.inference.appearance import (
     FILE_NAME,

@@ -15,7 +15,8 @@ from scipy.ndimage import affine_transform
 from scipy.spatial.transform import Rotation
 
 from brain_tumor_mri.commands.main import main
-from brain_tumor_mri.images.series import SequenceGuess, UnreadableVolumeError
+from brain_tumor_mri.images.sequence import SequenceGuess
+from brain_tumor_mri.images.series import UnreadableVolumeError
 from brain_tumor_mri.images.volume import Volume, read_volume
 from brain_tumor_mri.inference.prediction import Prediction
 from brain_tumor_mri.inference.volume import VolumeClassifier, key_images
