@@ -61,6 +61,7 @@ def main(argv: list[str]) -> None:
         revision=args.model.model_revision,
         from_scratch=args.model.from_scratch,
         image_size=args.model.image_size,
+        names=parts.slices.labels,
     )
     checkpoint = prepare_output_dir(args, parameters=model.num_parameters(), data=parts.fingerprints)
     teacher = None

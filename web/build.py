@@ -17,7 +17,7 @@ from typing import Any
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.heat_maps.explain import COLOURS
 from brain_tumor_mri.inference.model_folder import DEFAULT_MODEL, EXPORT_FILE, ModelFolder, find_model
-from brain_tumor_mri.labels import CLASSES, RESEARCH_NOTICE
+from brain_tumor_mri.labels import CLASSES, RESEARCH_NOTICE, require_project_classes
 from brain_tumor_mri.trust.trust_file import FILE_NAME as TRUST_FILE
 from brain_tumor_mri.trust.trust_file import load_trust
 
@@ -41,6 +41,7 @@ FORMS = ("onnx", "onnx-int8")
 def build(model: Path, output: Path, form: str) -> dict[str, Any]:
     """Write the page."""
     folder = find_model(model, backend=form)
+    require_project_classes(folder.labels, "the static page")
     trusted = load_trust(folder.path, folder.sha256) is not None
     if not all((RUNTIME / "dist" / name).is_file() for name in VENDORED):
         raise UserError(f"{RUNTIME} is not there; run `npm install --prefix web --ignore-scripts --omit dev` first")

@@ -24,7 +24,7 @@ from ..files import write_json
 from ..inference.classifier import TumorClassifier
 from ..inference.decoder import FILE_NAME, Decoder
 from ..inference.model_folder import DEFAULT_MODEL, TORCH
-from ..labels import LABEL2ID, NO_TUMOR
+from ..labels import LABEL2ID, NO_TUMOR, require_project_classes
 from ..machine import versions
 from .calibrate import training_settings
 
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fit, write, and print a summary."""
     classifier = TumorClassifier.from_pretrained(Path(args.model), device=args.device, backend=TORCH, use_trust=False)
+    require_project_classes(classifier.labels, "the decoder")
     folder = classifier.folder
     protocol, seed, _ = training_settings(folder.path, folder.sha256())
     train = load_slices(args.data_dir, protocol, seed=seed, parts=["train"]).splits["train"]

@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..evaluation.record import describe_data, describe_model, run_record
 from ..files import check_writable, write_json
 from ..inference.model_folder import DEFAULT_MODEL
+from ..labels import LABELS, require_project_classes
 from ..reports.tables import evaluation_tables
 from .model_flags import add_model_arguments, load_classifier
 from .protocol_flags import add_protocol_arguments, protocol_of
@@ -96,7 +97,10 @@ def _one_model(args: argparse.Namespace, protocol: ProtocolArguments) -> dict[st
     progress = not args.json
     tumours = load_external(args.external_dir) if args.external_dir else None
     further = load_collections(args.collections_dir, protocol.collection)["test"] if args.collections_dir else None
-    classifier, data = load_classifier(args), _load_slices(args, protocol)
+    classifier = load_classifier(args)
+    if tumours or further is not None:
+        require_project_classes(classifier.labels, "--external_dir and --collections_dir")
+    data = _load_slices(args, protocol, classifier.labels)
     parts = () if protocol.protocol == EXTERNAL else (args.split,)
     record = run_record(
         protocol=protocol,
@@ -190,10 +194,10 @@ def _one_of(models: Sequence[dict[str, Any]], given: Sequence[str], named: dict[
     return models[0] | {"name": " ".join(names), "weights_sha256": [model["weights_sha256"] for model in models]}
 
 
-def _load_slices(args: argparse.Namespace, protocol: ProtocolArguments) -> SliceData:
+def _load_slices(args: argparse.Namespace, protocol: ProtocolArguments, labels: Sequence[str] = LABELS) -> SliceData:
     from ..data.slices import load_slices
 
     # the healthy slices of both set the threshold of the external figures and measure it
     parts = {args.split, "validation", "test"} if args.external_dir else {args.split}
     options = {"seed": args.seed, "skip_unreadable": args.skip_unreadable, "progress": not args.json}
-    return load_slices(args.data_dir, protocol, parts=sorted(parts), **options)
+    return load_slices(args.data_dir, protocol, parts=sorted(parts), labels=labels, **options)

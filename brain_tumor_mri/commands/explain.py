@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
     parser.add_argument("paths", nargs="+", metavar="FILE", help="image file, folder (with all below it) or pattern")
     parser.add_argument(
-        "--class", dest="target", choices=LABELS, help="the class whose evidence is shown (default: the one answered)"
+        "--class",
+        dest="target",
+        help=f"the class whose evidence is shown, such as {', '.join(LABELS)} (default: the one answered)",
     )
     parser.add_argument(
         "--method",
@@ -86,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--output_dir {args.output_dir} cannot be written to: no permission")
 
     classifier = load_classifier(args)  # seconds, so after everything that can be wrong without it
+    if args.target not in (None, *classifier.labels):
+        raise UserError(f"--class {args.target}: this model has {', '.join(classifier.labels)}")
     names = output_names(files)
     rows: list[dict[str, Any]] = []
     interrupted = False
@@ -115,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         }
         head = {
             "model": classifier.describe(),
-            "labels": list(LABELS),
+            "labels": list(classifier.labels),
             "notice": RESEARCH_NOTICE,
             "method": args.method,
         }
@@ -201,8 +205,7 @@ def _overlay_words(row: dict[str, Any]) -> str:
 
 def _is_output(file: Path, folder: Path) -> bool:
     """Whether a file is a picture that an earlier run wrote: a folder explained again holds those too."""
-    endings = tuple(f"-{label}{ending}" for label in LABELS for ending in KINDS.values())
-    return file.name.endswith(endings) and file.resolve().parent == folder.resolve()
+    return file.name.endswith(tuple(KINDS.values())) and file.resolve().parent == folder.resolve()
 
 
 def _print_table(rows: Sequence[dict[str, Any]], folder: Path) -> None:

@@ -18,7 +18,7 @@ from rich.text import Text
 from .. import __version__
 from ..errors import UserError
 from ..inference.model_folder import DEFAULT_MODEL, ModelFolder, find_model
-from ..labels import CLASSES
+from ..labels import LABELS, class_named
 
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 """Figures of metrics.json that ``info`` repeats, where they are recorded."""
@@ -39,11 +39,12 @@ def run(args: argparse.Namespace) -> int:
         if args.model:
             raise
         described, problem = None, str(error)
+    classes = [class_named(name) for name in (described["labels"] if described else LABELS)]
     facts = {
         "name": "brain-tumor-mri",
         "version": __version__,
         "python": platform.python_version(),
-        "labels": [{"name": c.name, "title": c.title, "description": c.description} for c in CLASSES],
+        "labels": [{"name": c.name, "title": c.title, "description": c.description} for c in classes],
         "model": described,
         "problem": problem,
         "dependencies": dependencies(),

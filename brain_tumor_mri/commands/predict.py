@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import IO, Any, Protocol
 from ..errors import UserError, first_line
 from ..files import check_writable, is_stream, replacing
 from ..images.find import DICOM_SUFFIXES, IMAGE_SUFFIXES, SEQUENCE_PATH, VOLUME_SUFFIXES, find_images
-from ..inference.prediction import CSV_COLUMNS, SCHEMA_VERSION, Prediction, Tally, csv_row, csv_writer
+from ..inference.prediction import SCHEMA_VERSION, Prediction, Tally, csv_columns, csv_row, csv_writer
 from ..labels import LABELS, RESEARCH_NOTICE, TITLES
 from ..trust.decision import DECISIONS
 from .model_flags import add_model_arguments, load_classifier
@@ -90,15 +90,17 @@ def run(args: argparse.Namespace) -> int:
         check_target(args.csv, args.json)
 
     classifier = load_classifier(args)  # seconds, so after everything that can be wrong without it
-    tally = Tally()
+    tally = Tally(classifier.labels)
     with ExitStack() as stack:
         model = classifier.describe()
-        outputs: list[Output] = [JsonOutput(model) if args.json else TableOutput(args.csv)]
+        outputs: list[Output] = [
+            JsonOutput(model, classifier.labels) if args.json else TableOutput(args.csv, classifier.labels)
+        ]
         done: list[Prediction] = []
         table = None
         if args.csv:
             table = stack.enter_context(
-                CsvOutput(args.csv, files, "{sha256} {mirror} {coverage} {trust}".format(**model))
+                CsvOutput(args.csv, files, "{sha256} {mirror} {coverage} {trust}".format(**model), classifier.labels)
             )
             done = table.done
             outputs.insert(0, table)  # kept before anything else is shown: the console may be full or gone
@@ -134,8 +136,8 @@ def run(args: argparse.Namespace) -> int:
 class TableOutput:
     """The table for people; keeps ``SHOWN_ROWS`` answers and ``SHOWN_ERRORS`` errors, however many there are."""
 
-    def __init__(self, csv_file: Path | None) -> None:
-        self.csv_file = csv_file
+    def __init__(self, csv_file: Path | None, labels: Sequence[str] = LABELS) -> None:
+        self.csv_file, self.labels = csv_file, labels
         self.rows: list[Prediction] = []
         self.errors: list[Prediction] = []
 
@@ -157,7 +159,7 @@ class TableOutput:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         table.add_column("file", overflow="fold")
         table.add_column("class")
-        for heading in ("confidence", *LABELS):
+        for heading in ("confidence", *self.labels):
             table.add_column(heading, justify="right", no_wrap=True)
         if tally.decisions:
             table.add_column("decision")
@@ -174,7 +176,7 @@ class TableOutput:
             console.print(Text(f"{printable(row.name)}: {row.error}", "red"))
         if tally.errors > len(self.errors):
             console.print(Text(f"... and {tally.errors - len(self.errors):,} more that could not be read", "red"))
-        parts = [f"{tally.labels[label]:,} {TITLES[label]}" for label in LABELS if tally.labels[label]]
+        parts = [f"{tally.labels[label]:,} {TITLES[label]}" for label in self.labels if tally.labels[label]]
         parts += [f"{tally.refused:,} refused"] if tally.refused else []
         parts += [f"{tally.errors:,} not readable"] if tally.errors else []
         console.print()
@@ -192,9 +194,9 @@ class TableOutput:
 class JsonOutput:
     """One JSON object on stdout, written as answers come and closed properly even after Ctrl-C."""
 
-    def __init__(self, model: dict[str, Any]) -> None:
+    def __init__(self, model: dict[str, Any], labels: Sequence[str] = LABELS) -> None:
         head = json.dumps(
-            {"schema_version": SCHEMA_VERSION, "model": model, "labels": list(LABELS), "notice": RESEARCH_NOTICE}
+            {"schema_version": SCHEMA_VERSION, "model": model, "labels": list(labels), "notice": RESEARCH_NOTICE}
         )
         # before the first answer and not at once: a model that cannot answer leaves stdout empty
         self.separator = head[:-1] + ', "predictions": [\n'
@@ -223,20 +225,20 @@ class CsvOutput(AbstractContextManager["CsvOutput"]):
         done: the answers that an interrupted run of the same command left, in order.
     """
 
-    def __init__(self, target: Path, files: list[Path], model: str) -> None:
+    def __init__(self, target: Path, files: list[Path], model: str, labels: Sequence[str] = LABELS) -> None:
         """Open the part file, taking over the answers of an earlier one.
 
         Raises:
             UserError: the file cannot be written, or another run is writing it.
         """
-        self.target = target
+        self.target, self.labels = target, labels
         self.part: Path | None = None
         self.done: list[Prediction] = []
         self.written = 0
         try:
             if is_stream(target):
                 self.stream: IO[Any] = target.open("w", newline="", encoding="utf-8", errors="surrogateescape")
-                csv_writer(self.stream).writerow(CSV_COLUMNS)
+                csv_writer(self.stream).writerow(csv_columns(self.labels))
                 self.stream.flush()
             else:
                 real = Path(os.path.realpath(target))
@@ -259,7 +261,7 @@ class CsvOutput(AbstractContextManager["CsvOutput"]):
             if self.part:
                 self.stream.write(json.dumps(prediction.to_dict()).encode() + b"\n")
             else:
-                csv_writer(self.stream).writerow(csv_row(prediction))
+                csv_writer(self.stream).writerow(csv_row(prediction, self.labels))
             self.stream.flush()
         except OSError as error:
             raise self._error(error) from error
@@ -271,9 +273,11 @@ class CsvOutput(AbstractContextManager["CsvOutput"]):
                 # surrogateescape: a file name that is no UTF-8 is written with the bytes that it has on disk
                 with replacing(self.target, newline="", errors="surrogateescape") as file:
                     writer = csv_writer(file)
-                    writer.writerow(CSV_COLUMNS)
+                    writer.writerow(csv_columns(self.labels))
                     self.stream.seek(0)
-                    writer.writerows(csv_row(Prediction.from_dict(json.loads(line))) for line in self.stream)
+                    writer.writerows(
+                        csv_row(Prediction.from_dict(json.loads(line)), self.labels) for line in self.stream
+                    )
             except UserError as error:
                 raise UserError(f"--csv {error}{self._kept()}") from error
             if fcntl is None:  # where an open file cannot be removed

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..evaluation.record import describe_model
 from ..files import check_writable
 from ..inference.model_folder import DEFAULT_MODEL
+from ..labels import require_project_classes
 from ..reports.tables import stress_summary, stress_table
 from .model_flags import add_model_arguments, load_classifier
 from .progress import DelayedProgress
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     def answer(images: Iterator[Image]) -> Iterator[Prediction]:
         return classifier.predict_stream(images, on_error="record")
 
+    require_project_classes(classifier.labels, "stress")
     described = classifier.describe()
     identity = {key: value for key, value in described.items() if key != "source"}
     # what decisions depend on, besides the weights

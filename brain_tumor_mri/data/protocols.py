@@ -217,8 +217,9 @@ def _random_draw(train: Sequence[FoundSlice], groups: Sequence[str], fraction: f
     """Hold out single images, stratified by class, as ``datasets`` draws them."""
     import datasets
 
-    features = datasets.Features({"label": datasets.ClassLabel(names=list(LABELS)), "index": datasets.Value("int64")})
-    rows = {"label": [LABEL2ID[f.label] for f in train], "index": list(range(len(train)))}
+    names = sorted({f.label for f in train})
+    features = datasets.Features({"label": datasets.ClassLabel(names=names), "index": datasets.Value("int64")})
+    rows = {"label": [f.label for f in train], "index": list(range(len(train)))}
     table = datasets.Dataset.from_dict(rows, features=features)
     chosen = set(table.train_test_split(fraction, stratify_by_column="label", seed=seed)["test"]["index"])
     return [i in chosen for i in range(len(train))]
@@ -229,7 +230,7 @@ def _group_draw(train: Sequence[FoundSlice], groups: Sequence[str], fraction: fl
     import numpy as np
     from sklearn.model_selection import StratifiedGroupKFold
 
-    labels = [LABEL2ID[f.label] for f in train]
+    labels = [f.label for f in train]
     smallest = min(Counter(labels).values())
     if smallest < 2:
         raise UserError("a class has a single training image, so none can be held out for validation; add images")

@@ -1,7 +1,7 @@
 """A folder of slices as a ``datasets.DatasetDict``, verified before anything is trained on it.
 
 ``load_slices("data/brain-tumor-mri-dataset")`` gives train, validation and test as the protocol has them, with columns
-``image``, ``label`` (always glioma, meningioma, notumor, pituitary), ``path`` (as published, e.g.
+``image``, ``label`` (glioma, meningioma, notumor, pituitary, or your own), ``path`` (as published, e.g.
 ``Training/glioma/Tr-gl_0010.jpg``) and ``group`` (patient, or group of near-copies).
 """
 
@@ -22,7 +22,7 @@ from rich.progress import track
 from ..errors import UserError, safe_line
 from ..images.find import IMAGE_SUFFIXES
 from ..images.read import UnreadableImageError, load_image
-from ..labels import FOLDER_TO_LABEL, LABEL2ID, LABELS
+from ..labels import FOLDER_TO_LABEL, FOLDERS, LABELS, own_labels
 from ..machine import cpu_count
 from .protocols import (
     FIGSHARE_5FOLD,
@@ -54,16 +54,39 @@ class DataArguments:
             "help": "Holds Training/ and Testing/ with one folder a class (figshare-5fold: images/, slices.csv)."
         },
     )
+    labels: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Your own classes, a,b,c, each with its folders; {FOLDERS}: those that Training/ has, by name. "
+            "Default: glioma, meningioma, notumor, pituitary."
+        },
+    )
     skip_unreadable: bool = field(
         default=False, metadata={"help": "Leave bad files out (listed in metrics.json) instead of stopping."}
     )
     class_weights: str = field(
         default="inverse",
-        metadata={"help": "inverse (N/n_c on the training images), none, or four numbers: w1,w2,w3,w4."},
+        metadata={"help": "inverse (N/n_c on the training images), none, or a number a class: w1,w2,w3,w4."},
     )
 
     def __post_init__(self) -> None:
-        resolve_class_weights(self.class_weights, list(range(len(LABELS))))  # a wrong setting is told at once
+        if self.labels != FOLDERS:  # a wrong setting is told at once
+            names = self.names
+            resolve_class_weights(self.class_weights, list(range(len(names))), names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes in output order; reads the training folder where ``labels`` is ``folders``.
+
+        Raises:
+            UserError: they are none; see ``labels.own_labels``.
+        """
+        if self.labels is None:
+            return LABELS
+        if self.labels != FOLDERS:
+            return own_labels(self.labels.split(","))
+        training = split_folders(Path(self.data_dir))["train"]
+        return own_labels([path.name for path in _visible(training) if path.is_dir()])
 
 
 @dataclass(frozen=True)
@@ -93,8 +116,14 @@ class SliceData:
     def counts(self) -> dict[str, dict[str, int]]:
         """Return images by split and class."""
         return {
-            name: dict(zip(LABELS, label_counts(split["label"]), strict=True)) for name, split in self.splits.items()
+            name: dict(zip(self.labels, label_counts(split["label"], len(self.labels)), strict=True))
+            for name, split in self.splits.items()
         }
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes, in the order of their indices."""
+        return tuple(self.splits["test"].features["label"].names)
 
 
 def load_slices(
@@ -105,6 +134,7 @@ def load_slices(
     skip_unreadable: bool = False,
     progress: bool = False,
     parts: Sequence[str] = PARTS,
+    labels: Sequence[str] = LABELS,
 ) -> SliceData:
     """Load a data set under a protocol, every file of the parts that are used decoded once to verify it.
 
@@ -117,6 +147,7 @@ def load_slices(
         skip_unreadable: leave bad files out instead of raising.
         progress: show a bar on stderr while verifying.
         parts: those that will be used; the files of the others are listed, and not decoded.
+        labels: the classes; other ones than this project's have ``official`` alone.
 
     Raises:
         UserError: a folder is missing or empty, a file is unreadable and ``skip_unreadable`` is off, or the folder
@@ -124,8 +155,10 @@ def load_slices(
     """
     root = Path(data_dir)
     protocol = protocol or ProtocolArguments()
+    if tuple(labels) != LABELS and protocol.protocol != OFFICIAL:
+        raise UserError(f"--protocol {protocol.protocol}: it is for this project's classes; give --protocol official")
     figshare = protocol.protocol == FIGSHARE_5FOLD
-    found, bad = (read_figshare_table(root), []) if figshare else scan_folders(root)
+    found, bad = (read_figshare_table(root), []) if figshare else scan_folders(root, labels)
     assignment = assign(found, protocol, seed)
     if protocol.protocol == OFFICIAL and set(parts) != {"test"}:
         parts = PARTS  # what validates is drawn from the readable ones
@@ -142,23 +175,17 @@ def load_slices(
         left_out = {file.path for file in unreadable}
         found = [file for file in found if file.relative not in left_out]
         if not figshare:
-            _require_every_class(root, found)
+            _require_every_class(root, found, labels)
         assignment = assign(found, protocol, seed)
     fingerprint = hashlib.sha256("\n".join(f"{k} {digests[k]}" for k in sorted(digests)).encode()).hexdigest()
-    return SliceData(_splits(root, assignment), assignment, bad, fingerprint)
+    return SliceData(_splits(root, assignment, labels), assignment, bad, fingerprint)
 
 
-def scan_folders(root: Path) -> tuple[list[FoundSlice], list[SkippedFile]]:
-    """List a data set's files without opening them.
-
-    Hidden files and folders (a real download has ``.ipynb_checkpoints``) are ignored.
-
-    Returns:
-        The image files, sorted by path; and files in class folders that are no images by name.
+def split_folders(root: Path) -> dict[str, Path]:
+    """Return the folder of each part of a data set.
 
     Raises:
-        UserError: the folder, a split folder or a class folder is missing, two folders are meant for one split, or a
-            class folder's name is unknown.
+        UserError: the folder, or one that is needed in it, is missing, or two are meant for one part.
     """
     if not root.is_dir():
         raise UserError(
@@ -179,15 +206,35 @@ def scan_folders(root: Path) -> tuple[list[FoundSlice], list[SkippedFile]]:
             raise UserError(
                 f"{root}: has no {name}/ folder; give --data_dir the folder that holds Training/ and Testing/"
             )
+    return split_dirs
 
+
+def scan_folders(root: Path, labels: Sequence[str] = LABELS) -> tuple[list[FoundSlice], list[SkippedFile]]:
+    """List a data set's files without opening them.
+
+    Hidden files and folders (a real download has ``.ipynb_checkpoints``) are ignored.
+
+    Args:
+        root: holds ``Training`` and ``Testing``.
+        labels: the classes, each of which has its folder in both.
+
+    Returns:
+        The image files, sorted by path; and files in class folders that are no images by name.
+
+    Raises:
+        UserError: as of ``split_folders``, or a class folder is missing or of an unknown name.
+    """
+    split_dirs = split_folders(root)
+    label_of = FOLDER_TO_LABEL if tuple(labels) == LABELS else {name.lower(): name for name in labels}
     files: list[FoundSlice] = []
     misnamed: list[SkippedFile] = []
     for split in (part for part in PARTS if part in split_dirs):
         for class_dir in (p for p in _visible(split_dirs[split]) if p.is_dir()):
-            label = FOLDER_TO_LABEL.get(class_dir.name.lower())
+            label = label_of.get(class_dir.name.lower())
             if label is None:
                 raise UserError(
-                    f"{safe_line(str(class_dir))}: not a known class folder; known are {', '.join(FOLDER_TO_LABEL)}"
+                    f"{safe_line(str(class_dir))}: not a known class folder; known are {', '.join(label_of)} "
+                    "(classes of your own: train.py --labels)"
                 )
             for path in _visible(class_dir):
                 relative = path.relative_to(root).as_posix()
@@ -198,26 +245,27 @@ def scan_folders(root: Path) -> tuple[list[FoundSlice], list[SkippedFile]]:
                 else:
                     kind = "a folder inside a class folder" if path.is_dir() else "not an image file by its name"
                     misnamed.append(SkippedFile(relative, kind))
-    _require_every_class(root, files)
+    _require_every_class(root, files, labels)
     return files, misnamed
 
 
-def label_counts(labels: Sequence[int]) -> list[int]:
-    """Return how many of ``labels`` (class indices) fall in each of the four classes, in their order."""
+def label_counts(labels: Sequence[int], classes: int = len(LABELS)) -> list[int]:
+    """Return how many of ``labels`` (class indices) fall in each of the classes, in their order."""
     counter = Counter(labels)
-    return [counter[i] for i in range(len(LABELS))]
+    return [counter[i] for i in range(classes)]
 
 
-def resolve_class_weights(setting: str, labels: Sequence[int]) -> list[float] | None:
+def resolve_class_weights(setting: str, labels: Sequence[int], names: Sequence[str] = LABELS) -> list[float] | None:
     """Return the loss weight of each class.
 
     Args:
         setting: ``inverse`` for N/n_c (as the source's recipe; 4.32, 4.27, 3.58, 3.92 on the published training set),
-            ``none``, or four positive numbers separated by commas, in label order.
+            ``none``, or a positive number for each class, separated by commas, in label order.
         labels: class indices of the training images.
+        names: the classes.
 
     Returns:
-        Four weights, or None for an unweighted loss.
+        A weight for each class, or None for an unweighted loss.
 
     Raises:
         UserError: the setting is none of these, or ``inverse`` and a class has no training image.
@@ -225,18 +273,18 @@ def resolve_class_weights(setting: str, labels: Sequence[int]) -> list[float] | 
     if setting == "none":
         return None
     if setting == "inverse":
-        counts = label_counts(labels)
-        if missing := [label for label, n in zip(LABELS, counts, strict=True) if not n]:
+        counts = label_counts(labels, len(names))
+        if missing := [name for name, n in zip(names, counts, strict=True) if not n]:
             raise UserError(
-                f"--class_weights inverse: no training images of {', '.join(missing)}; give none, or four numbers"
+                f"--class_weights inverse: no training images of {', '.join(missing)}; give none, or numbers"
             )
         return [len(labels) / n for n in counts]
     try:
         weights = [float(part) for part in setting.split(",")]
     except ValueError:
         weights = []
-    if len(weights) != len(LABELS) or not all(0 < w < float("inf") for w in weights):
-        raise UserError(f"--class_weights {setting}: give inverse, none, or {len(LABELS)} positive numbers w1,w2,w3,w4")
+    if len(weights) != len(names) or not all(0 < w < float("inf") for w in weights):
+        raise UserError(f"--class_weights {setting}: give inverse, none, or {len(names)} positive numbers w1,w2,...")
     return weights
 
 
@@ -306,17 +354,17 @@ def _is_utf8(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def _require_every_class(root: Path, files: Sequence[FoundSlice]) -> None:
+def _require_every_class(root: Path, files: Sequence[FoundSlice], labels: Sequence[str]) -> None:
     present = Counter((file.split, file.label) for file in files)
     for split, folder in (("train", "Training"), ("test", "Testing")):
-        missing = [label for label in LABELS if not present[split, label]]
-        if len(missing) == len(LABELS):
+        missing = [label for label in labels if not present[split, label]]
+        if len(missing) == len(labels):
             raise UserError(f"{root / folder}: holds no images; check the download")
         if missing:
             raise UserError(f"{root / folder}: no images of {', '.join(missing)}; check the download")
 
 
-def _splits(root: Path, assignment: Assignment) -> datasets.DatasetDict:
+def _splits(root: Path, assignment: Assignment, labels: Sequence[str]) -> datasets.DatasetDict:
     import datasets
 
     parts = {}
@@ -325,8 +373,8 @@ def _splits(root: Path, assignment: Assignment) -> datasets.DatasetDict:
         table = image_dataset(
             root,
             [s.relative for s in ours],
-            label=[LABEL2ID[s.label] for s in ours],
+            label=[labels.index(s.label) for s in ours],
             group=[s.group for s in ours],
         )
-        parts[part] = table.cast_column("label", datasets.ClassLabel(names=list(LABELS)))
+        parts[part] = table.cast_column("label", datasets.ClassLabel(names=list(labels)))
     return datasets.DatasetDict(parts)

@@ -14,7 +14,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from ..labels import LABEL2ID, LABELS, NO_TUMOR, NUM_LABELS
+from ..labels import LABEL2ID, LABELS, NO_TUMOR
 
 CALIBRATION_BINS = 15
 TARGET_SPECIFICITY = 0.95
@@ -66,16 +66,18 @@ def classification_figures(
     n_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
+    names: Sequence[str] = LABELS,
 ) -> dict[str, Any]:
     """Compute every figure of a classification run.
 
     Args:
-        probabilities: (N, 4) float in [0, 1], in label order.
+        probabilities: (N, C) float in [0, 1], in label order.
         labels: (N,) int, class indices.
         groups: (N,) group of each image; None means that every image is its own.
         n_resamples: bootstrap resamples, 0 for none.
         confidence: of the percentile interval (Efron 1979).
         seed: of the bootstrap.
+        names: of the C classes.
 
     Returns:
         ``n``, ``interval`` (how the intervals were drawn), ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``auroc``
@@ -86,9 +88,9 @@ def classification_figures(
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
     labels = np.asarray(labels, dtype=np.int64)
-    if probabilities.ndim != 2 or probabilities.shape != (len(labels), NUM_LABELS) or len(labels) == 0:
+    if probabilities.ndim != 2 or probabilities.shape != (len(labels), len(names)) or len(labels) == 0:
         raise ValueError(
-            f"predictions {probabilities.shape} and references {labels.shape} do not match (N, {NUM_LABELS}) and (N,)"
+            f"predictions {probabilities.shape} and references {labels.shape} do not match (N, {len(names)}) and (N,)"
         )
     if groups is not None and len(set(groups)) == len(groups):
         groups = None
@@ -101,16 +103,15 @@ def classification_figures(
         "per_class": {
             name: {key: figure(samples[:, c], confidence) for key, samples in of_classes.items()}
             | {"support": int((labels == c).sum())}
-            for c, name in enumerate(LABELS)
+            for c, name in enumerate(names)
         },
-        "confusion_matrix": confusion_matrix(labels, probabilities.argmax(1)).tolist(),
+        "confusion_matrix": confusion_matrix(labels, probabilities.argmax(1), len(names)).tolist(),
     }
 
 
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Return counts (4, 4) int: rows are true classes, columns predicted ones."""
-    cells = np.bincount(labels * NUM_LABELS + predicted, minlength=NUM_LABELS**2)
-    return cells.reshape(NUM_LABELS, NUM_LABELS)
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int = len(LABELS)) -> np.ndarray:
+    """Return counts (classes, classes) int: rows are true classes, columns predicted ones."""
+    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def bootstrap_weights(n: int, groups: Sequence[Any] | None, n_resamples: int, seed: int) -> np.ndarray:
@@ -189,10 +190,10 @@ def mean_figure(
 def _weighted_figures(
     probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return every figure for each row of ``weights`` (R, N): arrays (R,), and those of classes (R, 4)."""
-    predicted = probabilities.argmax(1)
-    is_true = np.eye(NUM_LABELS)[labels]
-    is_predicted = np.eye(NUM_LABELS)[predicted]
+    """Return every figure for each row of ``weights`` (R, N): arrays (R,), and those of classes (R, C)."""
+    predicted, classes = probabilities.argmax(1), probabilities.shape[1]
+    is_true = np.eye(classes)[labels]
+    is_predicted = np.eye(classes)[predicted]
     total = weights.sum(1)
     true = weights @ is_true
     guessed = weights @ is_predicted
@@ -201,7 +202,7 @@ def _weighted_figures(
         recall = np.where(true > 0, hits / true, np.nan)
         precision = np.where(guessed > 0, hits / guessed, np.where(true > 0, 0.0, np.nan))
         f1 = np.where(true + guessed > 0, 2 * hits / (true + guessed), np.nan)
-    auroc = np.column_stack([weighted_auroc(probabilities[:, c], labels == c, weights) for c in range(NUM_LABELS)])
+    auroc = np.column_stack([weighted_auroc(probabilities[:, c], labels == c, weights) for c in range(classes)])
     picked = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1)
     totals = {
         "accuracy": hits.sum(1) / total,

@@ -32,7 +32,7 @@ def predict_split(
     """Run the classifier over one split.
 
     Returns:
-        Probabilities (N, 4) float64 and labels (N,) int64, in the split's order.
+        Probabilities (N, C) float64 and labels (N,) int64, in the split's order.
     """
     probabilities = [_row(prediction) for prediction in _predictions(classifier, split, progress)]
     return np.asarray(probabilities), np.asarray(split["label"][:])
@@ -56,17 +56,20 @@ def _predictions(
 
 
 def _row(prediction: Prediction) -> list[float]:
-    return [prediction.probabilities[label] for label in LABELS]
+    return list(prediction.probabilities.values())
 
 
-def split_figures(probabilities: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
+def split_figures(
+    probabilities: np.ndarray, labels: np.ndarray, groups: Sequence[str], names: Sequence[str] = LABELS
+) -> dict[str, Any]:
     """Return :func:`~.metrics.classification_figures` by the project's metric, intervals over groups."""
-    return measured(probabilities, labels, groups=groups)
+    return measured(probabilities, labels, groups=groups, names=names)
 
 
 def evaluate_split(classifier: TumorClassifier, split: datasets.Dataset, *, progress: bool = False) -> dict[str, Any]:
     """Return :func:`~.metrics.classification_figures` on one split, intervals over its groups."""
-    return split_figures(*predict_split(classifier, split, progress=progress), split["group"][:])
+    answers = predict_split(classifier, split, progress=progress)
+    return split_figures(*answers, split["group"][:], classifier.labels)
 
 
 def evaluate_external(

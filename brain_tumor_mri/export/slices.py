@@ -82,7 +82,7 @@ def check_slices(data_dir: str, folder: ModelFolder, count: int) -> list[Path]:
 def _part(root: Path, folder: ModelFolder, part: str) -> tuple[list[Path], str]:
     """Files of a part, in an order drawn once, under the protocol that the model was trained with; and its title."""
     protocol, seed = _protocol_of(folder)
-    found = read_figshare_table(root) if protocol.protocol == FIGSHARE_5FOLD else scan_folders(root)[0]
+    found = read_figshare_table(root) if protocol.protocol == FIGSHARE_5FOLD else scan_folders(root, folder.labels)[0]
     files = sorted(root / s.relative for s in assign(found, protocol, seed).slices if s.part == part)
     return [files[i] for i in np.random.default_rng(SEED).permutation(len(files))], protocol.title
 

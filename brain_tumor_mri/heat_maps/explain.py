@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..images.read import ImageSource, is_single, name_of
 from ..inference.classifier import OnError, TumorClassifier, pixels_of
 from ..inference.prediction import Answers, Prediction, Reading
-from ..labels import LABEL2ID, LABELS, NO_TUMOR
+from ..labels import NO_TUMOR
 from ..machine import cpu_count
 from ..trust.decision import ANSWER, UNCERTAIN
 from . import DECODER, FUSED_CAM, METHODS
@@ -174,8 +174,8 @@ def explain(
     """
     method = method_of(classifier, method)
     size = classifier.checked_size(on_error, batch_size)
-    if target not in (None, *LABELS):
-        raise ValueError(f"target must be one of {', '.join(LABELS)}, not {target!r}")
+    if target not in (None, *classifier.labels):
+        raise ValueError(f"target must be one of {', '.join(classifier.labels)}, not {target!r}")
     if is_single(images):
         return _explain_readings(classifier, [classifier.read(images, name_of(images, 1))], target, method, on_error)[0]
     named = ((source, name_of(source, number)) for number, source in enumerate(images, start=1))
@@ -226,7 +226,7 @@ def explain_classes(classifier: TumorClassifier, image: ImageSource, *, method: 
         method: one of ``METHODS``, or ``DECODER``; None takes the decoder where the model has one, else ``fused-cam``.
 
     Returns:
-        One ``Explanation`` a class, in the order of ``LABELS``; each has the same ``prediction``.
+        One ``Explanation`` a class, in the model's order; each has the same ``prediction``.
 
     Raises:
         UnreadableImageError: the image cannot be read.
@@ -239,9 +239,10 @@ def explain_classes(classifier: TumorClassifier, image: ImageSource, *, method: 
     views, answers = forward(classifier, pixel_values, method)
     (prediction,) = classifier.answer_readings([reading], answers=answers)
     (seen,) = _as_seen(classifier, pixel_values)
-    maps = (mean_maps(views, [LABEL2ID[target]], tuple(pixel_values.shape[-2:]))[0] for target in LABELS)
+    size = tuple(pixel_values.shape[-2:])
     return [
-        Explanation(prediction, target, heat, seen, reading.size) for target, heat in zip(LABELS, maps, strict=True)
+        Explanation(prediction, target, mean_maps(views, [c], size)[0], seen, reading.size)
+        for c, target in enumerate(classifier.labels)
     ]
 
 
@@ -271,7 +272,7 @@ def _explain_readings(
     pixels, answers = pixels_of(readings, on_error), None
     found = iter(())
     if pixels is not None:
-        classes = None if target is None else [LABEL2ID[target]] * len(pixels)
+        classes = None if target is None else [classifier.labels.index(target)] * len(pixels)
         maps, answers = heat_maps(classifier, pixels, classes, method=method)
         found = zip(maps, _as_seen(classifier, pixels), strict=True)
     predictions = classifier.answer_readings(readings, answers=answers)

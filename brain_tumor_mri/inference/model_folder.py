@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError, first_line, safe_line
 from ..files import read_json
-from ..labels import LABELS
+from ..labels import LABELS, OWN_LABELS, own_labels
 from ..machine import has_gpu
 
 DEFAULT_MODEL = "model-lite"
@@ -142,7 +142,10 @@ class ModelFolder:
         return found
 
     def require_project_labels(self) -> None:
-        """Refuse a model whose outputs are not this project's classes in this project's order."""
+        """Refuse a model whose outputs are neither this project's classes in this project's order, nor a laboratory's.
+
+        See ``labels.own_labels``.
+        """
         _require_project_labels(self.source, self.config)
 
 
@@ -287,7 +290,9 @@ def _labels_of(config: dict[str, Any]) -> tuple[str, ...]:
 
 def _require_project_labels(source: str, config: dict[str, Any]) -> None:
     labels = _labels_of(config)
-    if labels != LABELS:
+    if config.get(OWN_LABELS) is True and labels != LABELS:
+        own_labels(labels)
+    elif labels != LABELS:
         shown = safe_line(", ".join(labels[:5]))[:200] or "none"
         more = f", ... ({len(labels)} in all)" if len(labels) > 5 else ""
         raise UserError(

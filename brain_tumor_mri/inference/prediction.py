@@ -43,14 +43,14 @@ class Prediction:
 
     Attributes:
         name: the path as it was given, or ``image-0001`` (its place in the call) for an image from memory.
-        label: the class name, one of ``labels.LABELS``; None when the image could not be read.
+        label: the class name, one of the model's; None when the image could not be read.
         confidence: the probability of ``label``, in [0, 1]; None when the image could not be read.
-        probabilities: class name -> probability in [0, 1], in the order of ``labels.LABELS``, summing to 1; empty
+        probabilities: class name -> probability in [0, 1], in the model's order, summing to 1; empty
             when the image could not be read.
         error: why the image could not be read, without its name; None when there is an answer.
         decision: one of ``decision.DECISIONS``; None when the image could not be read or the model has no trust.json.
         reason: why the picture is refused as no brain MRI slice, or unfamiliar, after "because"; else None.
-        prediction_set: those in the set at the classifier's coverage, in the order of ``labels.LABELS``; empty where
+        prediction_set: those in the set at the classifier's coverage, in the model's order; empty where
             ``decision`` is None.
         prediction_sets: coverage in percent -> the classes in the set at that coverage.
         unlikeness: how unlike the slices that the model knows the picture is; above 1 it is unfamiliar.
@@ -117,7 +117,8 @@ class Prediction:
 class Tally:
     """Counts predictions: how many were answered, refused, not readable, of each class and decision."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str] = LABELS) -> None:
+        self.names = tuple(names)
         self.labels: Counter[str] = Counter()
         self.decisions: Counter[str] = Counter()
         self.seen = self.errors = self.refused = 0
@@ -138,7 +139,7 @@ class Tally:
             "answered": self.labels.total(),
             "refused": self.refused,
             "errors": self.errors,
-            "per_label": {label: self.labels[label] for label in LABELS},
+            "per_label": {label: self.labels[label] for label in self.names},
             "per_decision": {decision: self.decisions[decision] for decision in DECISIONS},
             "complete": self.seen == total,
         }
@@ -151,7 +152,7 @@ class Answers:
     Attributes:
         probabilities: (N, 4) float64, calibrated where the model has a ``trust.json``; rows sum to 1.
         sets: coverage in percent -> (N, 4) bool, the classes in the set; empty without a ``trust.json``.
-        unlikeness: (N,) of ``InDistribution.unlikeness``; None without a ``trust.json``.
+        unlikeness: (N,) of ``Trust.unlikeness``; None without a ``trust.json``.
         foreign: (N,) of ``BrainMriCheck.foreign``; None without a ``trust.json``.
     """
 
@@ -202,18 +203,22 @@ def csv_writer(file: TextIO) -> Any:
     return csv.writer(file, quoting=csv.QUOTE_ALL)
 
 
-CSV_COLUMNS = (
-    "file", "label", "top_class", "confidence", *LABELS, "decision", "prediction_set", "unlikeness", "foreign",
-    "reason", "error", "schema_version",
-)  # fmt: skip
+def csv_columns(names: Sequence[str] = LABELS) -> tuple[str, ...]:
+    """The head of the CSV of a model with these classes."""
+    return (
+        "file", "label", "top_class", "confidence", *names, "decision", "prediction_set", "unlikeness", "foreign",
+        "reason", "error", "schema_version",
+    )  # fmt: skip
+
+
 SCHEMA_VERSION = 2
 """Of the CSV and of JSON. 2: a refused picture has no ``label``, but a ``top_class``, and is no longer counted with
 those answered."""
 
 
-def csv_row(prediction: Prediction) -> list[str]:
-    """One row in the order of ``CSV_COLUMNS``; numbers with six decimals, empty cells where there is no answer."""
-    numbers = (prediction.confidence, *(prediction.probabilities.get(label) for label in LABELS))
+def csv_row(prediction: Prediction, names: Sequence[str] = LABELS) -> list[str]:
+    """One row in the order of ``csv_columns``; numbers with six decimals, empty cells where there is no answer."""
+    numbers = (prediction.confidence, *(prediction.probabilities.get(label) for label in names))
     scores = (prediction.unlikeness, prediction.foreign)
     return [
         harmless_name(prediction.name),

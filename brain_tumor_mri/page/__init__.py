@@ -6,6 +6,7 @@ alone decides what is readable; problems become one line on the page, never a tr
 """
 
 import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from ..images.archive import MAX_ARCHIVE_BYTES
-from ..labels import RESEARCH_NOTICE
+from ..labels import LABELS, RESEARCH_NOTICE
 from .api import build_api
 from .fragments import problem_panel
 from .guard import KEPT_SECONDS, SWEEP_SECONDS, Guard, own_upload_folder
@@ -53,6 +54,16 @@ def launch(demo: gr.Blocks, **options: Any) -> tuple[Any, str, str]:
     return demo.launch(**(_OPTIONS | guarded | options))
 
 
+def intro_words(labels: Sequence[str]) -> str:
+    """What the page is, for a model with these classes."""
+    if tuple(labels) != LABELS:
+        return f"<h1>Brain MRI classifier</h1><p>One MRI slice in, a probability for each of: {', '.join(labels)}.</p>"
+    return (
+        "<h1>Brain tumour MRI classifier</h1><p>One MRI slice in, four probabilities out: glioma, meningioma, "
+        "pituitary tumour, or none of them. Made first of all for T1-weighted slices with contrast.</p>"
+    )
+
+
 def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
     """Build the page and its API.
 
@@ -65,14 +76,14 @@ def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
     """
     own_upload_folder()
 
-    def show_model_problem() -> dict[str, Any]:
+    def show_model_problem() -> tuple[dict[str, Any], Any]:
         """Wait for the model when a page is opened; a banner appears only if it failed."""
         try:
-            model.get()
+            labels = model.get().labels
         except ModelUnavailableError as error:
             message = f"{error}. Set MODEL_ID to the right one, then start the app again."
-            return gr.update(value=problem_panel("The model is not available", message), visible=True)
-        return gr.skip()
+            return gr.update(value=problem_panel("The model is not available", message), visible=True), gr.skip()
+        return gr.skip(), gr.skip() if labels == LABELS else intro_words(labels)
 
     # One queue for everything that runs the model: it uses all cores by itself.
     queued: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -85,11 +96,7 @@ def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
         delete_cache=(SWEEP_SECONDS, KEPT_SECONDS),
     ) as demo:
         gr.HTML(f'<p role="note">{html.escape(RESEARCH_NOTICE)}</p>', elem_id="notice")
-        gr.HTML(
-            "<h1>Brain tumour MRI classifier</h1><p>One MRI slice in, four probabilities out: glioma, meningioma, "
-            "pituitary tumour, or none of them. Made first of all for T1-weighted slices with contrast.</p>",
-            elem_id="intro",
-        )
+        intro = gr.HTML(intro_words(model.labels), elem_id="intro")
         banner = gr.HTML(visible=False, elem_id="model-problem")
         batch_paths = gr.State(())
         with gr.Tabs(elem_id="views") as tabs:
@@ -103,6 +110,8 @@ def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
             # filled when the page opens, so it is drawn then and not when it is first looked at
             with gr.Tab("Model", render_children=True):
                 build_model_view(demo, model)
-        demo.load(show_model_problem, None, banner, api_visibility="private", show_progress="hidden", queue=False)
+        demo.load(
+            show_model_problem, None, [banner, intro], api_visibility="private", show_progress="hidden", queue=False
+        )
         build_api(model, queued)
     return demo.queue(max_size=_MOST_WAITING)

@@ -7,7 +7,7 @@ import base64
 import html
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..labels import TITLES
@@ -30,12 +30,12 @@ def percent(probability: float) -> str:
     return f"{100 * probability:.1f}{_SPACE}%"
 
 
-def bars(probabilities: dict[str, float] | None) -> str:
-    """Draw the four probabilities as meters, always in the model's order so that slices compare at a glance."""
+def bars(probabilities: dict[str, float] | None, names: Iterable[str] = TITLES) -> str:
+    """Draw the probabilities as meters, always in the model's order so that slices compare at a glance."""
     top = max(probabilities, key=probabilities.__getitem__) if probabilities else None
     rows = []
-    for name, title in TITLES.items():
-        value = probabilities[name] if probabilities else 0.0
+    for name in probabilities or names:
+        title, value = TITLES[name], probabilities[name] if probabilities else 0.0
         text = percent(value) if probabilities else "–"
         rows.append(
             f'<li class="{"top" if name == top else "other"}"><span>{html.escape(title)}</span>'

@@ -1,10 +1,13 @@
 """The page's classifier: ``ModelHandle("model")`` loads it in the background, ``get()`` waits for it."""
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from ..inference.model_folder import find_model
+from ..labels import LABELS
 
 if TYPE_CHECKING:
     from ..inference.classifier import TumorClassifier
@@ -49,6 +52,16 @@ class ModelHandle:
                 f"The model {self.name} could not be loaded ({type(error).__name__}: {reason}); "
                 "copy or download it again"
             ) from error
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes as far as they are known without waiting: of a folder, or of a model that is there."""
+        try:
+            if Path(self.model_id).is_dir():
+                return find_model(self.model_id, backend=None).labels or LABELS
+            return self._loading.result(timeout=0).labels
+        except (UserError, TimeoutError):
+            return LABELS
 
     def get(self) -> "TumorClassifier":
         """Wait until the model is there, and return it.

@@ -22,8 +22,8 @@ from ..images.apart import ReaderApart
 from ..images.archive import MAX_MEMBER_BYTES, MAX_MEMBERS, Archive, ArchiveError, is_archive, shown_name
 from ..images.facts import SliceFacts
 from ..images.read import UnreadableImageError
-from ..inference.prediction import CSV_COLUMNS, SCHEMA_VERSION, Prediction, Reading, Tally, csv_row, csv_writer
-from ..labels import RESEARCH_NOTICE
+from ..inference.prediction import SCHEMA_VERSION, Prediction, Reading, Tally, csv_columns, csv_row, csv_writer
+from ..labels import LABELS, RESEARCH_NOTICE
 from ..trust.decision import picture_fault
 from .fragments import data_uri, picture_uri
 
@@ -148,9 +148,9 @@ def unforeseen(error: Exception) -> str:
     return f"it cannot be answered ({type(error).__name__}); export the slice again, as PNG"
 
 
-def summary(predictions: Sequence[Prediction], total: int) -> dict[str, Any]:
+def summary(predictions: Sequence[Prediction], total: int, names: Sequence[str] = LABELS) -> dict[str, Any]:
     """Count the answers, as ``brain-tumor-mri predict --json`` does."""
-    tally = Tally()
+    tally = Tally(names)
     for prediction in predictions:
         tally.add(prediction)
     return tally.to_dict(total)
@@ -160,8 +160,9 @@ def csv_uri(predictions: Sequence[Prediction]) -> str:
     """Return the table that ``brain-tumor-mri predict --csv`` writes, as a data URI: no file is made on the server."""
     buffer = io.StringIO()
     writer = csv_writer(buffer)
-    writer.writerow(CSV_COLUMNS)
-    writer.writerows(csv_row(prediction) for prediction in predictions)
+    names = next((tuple(p.probabilities) for p in predictions if p.probabilities), LABELS)
+    writer.writerow(csv_columns(names))
+    writer.writerows(csv_row(prediction, names) for prediction in predictions)
     return data_uri("text/csv;charset=utf-8", buffer.getvalue().encode("utf-8", errors="replace"))
 
 
@@ -178,7 +179,7 @@ def batch_answer(classifier: "TumorClassifier", model_name: str, paths: Sequence
             "model": model_name,
             "notice": RESEARCH_NOTICE,
             "predictions": [prediction.to_dict() for prediction in predictions],
-            "summary": summary(predictions, len(files.entries)),
+            "summary": summary(predictions, len(files.entries), classifier.labels),
         }
 
 

@@ -96,7 +96,7 @@ def status(done: int, total: int, words: str, rows: Sequence[Row] = ()) -> str:
         # a class counts where it is the model's answer; what is uncertain, unfamiliar or refused is counted as such
         sure = Counter(row.prediction.label for row in rows if row.prediction.decision in (ANSWER, None))
         flagged = Counter(row.prediction.decision for row in rows)
-        parts = [(sure[name], title.lower()) for name, title in TITLES.items()]
+        parts = [(sure[name], TITLES[name].lower()) for name in (*TITLES, *sorted(sure.keys() - {*TITLES, None}))]
         parts += [(flagged[name], words) for name, words in DECISIONS.items() if name != ANSWER]
         parts.append((sum(row.prediction.error is not None for row in rows), "not readable"))
         text += f" ({', '.join(f'{count} {words}' for count, words in parts if count)})"

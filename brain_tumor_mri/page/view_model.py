@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ..errors import UserError
-from ..labels import LABELS, TITLES
+from ..labels import TITLES
 from ..reports.card import PLACEHOLDER, render_card
 from .fragments import data_uri
 
@@ -69,7 +69,9 @@ def _no_figures(reason: str) -> str:
 
 def _tiles(record: dict[str, Any]) -> str:
     test, external = record["splits"]["test"], record.get("external")
-    recalls = {name: test["per_class"][name]["recall"] for name in LABELS if test["per_class"][name]["recall"]}
+    recalls = {
+        name: test["per_class"][name]["recall"] for name in test["per_class"] if test["per_class"][name]["recall"]
+    }
     worst = min(recalls, key=lambda name: recalls[name]["value"])
     tiles = [
         ("accuracy", test["accuracy"], ""),

@@ -16,7 +16,7 @@ import gradio as gr
 from ..errors import UserError
 from ..images.archive import shown_name
 from ..images.facts import SliceFacts
-from ..labels import CLASSES, NO_TUMOR, RESEARCH_NOTICE, TITLES
+from ..labels import CLASSES, NO_TUMOR, RESEARCH_NOTICE, TITLES, class_named
 from ..trust.decision import ANSWER, COVERAGES, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
 from .fragments import (
     bars,
@@ -49,7 +49,6 @@ NO_MAP = {
     UNFAMILIAR: "No heat map: the slice is unlike those that the model knows.",
 }
 TEMPLATE = "template-icbm152-axial.png"
-DESCRIPTIONS = {c.name: c.description for c in CLASSES}
 HEADINGS = {
     ANSWER: "Model's answer",
     UNCERTAIN: "Uncertain",
@@ -327,12 +326,12 @@ def _map_words(explanation: "Explanation") -> str:
     )
 
 
-def waiting_panel(model_name: str) -> str:
+def waiting_panel(model_name: str, labels: Sequence[str]) -> str:
     """The answer's place, before there is one."""
     return (
         '<section class="panel"><h2>Answer</h2><p class="words subdued">Choose, drop or paste one '
-        "slice, or try an example. The four probabilities appear here.</p>"
-        f'{bars(None)}<p class="source">Model: {html.escape(model_name)}</p></section>'
+        "slice, or try an example. The probabilities appear here.</p>"
+        f'{bars(None, labels)}<p class="source">Model: {html.escape(model_name)}</p></section>'
     )
 
 
@@ -365,7 +364,7 @@ def answer_panel(prediction: "Prediction", file_name: str, model_name: str, cove
 def _folded(prediction: "Prediction", words: str) -> str:
     """Probabilities that are not to be used."""
     return (
-        '<details class="meaningless"><summary>What the network gives for its four classes all the same</summary>'
+        '<details class="meaningless"><summary>What the network gives for its classes all the same</summary>'
         f"<p>{words}</p>{bars(prediction.probabilities)}</details>"
     )
 
@@ -389,17 +388,17 @@ def _undecided(prediction: "Prediction") -> str:
         f"{TITLES[second].lower()} {percent(probabilities[second])}."
     )
     return (
-        f'<h2>Most probable of the four</h2><p class="finding">{html.escape(prediction.title)}</p>'
-        f'<p class="words">{html.escape(DESCRIPTIONS[prediction.label])}</p>'
+        f'<h2>Most probable class</h2><p class="finding">{html.escape(prediction.title)}</p>'
+        f'<p class="words">{html.escape(class_named(str(prediction.label)).description)}</p>'
         f'<h3 class="quantity">Probabilities, not calibrated</h3>{bars(probabilities)}'
         f'<p class="words subdued">{html.escape(shares)}</p><p class="words subdued" id="no-check">These weights come '
         "without a trust.json: nothing checks whether this is a brain MRI, and no prediction set says how sure the "
-        "answer is. The model always chooses one of the four, whatever the picture.</p>"
+        "answer is. The model always chooses one of its classes, whatever the picture.</p>"
     )
 
 
 def _refused(prediction: "Prediction") -> str:
-    """Why there is no answer; what the network says of its four classes all the same lies folded below."""
+    """Why there is no answer; what the network says of its classes all the same lies folded below."""
     return (
         f'<h2>{decision_mark(NOT_A_BRAIN_MRI)}No answer</h2><p class="finding">Not a brain MRI</p>'
         f'<p class="words">The model refuses this picture: {html.escape(str(prediction.reason))}.</p>'
@@ -414,7 +413,7 @@ def _decided(prediction: "Prediction", coverage: int, *, hidden: bool) -> str:
     decision = UNFAMILIAR if prediction.decision == UNFAMILIAR else ANSWER
     if decision == ANSWER and (doubtful or len(left) > 1):
         decision = UNCERTAIN
-    words = DESCRIPTIONS[left[0]] if len(left) == 1 else "The model cannot tell these apart here."
+    words = class_named(left[0]).description if len(left) == 1 else "The model cannot tell these apart here."
     if doubtful:
         words = f"Do not rely on this: {prediction.reason}, where no tumour can be."
     promise = f"For slices like those that it was fitted on, such sets hold the true class in about {coverage} of 100."
@@ -498,7 +497,7 @@ def build_slice_view(
         # gr.File, not gr.Image: gr.Image opens and re-encodes the upload, and browsers cannot show TIFF or DICOM.
         upload = file_input(label="MRI slice: drop, choose or paste (Ctrl+V) a file", height=150, elem_id="slice-input")
         picture = gr.HTML(waiting_viewer(), elem_id="viewer")
-        answer = gr.HTML(waiting_panel(model.name), elem_id="answer")
+        answer = gr.HTML(waiting_panel(model.name, model.labels), elem_id="answer")
 
     named = [(f"Synthetic: {c.title.lower()}", f"phantom-{c.name}.png") for c in CLASSES]
     named.append(("Template: average of 152 healthy brains", TEMPLATE))

@@ -20,7 +20,7 @@ from ..data.collections import split_rows as collection_rows
 from ..data.protocols import FIGSHARE_5FOLD, NOTES, OFFICIAL, PARTS, SPLITS_FILE, split_rows
 from ..errors import UserError
 from ..files import read_json
-from ..labels import CLASSES, LABELS, NO_TUMOR, RESEARCH_NOTICE, TITLES
+from ..labels import LABELS, NO_TUMOR, RESEARCH_NOTICE, TITLES, class_named
 from ..trust.trust_file import FILE_NAME, read_trust_file
 from .heat_map_tables import explain_note, explain_table
 from .tables import evaluation_tables, external_title, markdown_table, percent, stress_summary, stress_table
@@ -112,7 +112,7 @@ def _card_data(record: dict[str, Any], repo_id: str) -> ModelCardData:
         pipeline_tag="image-classification",
         base_model=base_model(record),
         metrics=["accuracy", "f1", "roc_auc"],
-        tags=["medical-imaging", "mri", "brain-tumor"],
+        tags=["medical-imaging", "mri", *(["brain-tumor"] if _names(record) == LABELS else [])],
         model_name=repo_id.split("/")[1],
         eval_results=[
             *_eval_results(record),
@@ -159,7 +159,8 @@ def _texts(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     official = [r["data"].get("leaking_share", {}).get("test") for r in (record, *twins) if r["protocol"] == OFFICIAL]
     return {
         "notice": RESEARCH_NOTICE,
-        "classes": CLASSES,
+        "classes": [class_named(name) for name in _names(record)],
+        "own": _names(record) != LABELS,
         "no_tumor": NO_TUMOR,
         "protocols": NOTES,
         "percent": percent,
@@ -198,17 +199,24 @@ def _collection_counts() -> str:
     return ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
 
 
+def _names(record: dict[str, Any]) -> tuple[str, ...]:
+    """The classes of a record's model."""
+    return tuple(next(iter(record["data"]["counts"].values()), LABELS))
+
+
 def _data_name(record: dict[str, Any]) -> str:
+    if _names(record) != LABELS:
+        return str(record["data"]["name"])
     return FIGSHARE if record["protocol"].startswith(FIGSHARE_5FOLD) else KAGGLE
 
 
 def _counts_table(counts: dict[str, dict[str, int]]) -> str:
     rows = [
-        [part, *(f"{counts[part][name]:,}" for name in LABELS), f"{sum(counts[part].values()):,}"]
+        [part, *(f"{n:,}" for n in counts[part].values()), f"{sum(counts[part].values()):,}"]
         for part in PARTS
         if part in counts
     ]
-    return markdown_table(["part", *(TITLES[name] for name in LABELS), "all"], rows)
+    return markdown_table(["part", *(TITLES[name] for name in next(iter(counts.values()), LABELS)), "all"], rows)
 
 
 def _settings_table(config: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..labels import LABELS, TITLES
+from ..labels import TITLES
 from .tables import model_title
 
 
@@ -36,7 +36,7 @@ def plot_confusion_matrix(figures: dict[str, Any], path: Path, title: str) -> No
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    names = [TITLES[name] for name in LABELS]
+    names = [TITLES[name] for name in figures["per_class"]]
     axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="true", title=title)

@@ -64,7 +64,7 @@ def class_table(record: dict[str, Any], split: str = "test") -> str:
     keys = ("precision", "recall", "f1", "auroc")
     rows = [
         [TITLES[name], str(per_class[name]["support"]), *(percent(per_class[name][key]) for key in keys)]
-        for name in LABELS
+        for name in per_class
     ]
     header = [f"class ({record['protocol']}, {split})", "images", "precision", "recall", "F1", "AUROC"]
     return markdown_table(header, rows)

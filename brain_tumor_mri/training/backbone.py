@@ -7,6 +7,7 @@ folder is plain transformers: no code of ours is needed to load it.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import UserError
 from ..inference.model_config import require_timm
-from ..labels import ID2LABEL, LABEL2ID, NUM_LABELS
+from ..labels import LABELS, OWN_LABELS
 
 DEFAULT_BACKBONE = "timm/resnet50.a1_in1k"
 IMAGENET_MEAN = timm.data.IMAGENET_DEFAULT_MEAN
@@ -42,6 +43,7 @@ def build_model(
     revision: str = "main",
     from_scratch: bool = False,
     image_size: int = 224,
+    names: Sequence[str] = LABELS,
 ) -> PreTrainedModel:
     """Build the classifier in fp32.
 
@@ -50,16 +52,18 @@ def build_model(
         revision: branch, tag or commit of a Hub id.
         from_scratch: random weights (timm's own initialisation, from torch's global generator); no network is used.
         image_size: side of the input in pixels, declared in ``config.pretrained_cfg``.
+        names: of the C classes; where they are not this project's, ``config.json`` says so.
 
     Returns:
-        ``TimmWrapperForImageClassification``: ``pixel_values`` (N, 3, H, W) -> ``logits`` (N, 4).
+        ``TimmWrapperForImageClassification``: ``pixel_values`` (N, 3, H, W) -> ``logits`` (N, C).
 
     Raises:
         UserError: the weights cannot be had, or the architecture is unknown.
     """
-    labels = {"num_labels": NUM_LABELS, "id2label": ID2LABEL, "label2id": LABEL2ID}
+    ids = dict(enumerate(names))
+    labels = {"num_labels": len(ids), "id2label": ids, "label2id": {name: i for i, name in ids.items()}}
     if from_scratch:
-        return _random_model(name_or_path, image_size, labels)
+        return _with_names(_random_model(name_or_path, image_size, labels), names)
     try:
         require_timm(name_or_path, TimmWrapperConfig.get_config_dict(name_or_path, revision=revision)[0])
         model = AutoModelForImageClassification.from_pretrained(
@@ -79,6 +83,14 @@ def build_model(
     if not hasattr(model, "timm_model"):
         raise UserError(f"{name_or_path}: not a timm model; give --model_name_or_path a timm Hub id or folder")
     model.config.pretrained_cfg = task_preprocessing(model.config.pretrained_cfg, image_size)
+    return _with_names(model, names)
+
+
+def _with_names(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedModel:
+    """Let ``config.json`` name the classes, and say where they are a laboratory's own."""
+    model.config.label_names = list(names)  # transformers would keep those of the weights that it began with
+    if tuple(names) != LABELS:
+        setattr(model.config, OWN_LABELS, True)
     return model
 
 
@@ -89,7 +101,7 @@ def _random_model(name: str, image_size: int, labels: dict[str, Any]) -> PreTrai
         architecture = TimmWrapperConfig.from_pretrained(name).architecture
     if not timm.is_model(architecture):
         raise UserError(f"{name}: timm has no architecture {architecture!r}; see timm.list_models() for names")
-    initialised = timm.create_model(architecture, pretrained=False, num_classes=NUM_LABELS)
+    initialised = timm.create_model(architecture, pretrained=False, num_classes=labels["num_labels"])
     cfg = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD), "interpolation": "bilinear"}
     config = TimmWrapperConfig(
         architecture=architecture,

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from ..data.protocols import EXTERNAL, FIGSHARE_5FOLD, LEAVE_COLLECTION_OUT
+from ..data.protocols import EXTERNAL, FIGSHARE_5FOLD, LEAVE_COLLECTION_OUT, OFFICIAL
 from ..errors import UserError, first_line
 from .trainer import VALIDATION_FIGURES
 
@@ -28,7 +28,7 @@ NOT_OURS = {
     "prediction_loss_only": "an epoch is judged by its figures",
     "batch_eval_metrics": "the figures are those of the whole validation part",
     "eval_do_concat_batches": "the figures are those of the whole validation part",
-    "label_names": "the labels are the four classes",
+    "label_names": "--labels names the classes",
     "neftune_noise_alpha": "it is for language models",
     "use_liger_kernel": "it is for language models",
     "include_num_input_tokens_seen": "it is for language models",
@@ -91,6 +91,16 @@ def _check_numbers(args: RunArguments) -> None:
 
 def _check_recipe(args: RunArguments) -> None:
     protocol = args.protocol.protocol
+    if args.data.labels:
+        of_tumours = {
+            "external_dir": args.external.external_dir,
+            "collections_dir": args.collections.collections_dir,
+            "outlines_dir": args.guidance.outlines_dir,
+        }
+        if given := [f"--{name}" for name, folder in of_tumours.items() if folder]:
+            raise UserError(f"{given[0]}: it is for this project's four classes; leave it out, or --labels")
+        if protocol != OFFICIAL:
+            raise UserError(f"--protocol {protocol}: it is for this project's classes; --labels needs {OFFICIAL}")
     if protocol == EXTERNAL:
         raise UserError(f"--protocol {EXTERNAL}: it only measures; train under another with --external_dir")
     if protocol == FIGSHARE_5FOLD and args.data.class_weights == "inverse":

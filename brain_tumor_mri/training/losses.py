@@ -12,8 +12,17 @@ import torch.nn.functional as F
 from ..errors import UserError
 from ..labels import ANY_TUMOR, LABEL2ID, NO_TUMOR, NUM_LABELS
 
-ALLOWED_CLASSES = torch.cat([torch.eye(NUM_LABELS), 1 - torch.eye(NUM_LABELS)[[LABEL2ID[NO_TUMOR]]]]).bool()
-"""Which classes a label leaves open, (5, 4): row y for class y, the last (``ANY_TUMOR`` is -1) for any tumour."""
+
+def allowed_classes(classes: int) -> torch.Tensor:
+    """Return which classes a label leaves open, (C + 1, C) bool: row y for class y, the last for ``ANY_TUMOR``, -1.
+
+    That label is for this project's four classes alone; with others no slice has it.
+    """
+    any_tumor = torch.arange(classes) != LABEL2ID[NO_TUMOR]
+    return torch.cat([torch.eye(classes).bool(), any_tumor[None]])
+
+
+ALLOWED_CLASSES = allowed_classes(NUM_LABELS)
 
 
 def weighted_cross_entropy_sum(
@@ -25,22 +34,22 @@ def weighted_cross_entropy_sum(
     -log(p_glioma + p_meningioma + p_pituitary): a partial label (Cour et al. 2011; Feng et al. 2020).
 
     Args:
-        logits: (N, 4), any float type; computed in float32.
+        logits: (N, C), any float type; computed in float32.
         labels: (N,) int64, class indices or ``ANY_TUMOR``.
-        label_weights: (5,) float32 of :func:`with_any_tumor_weight`.
+        label_weights: (C + 1,) float32 of :func:`with_any_tumor_weight`.
         label_smoothing: as in ``torch.nn.CrossEntropyLoss``, whose 'mean' is this sum divided by the sum of the w_y.
     """
     log_p = logits.float().log_softmax(-1)
-    allowed = ALLOWED_CLASSES.to(labels.device)[labels]
+    allowed = allowed_classes(logits.shape[-1]).to(labels.device)[labels]
     loss = -log_p.masked_fill(~allowed, -torch.inf).logsumexp(-1) * label_weights[labels]
-    uniform = -(log_p * label_weights[:NUM_LABELS]).mean(-1)
+    uniform = -(log_p * label_weights[:-1]).mean(-1)
     return ((1 - label_smoothing) * loss + label_smoothing * uniform).sum()
 
 
-def with_any_tumor_weight(class_weights: Sequence[float] | None) -> torch.Tensor:
-    """Return the weight of each label, (5,) float32: the classes' and, last, the mean of the tumour classes'."""
-    weights = torch.tensor(class_weights or [1.0] * NUM_LABELS, dtype=torch.float32)
-    return torch.cat([weights, weights[ALLOWED_CLASSES[ANY_TUMOR]].mean()[None]])
+def with_any_tumor_weight(class_weights: Sequence[float] | None, classes: int = NUM_LABELS) -> torch.Tensor:
+    """Return the weight of each label, (C + 1,) float32: the classes' and, last, the mean of the tumour classes'."""
+    weights = torch.tensor(class_weights or [1.0] * classes, dtype=torch.float32)
+    return torch.cat([weights, weights[allowed_classes(len(weights))[ANY_TUMOR]].mean()[None]])
 
 
 class Teacher(torch.nn.Module):
@@ -54,6 +63,8 @@ class Teacher(torch.nn.Module):
 
     def __init__(self, model: torch.nn.Module, student_config: Any, temperature: float = 2.0) -> None:
         super().__init__()
+        if model.config.id2label != student_config.id2label:
+            raise UserError("--teacher: it answers with other classes than this training's; leave it out")
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.temperature = temperature
         own, theirs = model.config.pretrained_cfg, student_config.pretrained_cfg

@@ -52,8 +52,9 @@ def load_parts(args: RunArguments, *, progress: bool = False) -> Parts:
         seed=draw_seed(args.training.to_dict()),
         skip_unreadable=args.data.skip_unreadable,
         progress=progress,
+        labels=args.data.names,
     )
-    weights = resolve_class_weights(args.data.class_weights, slices.splits["train"]["label"])
+    weights = resolve_class_weights(args.data.class_weights, slices.splits["train"]["label"], slices.labels)
     train, validation = slices.splits["train"], slices.splits["validation"]
     tumours = load_external(args.external.external_dir) if args.external.external_dir else None
     if tumours and args.external.external_train:

@@ -21,7 +21,7 @@ from ..evaluation.metrics import measured
 from ..labels import ANY_TUMOR, LABEL2ID, NO_TUMOR
 from .backbone import save_release
 from .checkpoints import WEIGHTS, checkpoint_fault, seal
-from .losses import ALLOWED_CLASSES, EvidenceGuide, Teacher, weighted_cross_entropy_sum, with_any_tumor_weight
+from .losses import EvidenceGuide, Teacher, allowed_classes, weighted_cross_entropy_sum, with_any_tumor_weight
 
 VALIDATION_FIGURES = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "log_loss")
 """What every epoch is judged by, and an epoch can be chosen by."""
@@ -67,7 +67,7 @@ class WeightedLossTrainer(Trainer):
         self.half_weights = half_weights
         self.schedule_epochs = schedule_epochs
         super().__init__(*args, **kwargs)
-        self.label_weights = with_any_tumor_weight(class_weights).to(self.args.device)
+        self.label_weights = with_any_tumor_weight(class_weights, self.model.num_labels).to(self.args.device)
         self.teacher = teacher.to(self.args.device) if teacher is not None else None
         self.teacher_weight = teacher_weight
         self.mixup = mixup
@@ -152,7 +152,8 @@ class WeightedLossTrainer(Trainer):
 
     def _count(self, logits: torch.Tensor, labels: torch.Tensor, loss_sum: torch.Tensor) -> None:
         """Add a training batch to the epoch's totals: loss, weight, right answers, slices."""
-        right = ALLOWED_CLASSES.to(labels.device)[labels].gather(1, logits.argmax(-1, keepdim=True)).sum()
+        allowed = allowed_classes(logits.shape[-1]).to(labels.device)[labels]
+        right = allowed.gather(1, logits.argmax(-1, keepdim=True)).sum()
         count = torch.tensor(len(labels), device=labels.device)
         totals = [loss_sum.detach(), self.label_weights[labels].sum(), right, count]
         self._epoch_totals += torch.stack(totals).float()
@@ -323,14 +324,15 @@ def validation_figures(prediction: EvalPrediction) -> dict[str, float]:
     """Return an epoch's figures for ``Trainer``: of slices of known class, and the share of other tumours found.
 
     Args:
-        prediction: ``predictions`` are logits (N, 4), ``label_ids`` (N,) class indices or ``ANY_TUMOR``.
+        prediction: ``predictions`` are logits (N, C), ``label_ids`` (N,) class indices or ``ANY_TUMOR``.
     """
     labels = prediction.label_ids
     if not np.isfinite(prediction.predictions).all():
         raise UserError("the training diverged: answers on the validation part are no numbers; lower --learning_rate")
     probabilities = torch.from_numpy(prediction.predictions).double().softmax(-1).numpy()
     known = labels != ANY_TUMOR
-    figures = measured(probabilities[known], labels[known], n_resamples=0)
+    names = [str(c) for c in range(probabilities.shape[1])]
+    figures = measured(probabilities[known], labels[known], n_resamples=0, names=names)
     result = {key: figures[key]["value"] for key in VALIDATION_FIGURES if key in figures}
     if not known.all():
         result["tumours_found"] = float((probabilities[~known].argmax(1) != LABEL2ID[NO_TUMOR]).mean())

@@ -15,7 +15,7 @@ import pytest
 from brain_tumor_mri.commands.predict import CsvOutput, JsonOutput, check_target
 from brain_tumor_mri.commands.script import exit_status
 from brain_tumor_mri.errors import UserError
-from brain_tumor_mri.inference.prediction import CSV_COLUMNS, Prediction, Tally, csv_row
+from brain_tumor_mri.inference.prediction import Prediction, Tally, csv_columns, csv_row
 from brain_tumor_mri.labels import LABELS
 
 FULL = Path("/dev/full")
@@ -51,7 +51,7 @@ def rows(text: str) -> list[list[str]]:
     return list(csv.reader(text.splitlines()))
 
 
-EXPECTED = [list(CSV_COLUMNS), *map(csv_row, answers())]
+EXPECTED = [list(csv_columns()), *map(csv_row, answers())]
 
 
 def test_a_link_stays_a_link_and_a_file_keeps_its_mode(tmp_path: Path):

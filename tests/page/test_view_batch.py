@@ -21,7 +21,7 @@ from pydicom.data import get_testdata_file
 from brain_tumor_mri import TumorClassifier, UserError
 from brain_tumor_mri.images.facts import SliceFacts
 from brain_tumor_mri.images.read import load_image
-from brain_tumor_mri.inference.prediction import CSV_COLUMNS, Prediction, csv_row
+from brain_tumor_mri.inference.prediction import Prediction, csv_columns, csv_row
 from brain_tumor_mri.labels import LABELS
 from brain_tumor_mri.page.handle import ModelHandle
 from brain_tumor_mri.page.uploads import CHUNK, MAX_FILES, Files, Row, answer_files, batch_answer, csv_uri
@@ -115,7 +115,7 @@ def test_the_csv_is_that_of_the_command_and_harmless_in_a_spreadsheet(classifier
     found = answers(classifier, [PHANTOMS[0], str(evil)])
     content = base64.b64decode(csv_uri(found).split(",", 1)[1]).decode()
     rows = list(csv.reader(io.StringIO(content)))
-    assert rows == [list(CSV_COLUMNS), *(csv_row(prediction) for prediction in found)]
+    assert rows == [list(csv_columns()), *(csv_row(prediction) for prediction in found)]
     assert rows[2][0] == "./=cmd.png"
 
 
