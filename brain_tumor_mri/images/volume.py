@@ -7,12 +7,14 @@ input's own order, so that what is said of slice k, or of a voxel, holds for the
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from io import BytesIO
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,9 @@ _HEADER_BYTES = 540
 _MAX_OFFSET = 2**24
 _DEFLATE = 1032
 """Most that a file can be smaller than what it unpacks to."""
-_DETACHED = (b"data file:", b"datafile:", b"ElementDataFile")
+_MAX_HEADER = 2**20
+_NRRD_END, _NRRD_ELSEWHERE = re.compile(rb"\r?\n\r?\n"), re.compile(rb"(?i)data\s?file\s*:")
+_MHA_VOXELS, _MHA_HERE = b"ElementDataFile", re.compile(rb"\nElementDataFile\s*[=:]\s*LOCAL\s*\n")
 
 
 @dataclass(frozen=True)
@@ -222,14 +226,11 @@ def _proxy(series: Series) -> tuple[Any, Any]:
     return header, kind.ImageArrayProxy(str(series.path), header)
 
 
-def _by_simpleitk(series: Series) -> tuple[np.ndarray, np.ndarray, list[str], str | None]:
-    with series.path.open("rb") as file:
-        head = file.read(8192)
-    start = head.find(b"ElementDataFile")
-    if any(mark in head for mark in _DETACHED[:2]) or (start >= 0 and b"LOCAL" not in head[start : start + 40]):
-        raise UnreadableVolumeError(series.name, "only a header, the voxels are in another file; save it as one file")
+def _by_simpleitk(series: Series, max_voxels: int) -> tuple[np.ndarray, np.ndarray, list[str], str | None]:
+    kind = _attached_kind(series)
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     reader = SimpleITK.ImageFileReader()
+    reader.SetImageIO(kind)
     reader.SetFileName(str(series.path))
     reader.ReadImageInformation()
     size = reader.GetSize()
@@ -256,10 +257,27 @@ def _by_simpleitk(series: Series) -> tuple[np.ndarray, np.ndarray, list[str], st
     return array, LPS_TO_RAS @ affine, notes, doubt
 
 
-def _from_dicom(series: Series) -> Volume:
+def _attached_kind(series: Series) -> str:
+    """Name SimpleITK's reader of a file that holds its voxels itself: else it opens whatever file the header names.
+
+    Keys of NRRD have any case, and a bare carriage return ends a line; so the words are refused wherever they stand.
+    """
+    with series.path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        if content[:4] == b"NRRD":
+            kind, end = "NrrdImageIO", _NRRD_END.search(content[:_MAX_HEADER])
+            attached = end and not _NRRD_ELSEWHERE.search(content[: end.start() + 1])
+        else:
+            kind, place = "MetaImageIO", content.find(_MHA_VOXELS)
+            attached = place > 0 and _MHA_HERE.match(content, place - 1) and content.rfind(_MHA_VOXELS) == place
+    if not attached:
+        raise UnreadableVolumeError(series.name, "only a header, the voxels are in another file; save it as one file")
+    return kind
+
+
+def _from_dicom(series: Series, max_voxels: int) -> Volume:
     stack = stack_of(series)
     rows, columns = stack.shape
-    _check_size(series, (columns, rows, len(stack.frames)))
+    _check_size(series, max_voxels, (columns, rows, len(stack.frames)))
     array = np.zeros((columns, rows, len(stack.frames)), np.float32, order="F")
     _decode(series, stack.frames, array)
     return Volume(

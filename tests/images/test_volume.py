@@ -234,12 +234,40 @@ def test_cut_off_and_damaged_files_are_one_line(tmp_path: Path):
     assert "no such file" in refusal(tmp_path / "missing.nii")
 
 
-def test_a_header_without_its_voxels_never_opens_another_file(tmp_path: Path):
-    (tmp_path / "head.mhd").write_text(
-        "ObjectType = Image\nNDims = 3\nDimSize = 64 64 9\nElementDataFile = /etc/hosts\n"
-    )
-    (tmp_path / "head.nhdr").write_text("NRRD0004\ndimension: 3\nsizes: 64 64 9\ntype: uint8\ndata file: /etc/hosts\n")
-    assert "another file" in refusal(tmp_path / "head.mhd") and "another file" in refusal(tmp_path / "head.nhdr")
+NRRD = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 64 64 40\nencoding: raw\n"
+MHA = "ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 64 64 40\nElementType = MET_UCHAR\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("a.nhdr", NRRD + "data file: secret.raw\n"),
+        ("b.nrrd", NRRD + "DATA FILE: secret.raw\n\n"),
+        ("c.nrrd", NRRD + "DataFile: FOLDER/secret.raw\n\n"),
+        ("d.nrrd", NRRD + "# words\n" * 2000 + "data file: secret.raw\n\n"),
+        ("e.nrrd", NRRD + "# words\rdata file: secret.raw\n\n"),
+        ("f.mhd", MHA + "ElementDataFile = secret.raw\n"),
+        ("g.mha", MHA + "Comment = words\n" * 1000 + "ElementDataFile = secret.raw\n"),
+        ("h.mha", MHA + "Comment = ElementDataFile = LOCAL\nElementDataFile = secret.raw\n"),
+        ("i.mha", MHA + "ElementDataFile: secret.raw\n"),
+        ("j.mha", MHA + "Comment =\nElementDataFile = LOCAL\nElementDataFile = secret.raw\n"),
+        ("k.mha", NRRD.replace("NRRD", " NRRD") + "data file: secret.raw\n\n"),
+    ],
+)
+def test_a_header_without_its_voxels_never_opens_another_file(tmp_path: Path, name: str, header: str):
+    (tmp_path / "secret.raw").write_bytes(np.random.default_rng(0).integers(0, 255, 64 * 64 * 40, np.uint8).tobytes())
+    (tmp_path / name).write_bytes(header.replace("FOLDER", str(tmp_path)).encode() + bytes(10))
+    assert "another file" in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize(("name", "header"), [("a.nrrd", NRRD + "\n"), ("a.mha", MHA + "ElementDataFile = LOCAL\n")])
+def test_a_header_with_its_voxels_is_read_whatever_ends_its_lines(
+    tmp_path: Path, name: str, header: str, line_end: str
+):
+    voxels = np.random.default_rng(0).integers(0, 255, (64, 64, 40), np.uint8)
+    (tmp_path / name).write_bytes(header.replace("\n", line_end).encode() + voxels.tobytes(order="F"))
+    assert np.array_equal(read_volume(tmp_path / name).array, voxels)
 
 
 def test_no_text_of_a_header_is_in_what_is_said_of_a_series(tmp_path: Path):
