@@ -20,15 +20,18 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ..errors import UserError, first_line
 from ..files import read_json, write_json
 from ..inference.classifier import TumorClassifier
 from ..inference.model_folder import EXPORT_FILE, EXPORT_FILES, EXPORT_SCHEMA, TENSORRT, TORCH, ModelFolder, runtime_of
+from ..inference.run_litert import require_litert
 from ..inference.run_tensorrt import require_tensorrt
 from ..machine import versions
-from . import INT8, MIN_AGREEMENT, require_new, write_litert, write_onnx, write_tensorrt
+from . import INT8, MIN_AGREEMENT, require_new, write_tensorrt
+from .outputs import feature_stage, hushed
 from .parity import MAX_HALF_DIFFERENCE, compare, require_close, require_same
 from .slices import SEED, CalibrationSlices
 
@@ -65,7 +68,7 @@ def export_model(
         require_new(output)
     formats = sorted(formats, key=list(EXPORT_FILES).index)  # int8 is made from its float32 twin
     for export_format in formats:
-        require_writer(export_format)
+        writer(export_format)
         if export_format in INT8 and calibration is None:
             raise ValueError("int8 needs calibration slices")
     on_status(f"loading {folder.source}")
@@ -96,14 +99,23 @@ def export_model(
     return record
 
 
-def require_writer(export_format: str) -> None:
-    """See that what writes and runs a format is there; the UserError names the package, or the GPU, that is missing."""
-    if runtime_of(export_format) == "litert":
-        write_litert.require_litert_torch()
-        return
-    if export_format == TENSORRT:
-        require_tensorrt()
-    write_onnx.require_onnx()
+def writer(export_format: str) -> ModuleType:
+    """Import what writes a format; the UserError names the package, or the GPU, that is missing."""
+    try:
+        if runtime_of(export_format) == "litert":
+            require_litert()
+            missing = "a LiteRT export needs litert-torch", "litert-torch; best in a virtual environment of its own"
+            with hushed():
+                from . import write_litert  # optional packages
+
+                return write_litert
+        if export_format == TENSORRT:
+            require_tensorrt()
+        missing = "an export needs onnx, onnxruntime and onnxscript", "onnx onnxruntime onnxscript"
+        from . import write_onnx  # optional packages
+    except ImportError as error:
+        raise UserError(f"{missing[0]} ({first_line(error)}): pip install {missing[1]}") from error
+    return write_onnx
 
 
 def _write_file(
@@ -115,25 +127,24 @@ def _write_file(
 ) -> tuple[dict[str, Any], str | None]:
     """Write the file; return its entry in export.json, and the stage of its features, None where it gives none."""
     wanted = reference.trust.in_distribution.stage if reference.trust else None
-    stage = write_onnx.feature_stage(reference.model, wanted, reference.image_size)
+    stage = feature_stage(reference.model, wanted, reference.image_size)
     settings = {"stage": stage, "size": reference.image_size}
     full, twin = file, file.parents[1] / EXPORT_FILES.get(runtime_of(export_format), "")
     if export_format in INT8:
         full = twin if twin.is_file() else file.with_name(f"full{file.suffix}")
     entry: dict[str, Any] = {"stored_as": "F32", "input": [None, 3, *reference.image_size], "calibration": None}
     on_status(f"writing {export_format}")
+    write = writer(export_format)
     if runtime_of(export_format) == "litert":
-        write, packages = write_litert, write_litert.PACKAGES
         entry["input"][0] = 1
         if full != twin or full == file:
-            write_litert.write_litert(reference.model, full, **settings)
+            write.write_litert(reference.model, full, **settings)
     else:
-        write, packages = write_onnx, write_onnx.PACKAGES
-        entry["opset"] = write_onnx.OPSET
+        entry["opset"] = write.OPSET
         half = export_format == TENSORRT
         full = file.with_name("half.onnx") if half else full
         if full != twin or full == file:
-            write_onnx.write_onnx(reference.model, full, **settings, half=half, decoder=reference.members[0].decoder)
+            write.write_onnx(reference.model, full, **settings, half=half, decoder=reference.members[0].decoder)
     if export_format == TENSORRT:
         on_status("building the TensorRT engine, minutes")
         bound_to = write_tensorrt.write_engine(full, file, reference.image_size)
@@ -152,7 +163,7 @@ def _write_file(
         "size_bytes": file.stat().st_size,
         "features": {"stage": stage} if stage else None,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions() | {name: metadata.version(name) for name in packages},
+        "versions": versions() | {name: metadata.version(name) for name in write.PACKAGES},
     } | entry, stage
 
 

@@ -32,7 +32,7 @@ def with_maps(
 
     Args:
         network: a timm network in eval mode, on the CPU; its weights are shared.
-        stage: of ``write_onnx.feature_stage``; None for no features.
+        stage: of ``outputs.feature_stage``; None for no features.
         size: (height, width) of the input in pixels.
         decoder: of the model's ``decoder.json``; None for none.
 

@@ -6,21 +6,23 @@ a channel, activations asymmetric a tensor, with ranges from calibration slices.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import litert_torch
 import numpy as np
 import torch
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_quantizer import quantizer as quantizing
+from ai_edge_quantizer.calibrator import CalibrationMode, Calibrator
+from ai_edge_quantizer.qtyping import TFLOperationName as Operation
+from ai_edge_quantizer.utils.qsv_utils import min_max_update
 from torch import Tensor
 
 from ..errors import UserError, first_line
 from ..inference.network import FEATURES, INPUT, LOGITS, physical_cores
-from ..inference.run_litert import quiet_stderr, require_litert
-from .write_onnx import FLOAT_CONVOLUTIONS, LogitsAndFeatures, silence
+from .outputs import FLOAT_CONVOLUTIONS, LogitsAndFeatures, hushed
 
 PACKAGES = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer")
 """What an export is made with, for export.json."""
@@ -44,10 +46,9 @@ def write_litert(network: torch.nn.Module, file: Path, *, stage: str | None, siz
         stage: of ``feature_stage``; None for no ``features``.
         size: (height, width) of the input in pixels.
     """
-    litert_torch = require_litert_torch()
     whole = _Named(LogitsAndFeatures(network, stage)).eval()
     try:
-        with _hushed():
+        with hushed():
             written = litert_torch.convert(whole, sample_kwargs={INPUT: torch.zeros(1, 3, *size)})
             written.export(str(file))
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
@@ -65,13 +66,7 @@ def write_int8(source: Path, file: Path, slices: Sequence[np.ndarray]) -> None:
         file: to be written.
         slices: float32 (3, H, W) each, to calibrate on.
     """
-    require_litert_torch()
-    from ai_edge_quantizer import quantizer as quantizing
-    from ai_edge_quantizer.calibrator import CalibrationMode, Calibrator
-    from ai_edge_quantizer.qtyping import TFLOperationName as Operation
-    from ai_edge_quantizer.utils.qsv_utils import min_max_update
-
-    with _hushed():
+    with hushed():
         quantizer = quantizing.Quantizer(str(source))
         quantizer.add_static_config(".*", Operation.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
         kept = [f"^{_SIGNATURE}_({LOGITS}|{FEATURES})_output", *(f"^{re.escape(name)}" for name in _first(source))]
@@ -94,25 +89,8 @@ def write_int8(source: Path, file: Path, slices: Sequence[np.ndarray]) -> None:
         quantizer.quantize(calibrator.get_model_qsvs()).export_model(str(file), overwrite=True)
 
 
-def require_litert_torch() -> Any:
-    """Import litert-torch; UserError where it, ai-edge-quantizer or ai-edge-litert is not installed."""
-    require_litert()
-    try:
-        with _hushed():
-            import ai_edge_quantizer  # noqa: F401
-            import litert_torch
-    except ImportError as error:
-        raise UserError(
-            f"a LiteRT export needs litert-torch ({first_line(error)}): pip install litert-torch; it asks for older "
-            "versions of some packages, so best in a virtual environment of its own"
-        ) from error
-    return litert_torch
-
-
 def _first(file: Path) -> list[str]:
     """Names of what the first convolutions of a LiteRT file give; a quantizer's settings go by these names."""
-    from ai_edge_litert import schema_py_generated as schema
-
     model = schema.ModelT.InitFromPackedBuf(file.read_bytes(), 0)
     graph = model.subgraphs[0]
     wanted = (schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.DEPTHWISE_CONV_2D)
@@ -129,10 +107,3 @@ class _Named(torch.nn.Module):
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         return dict(zip((LOGITS, FEATURES), self.whole(pixel_values), strict=False))
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep the converter's progress, which Python and C++ both write, off the console."""
-    with silence(), contextlib.redirect_stderr(io.StringIO()), quiet_stderr():
-        yield

@@ -6,32 +6,28 @@ with ranges from calibration slices, as onnxruntime's kernels take them.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
-from torch import Tensor
+from onnx import TensorProto, helper
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxscript import optimizer
 
 from ..errors import UserError, first_line
 from ..inference.decoder import Decoder
 from ..inference.network import CELLS, EXPLAIN, FEATURES, INPUT, LOGITS
-from ..inference.run_pytorch import StageFeatures, stage_of
+from .outputs import FLOAT_CONVOLUTIONS, LogitsAndFeatures, silence
 from .with_maps import fold_norms, with_maps
 
 OPSET = 20
 """Of the ONNX operators: what torch writes by default, and what the runtimes of browsers and phones read too."""
-FLOAT_CONVOLUTIONS = 3
-"""How many of the first convolutions stay float32. They hold few weights, and what eight bits lose in them goes through
-all others: with them in int8, an EfficientNet-Lite0's features were off by half of the largest, and its check against
-unlike pictures refused one slice in two (64 test slices, on which this number was chosen too)."""
 INT8_SETTINGS = {
     "method": "minmax",
     "activations": "uint8",
@@ -44,34 +40,6 @@ PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _INSIDE = "inside_"  # before the names of the heat maps' cells in their branch
 _FOLDED = 4096  # numbers; what the exporter works out ahead is at most as large
 _BATCH = 8  # slices; ResNet50's activations of 8, all of which a calibration looks at, are 0.4 GB
-
-
-def feature_stage(network: torch.nn.Module, wanted: str | None, size: tuple[int, int]) -> str | None:
-    """Name the stages whose spatial means an export gives as ``features``.
-
-    Args:
-        network: a transformers model.
-        wanted: those that trust.json names, joined by ``+``; None takes those that a calibration would choose.
-        size: (height, width) of the input in pixels.
-
-    Returns:
-        Their names; None where the network has no stages, or none with maps (N, C, H, W).
-    """
-    inner = getattr(network, "timm_model", network)
-    if wanted is None:
-        try:
-            wanted = stage_of(inner)
-        except UserError:
-            return None
-    hook = StageFeatures(inner, wanted)
-    try:
-        with torch.inference_mode():
-            network(pixel_values=torch.zeros(1, 3, *size, device=next(network.parameters()).device))
-        return wanted if hook.take().ndim == 2 else None
-    except IndexError:  # a stage of tokens, which has no height and width to average over
-        return None
-    finally:
-        hook.remove()
 
 
 def write_onnx(
@@ -93,9 +61,6 @@ def write_onnx(
         half: weights and layers in float16, for TensorRT; input and outputs stay float32.
         decoder: of the model's ``decoder.json``; None for none.
     """
-    onnx = require_onnx()
-    from onnxscript import optimizer
-
     whole: torch.nn.Module = LogitsAndFeatures(network, stage, half=half)
     names = [LOGITS, FEATURES] if stage else [LOGITS]
     if not half and (traced := _traced(network, stage, size, decoder)):
@@ -133,10 +98,6 @@ def write_int8(source: Path, file: Path, slices: Sequence[np.ndarray]) -> None:
         file: to be written.
         slices: float32 (3, H, W) each, to calibrate on.
     """
-    onnx = require_onnx()
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
     with tempfile.TemporaryDirectory(prefix=".quantizing-", dir=file.parent) as scratch, silence():
         plain, prepared = (Path(scratch) / f"{name}.onnx" for name in ("plain", "prepared"))
         onnx.save(_opened(onnx.load(source)), plain)
@@ -159,18 +120,6 @@ def write_int8(source: Path, file: Path, slices: Sequence[np.ndarray]) -> None:
         )
         onnx.save(gated(onnx.load(file)), file)
         onnx.checker.check_model(str(file), full_check=True)
-
-
-def require_onnx() -> Any:
-    """Import onnx; UserError where it, onnxruntime or onnxscript is not installed."""
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        missing = f"an export needs onnx, onnxruntime and onnxscript ({first_line(error)})"
-        raise UserError(f"{missing}: pip install onnx onnxruntime onnxscript") from error
-    return onnx
 
 
 def _traced(
@@ -215,8 +164,6 @@ def gated(model: Any) -> Any:
     Args:
         model: an ONNX model; it is not changed.
     """
-    from onnx import TensorProto, helper
-
     model = copy.deepcopy(model)
     graph = model.graph
     answer, maps = ([copy.deepcopy(node) for node in nodes] for nodes in _parts(model))
@@ -271,45 +218,6 @@ def _opened(model: Any) -> Any:
     return model
 
 
-class LogitsAndFeatures(torch.nn.Module):
-    """A copy of a network, on the CPU and in eval mode, whose answer is a tuple of plain tensors."""
-
-    def __init__(self, network: torch.nn.Module, stage: str | None, *, half: bool = False) -> None:
-        """Copy the network.
-
-        Args:
-            network: a transformers model; it is not changed.
-            stage: of ``feature_stage``; None for no features.
-            half: compute in float16; input and outputs are float32 all the same.
-        """
-        super().__init__()
-        self.network = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format)
-        self.stage, self.dtype = stage, torch.float16 if half else torch.float32
-        self.network.to(self.dtype)
-        self.eval()
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """Return logits (N, 4) and, where a stage is named, its spatial means (N, D)."""
-        pixel_values = pixel_values.to(self.dtype)
-        if self.stage is None:
-            return (self.network(pixel_values=pixel_values).logits.float(),)
-        means: list[Tensor] = []  # in the order of the stages, which is that of the pass
-        inner = getattr(self.network, "timm_model", self.network)
-        # not StageFeatures, which detaches its means from the graph that is exported here
-        handles = [
-            inner.get_submodule(name).register_forward_hook(
-                lambda module, inputs, output: means.append(output.float().mean((2, 3)))
-            )
-            for name in self.stage.split("+")
-        ]
-        try:
-            logits = self.network(pixel_values=pixel_values).logits.float()
-        finally:
-            for handle in handles:
-                handle.remove()
-        return logits, torch.cat(means, 1)
-
-
 class Batches:
     """Calibration slices, in batches, as onnxruntime asks for them."""
 
@@ -331,16 +239,3 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self.batches)
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Keep the writers' own notes, meant for their authors, off the console."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
