@@ -16,6 +16,7 @@ SLOW = {
     "federated/test_federate_command.py::test_a_hospital_killed_in_the_middle_of_a_round_is_named_and_the_other_goes_on",
     "federated/test_rounds.py",
     "hub/test_hub_end_to_end.py",
+    "hub/test_publish.py::test_a_registered_version_is_found_by_name_at_its_commit_and_then_without_the_hub",
     "hub/test_publish.py::test_a_training_that_pushes_ends_in_the_same_files_and_card",
     "hub/test_publish.py::test_two_versions_are_loaded_at_their_tags_and_then_from_the_cache_without_the_hub",
     "test_train_command.py::test_a_finished_run_is_not_overwritten",

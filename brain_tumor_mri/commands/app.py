@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from ..errors import UserError
-from .models import located
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C."""
     from ..page import ModelHandle, build_page, launch  # gradio: seconds
 
-    demo = build_page(ModelHandle(located(args.model), args.revision, name=args.model), Path("examples"))
+    demo = build_page(ModelHandle(args.model, args.revision), Path("examples"))
     try:
         launch(demo, server_name=args.host, server_port=args.port)
     except OSError as error:

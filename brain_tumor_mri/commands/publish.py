@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import UserError
-from ..hub.plan_model import plan_model
+from ..hub.plan_model import plan_model, published_facts
 from ..hub.plan_space import ModelVersion, plan_space
 from ..hub.push import Outcome, Plan, PublishError, push, require_token
 from ..hub.try_space import check_space
+from ..inference.registry import check_name, register
 
 _REF = re.compile(r"[\w](?:[\w./-]*[\w-])?")
 
@@ -33,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--revision", default="main", metavar="BRANCH", help="branch to push to (default: main)")
     model.add_argument("--tag", help="name of the version, such as v1.2.0; set on the commit")
     model.add_argument("--onnx", action="store_true", help="refuse a folder without an ONNX file; one is sent anyway")
+    model.add_argument(
+        "--register",
+        metavar="NAME",
+        help="write Hub id, commit, size and figures into the registry, so that NAME (`brain-tumor-mri models`) means "
+        "this version: a file of the package, to be committed",
+    )
     model.add_argument("--dry_run", action="store_true", help="check, and list files and sizes; ask and send nothing")
     model.set_defaults(publish=_run_model)
     summary = "push the app, pinned and with its model written down, as a Space, after asking it for a prediction"
@@ -66,10 +73,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_model(args: argparse.Namespace) -> int:
     _check_refs(args.revision, args.tag)
+    if args.register:
+        check_name(args.register)
     plan = plan_model(args.model, args.repo_id, tag=args.tag, onnx=args.onnx)
     outcome = None
     if not args.dry_run:
         outcome = push(plan, revision=args.revision, tag=args.tag, private=args.private)
+        if args.register:
+            register(args.register, hub_id=args.repo_id, revision=outcome.commit, **published_facts(args.model))
     _tell(plan, outcome, args.json, {"revision": args.revision, "tag": args.tag})
     return 0
 

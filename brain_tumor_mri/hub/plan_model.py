@@ -78,6 +78,17 @@ def plan_model(folder: str | Path, repo_id: str, *, tag: str | None = None, onnx
     )
 
 
+def published_facts(folder: str | Path) -> dict[str, Any]:
+    """Return what the registry keeps of a version: size and fingerprint of the weights, and the main figure."""
+    model, record = find_model(Path(folder)), read_json(Path(folder) / "metrics.json")
+    return {
+        "size_bytes": model.size_bytes,
+        "weights_sha256": model.sha256(),
+        "protocol": record["protocol"],
+        "accuracy": (record["splits"].get("test") or {}).get("accuracy"),
+    }
+
+
 def publish_run(folder: str | Path, repo_id: str, *, token: str | None = None) -> Outcome:
     """Push a finished training run's folder, as ``train.py --push_to_hub`` ends."""
     try:

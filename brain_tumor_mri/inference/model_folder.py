@@ -21,6 +21,7 @@ from ..errors import UserError, first_line, safe_line
 from ..files import read_json
 from ..labels import LABELS, OWN_LABELS, own_labels
 from ..machine import has_gpu
+from .registry import folder_of, on_hub
 
 DEFAULT_MODEL = "model-lite"
 _CONFIG = "config.json"
@@ -152,12 +153,13 @@ class ModelFolder:
 def find_model(
     model: str | Path, revision: str | None = None, backend: str | None = TORCH, *, project_labels: bool = False
 ) -> ModelFolder:
-    """Find a model folder, downloading it from the Hub when ``model`` is no folder here but looks like a Hub id.
+    """Find a model folder, downloading it from the Hub when ``model`` is no folder here but a name or a Hub id.
 
     All files come from one commit, so weights and preprocessing cannot be of two different versions.
 
     Args:
-        model: a local folder, or a Hub id ``owner/name``. A folder that exists wins.
+        model: a local folder, the name of a released model (``registry.py``), or a Hub id ``owner/name``. A folder
+            that exists wins; of a name then that of the clone, then the Hub's commit that the registry has.
         revision: branch, tag or commit on the Hub; refused with a local folder, which has none.
         backend: one of ``BACKENDS``, whose weights are needed; None takes the first of ``preferred_backends`` that
             the folder has.
@@ -173,23 +175,27 @@ def find_model(
     """
     if backend not in (None, *BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
-    source = str(model)
+    source = repo = str(model)
     path = Path(model).expanduser()
+    if isinstance(model, str) and not path.exists():
+        path = folder_of(model) or path
+        if not path.exists() and (published := on_hub(model)):
+            repo, revision = published[0], revision or published[1]
     if path.is_dir():
         if revision is not None:
             raise UserError(f"{source} is a folder here, without revisions; leave out {revision}, or give a Hub id")
         return _read_folder(source, path, backend, project_labels)
-    if isinstance(model, Path) or not _HUB_ID.fullmatch(source):
+    if isinstance(model, Path) or not _HUB_ID.fullmatch(repo):
         what = "is a file, not a model folder" if path.exists() else "is not a model folder here"
         raise UserError(f"{source} {what}; give a folder with config.json and model.safetensors, or owner/name")
     if backend == TENSORRT:
         raise UserError(f"{source}: a TensorRT engine is built on the machine that runs it; export the model here")
-    path = _download(source, revision, "*.json")
+    path = _download(repo, revision, "*.json")
     if project_labels and (path / _CONFIG).is_file():
         _require_project_labels(source, _read_config(path / _CONFIG))
     # the snapshot's name is its commit, so that weights are of the same one whatever is pushed meanwhile
     for name in (backend,) if backend else preferred_backends():
-        path = _download(source, path.name, EXPORT_FILES.get(name, "model*.safetensors"))
+        path = _download(repo, path.name, EXPORT_FILES.get(name, "model*.safetensors"))
         if _weights_of(path, name):
             break
     return _read_folder(source, path, backend, project_labels)

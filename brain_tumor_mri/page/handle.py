@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..inference.model_folder import find_model
+from ..inference.registry import folder_of
 from ..labels import LABELS
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class ModelHandle:
     def labels(self) -> tuple[str, ...]:
         """The classes as far as they are known without waiting: of a folder, or of a model that is there."""
         try:
-            if Path(self.model_id).is_dir():
+            if Path(self.model_id).is_dir() or folder_of(self.model_id):
                 return find_model(self.model_id, backend=None).labels or LABELS
             return self._loading.result(timeout=0).labels
         except (UserError, TimeoutError):

@@ -18,6 +18,7 @@ from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.files import write_json
 from brain_tumor_mri.hub import plan_model as publish
 from brain_tumor_mri.hub import push as pushing
+from brain_tumor_mri.inference import registry
 from brain_tumor_mri.inference.model_folder import find_model
 from hub.server import READ_TOKEN, TOKEN, Fault, LocalHub
 
@@ -162,6 +163,42 @@ def test_two_versions_are_loaded_at_their_tags_and_then_from_the_cache_without_t
     assert len({line.split()[2] for line in online.splitlines()}) == 2, "the versions answer alike"
     assert python(client, REPO, image, *pairs, HF_HUB_OFFLINE="1") == online
     assert len(hub.requests) == asked
+
+
+def test_a_registered_version_is_found_by_name_at_its_commit_and_then_without_the_hub(
+    hub: LocalHub, sleeps: list[float], versions: dict[str, Path], tmp_path: Path, monkeypatch, capsys
+):
+    names = tmp_path / "registry.json"
+    names.write_text(registry.REGISTRY.read_text())
+    monkeypatch.setattr(registry, "REGISTRY", names)
+    monkeypatch.setattr(registry, "CLONE", tmp_path)  # an installed package has no folders beside it
+    assert publish_model(versions["v1"], "--register", "other", "--dry_run") == 2
+    assert publish_model(versions["v1"], "--register", "model-lite") == 0
+    assert publish_model(versions["v2"]) == 0  # a later version changes nothing for the name
+    capsys.readouterr()
+    assert cli.main(["models", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["models"][0]
+    assert (row["hub_id"], row["folder"], row["accuracy"]["value"]) == (REPO, None, 0.9123)
+    first = find_model(versions["v1"])
+    assert (row["size_bytes"], row["weights_sha256"]) == (first.size_bytes, first.sha256())
+    assert cli.main(["models"]) == 0 and REPO in capsys.readouterr().out
+
+    client = tmp_path / "client.py"
+    client.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from brain_tumor_mri import TumorClassifier\n"
+        "from brain_tumor_mri.inference import registry\n"
+        "registry.REGISTRY, registry.CLONE = map(Path, sys.argv[1:])\n"
+        "folder = TumorClassifier.from_pretrained().folder\n"
+        "print(folder.source, folder.path.name, folder.sha256())\n"
+    )
+    line = [sys.executable, str(client), str(names), str(tmp_path)]
+    environment = hub.environment(tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
+    for _ in ("from the Hub", "from the cache"):
+        told = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert told.stdout.split() == ["model-lite", row["revision"], first.sha256()], told.stderr
+        hub.stop()
 
 
 def test_a_training_that_pushes_ends_in_the_same_files_and_card(hub: LocalHub, phantom_dir: Path, tmp_path: Path):
