@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -28,69 +29,65 @@ WALL_SECONDS = 60.0
 MEMORY_BYTES = 3 * 2**29
 """1.5 GB: of the whole child, with Python and the decoders in it."""
 
+Reply = tuple[dict[str, Any], Any]
+"""What goes out as JSON, and bytes that come with it."""
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _TOO_LONG = f"reading it takes over {CPU_SECONDS:.0f} s of computing; export the slice again, as PNG"
 _DIED = "reading it ended the reader, so the file is damaged or no picture; export the slice again, as PNG"
 
 
-class ReaderApart:
-    """A child process that reads one file after the other; it starts with the first, and anew when one has killed it.
+class Child:
+    """A process that answers requests, one at a time; it starts with the first, and anew when one has killed it.
 
-    Safe to use from several threads, which wait for each other.
+    Attributes:
+        serve: the code that it runs, which answers on stdin and stdout.
+        wall_seconds: most that one answer may take.
     """
+
+    serve: str
+    wall_seconds: float
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
 
-    def read(self, source: str | bytes, name: str) -> tuple[Image.Image, SliceFacts]:
-        """Return the picture, as ``load_image`` does, and what its header says.
-
-        Args:
-            source: path of the file, or its content.
-            name: what errors call it.
+    def ask(self, request: dict[str, Any], content: bytes = b"") -> tuple[dict[str, Any], bytearray]:
+        """Return the reply and the bytes that come with it; threads wait for each other.
 
         Raises:
-            UnreadableImageError: it cannot be read, or takes too much time or memory.
+            ChildDied: the child ended before it had answered.
         """
         with self._lock:
-            reply, pixels = self._ask(source, name)
-        if "error" in reply:
-            raise UnreadableImageError(name, reply["error"])
-        facts = reply["facts"]
-        lines = tuple((key, value) for key, value in facts["lines"])
-        return Image.frombytes("RGB", tuple(reply["size"]), pixels), SliceFacts(lines, facts["left"], facts["right"])
+            return self._ask(request, content)
 
     def close(self) -> None:
         """End the child."""
         with self._lock:
             self._end()
 
-    def _ask(self, source: str | bytes, name: str) -> tuple[dict[str, Any], bytes]:
+    def _ask(self, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytearray]:
         if self._child is None or self._child.poll() is not None:
             self._end()
-            self._child = _start()
+            self._child = _start(self.serve)
         child = self._child
         assert child.stdin is not None and child.stdout is not None
-        deadline = threading.Timer(WALL_SECONDS, child.kill)
+        deadline = threading.Timer(self.wall_seconds, child.kill)
         deadline.start()
         try:
-            content = source if isinstance(source, bytes) else b""
-            request = {"bytes": len(content)} if content else {"path": os.path.abspath(source)}
             child.stdin.write(json.dumps(request).encode() + b"\n" + content)
             child.stdin.flush()
             reply = json.loads(child.stdout.readline())
-            pixels = child.stdout.read(reply.get("bytes", 0))
-            if len(pixels) != reply.get("bytes", 0):
+            payload = bytearray(reply.get("bytes", 0))
+            if child.stdout.readinto(payload) != len(payload):  # type: ignore[attr-defined]
                 raise EOFError
         except (OSError, ValueError, EOFError):
             code = child.wait() if deadline.is_alive() else -signal.SIGTERM
             self._end()
             timed_out = not deadline.is_alive() or -code == getattr(signal, "SIGPROF", None)
-            raise UnreadableImageError(name, _TOO_LONG if timed_out else _DIED) from None
+            raise ChildDied(timed_out) from None
         finally:
             deadline.cancel()
-        return reply, pixels
+        return reply, payload
 
     def _end(self) -> None:
         if self._child is not None:
@@ -102,12 +99,49 @@ class ReaderApart:
             self._child = None
 
 
-def _start() -> "subprocess.Popen[bytes]":
+class ChildDied(Exception):
+    """The child ended before it had answered; ``timed_out`` says whether it took too long."""
+
+    def __init__(self, timed_out: bool) -> None:
+        self.timed_out = timed_out
+
+
+class ReaderApart(Child):
+    """Reads slices one after the other in a child process."""
+
+    serve = f"from {__name__} import serve; serve()"
+
+    wall_seconds = WALL_SECONDS
+
+    def read(self, source: str | bytes, name: str) -> tuple[Image.Image, SliceFacts]:
+        """Return the picture, as ``load_image`` does, and what its header says.
+
+        Args:
+            source: path of the file, or its content.
+            name: what errors call it.
+
+        Raises:
+            UnreadableImageError: it cannot be read, or takes too much time or memory.
+        """
+        content = source if isinstance(source, bytes) else b""
+        request = {"bytes": len(content)} if content else {"path": os.path.abspath(source)}
+        try:
+            reply, pixels = self.ask(request, content)
+        except ChildDied as died:
+            raise UnreadableImageError(name, _TOO_LONG if died.timed_out else _DIED) from None
+        if "error" in reply:
+            raise UnreadableImageError(name, reply["error"])
+        facts = reply["facts"]
+        lines = tuple((key, value) for key, value in facts["lines"])
+        return Image.frombytes("RGB", tuple(reply["size"]), pixels), SliceFacts(lines, facts["left"], facts["right"])
+
+
+def _start(serve: str) -> "subprocess.Popen[bytes]":
     # One thread, and the system's own way of handing out memory: others reserve more than the limit.
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX")}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     return subprocess.Popen(
-        [sys.executable, "-c", f"from {__name__} import serve; serve()"],
+        [sys.executable, "-c", serve],
         cwd=_REPOSITORY,  # where a Space, which installs nothing, has the package
         env=kept | threads,
         stdin=subprocess.PIPE,
@@ -117,26 +151,31 @@ def _start() -> "subprocess.Popen[bytes]":
 
 
 def serve() -> None:
-    """Be the child: answer requests on stdin until it ends."""
+    """Be the child that reads slices."""
+    serve_requests(MEMORY_BYTES, _answer)
+
+
+def serve_requests(memory_bytes: int, answer: Callable[[dict[str, Any]], Reply]) -> None:
+    """Be a child: answer requests on stdin, each a line of JSON, until it ends; within so much memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this by closing the pipe
     quiet_decoders()
     with suppress(ImportError, ValueError, OSError):  # Windows has no such limits
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints comes in between no reply
     for line in sys.stdin.buffer:
-        request = json.loads(line)
-        source = request["path"] if "path" in request else sys.stdin.buffer.read(request["bytes"])
-        reply, pixels = _answer(source)
-        replies.write(json.dumps(reply | {"bytes": len(pixels)}).encode() + b"\n" + pixels)
+        reply, payload = answer(json.loads(line))
+        replies.write(json.dumps(reply | {"bytes": memoryview(payload).nbytes}).encode() + b"\n")
+        replies.write(payload)
         replies.flush()
 
 
-def _answer(source: str | bytes) -> tuple[dict[str, Any], bytes]:
-    _allow(CPU_SECONDS)
+def _answer(request: dict[str, Any]) -> Reply:
+    source = request["path"] if "path" in request else sys.stdin.buffer.read(request["bytes"])
+    allow(CPU_SECONDS)
     try:
         image = load_image(source, name="")
         return {"size": image.size, "facts": asdict(slice_facts(source))}, image.tobytes()
@@ -147,10 +186,10 @@ def _answer(source: str | bytes) -> tuple[dict[str, Any], bytes]:
     except Exception as error:  # whatever a decoder raises is the file's fault
         return {"error": f"the file is damaged or of an unsupported kind ({first_line(error)[:120]})"}, b""
     finally:
-        _allow(0)
+        allow(0)
 
 
-def _allow(seconds: float) -> None:
+def allow(seconds: float) -> None:
     """Let the system end this process, even within a decoder, after so much computing; 0 lifts that."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)

@@ -97,13 +97,14 @@ class Volume:
         return tuple(float(step) for step in np.linalg.norm(self.affine[:3, :3], axis=0))
 
 
-def read_volume(source: str | Path | Series, *, series_uid: str | None = None) -> Volume:
+def read_volume(source: str | Path | Series, *, series_uid: str | None = None, max_voxels: int = MAX_VOXELS) -> Volume:
     """Read the one volume that a path holds.
 
     Args:
         source: ``.nii``, ``.nii.gz``, ``.mgz``, ``.nrrd`` or ``.mha``; a DICOM file, folder or zip; or one of
             ``find_series``.
         series_uid: which series of a folder or zip that holds several.
+        max_voxels: a larger one is refused before it is decoded.
 
     Raises:
         UnreadableVolumeError: it cannot be read, is no volume of one head, or holds several and none is named.
@@ -112,7 +113,7 @@ def read_volume(source: str | Path | Series, *, series_uid: str | None = None) -
     if series.fault:
         raise UnreadableVolumeError(series.name, series.fault)
     try:
-        volume = _from_dicom(series) if series.frames else _from_file(series)
+        volume = (_from_dicom if series.frames else _from_file)(series, max_voxels)
     except UnreadableVolumeError:
         raise
     except ArchiveError as error:
@@ -128,17 +129,13 @@ def read_volume(source: str | Path | Series, *, series_uid: str | None = None) -
     return _checked(volume)
 
 
-def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None:
-    """Write an array (I, J, K) as NIfTI, in millimetres of scanner space.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+def nifti_of(array: np.ndarray, affine: np.ndarray) -> nibabel.Nifti1Image:
+    """Return an array (I, J, K) as NIfTI, in millimetres of scanner space."""
     image = nibabel.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
-    nibabel.save(image, str(path))
+    return image
 
 
 def _only_series(path: str | Path, series_uid: str | None) -> Series:
@@ -157,27 +154,27 @@ def _archive_of(series: Series) -> AbstractContextManager[Archive | None]:
     return Archive(series.path, limits=EXAMINATIONS) if series.members else nullcontext()
 
 
-def _from_file(series: Series) -> Volume:
+def _from_file(series: Series, max_voxels: int) -> Volume:
     """A volume in one file: NIfTI and MGZ by nibabel, NRRD and MHA by SimpleITK."""
     if series.members:
-        return _from_member(series)
+        return _from_member(series, max_voxels)
     if str(series.path).lower().endswith(_NIBABEL):
-        array, affine, notes, doubt = _by_nibabel(series)
+        array, affine, notes, doubt = _by_nibabel(series, max_voxels)
     else:
-        array, affine, notes, doubt = _by_simpleitk(series)
+        array, affine, notes, doubt = _by_simpleitk(series, max_voxels)
     return Volume(series.name, array, affine, (), series.sequence, warnings=tuple(notes), doubt=doubt)
 
 
-def _from_member(series: Series) -> Volume:
+def _from_member(series: Series, max_voxels: int) -> Volume:
     """A volume in a zip: by a copy beside, which is gone again before it is answered."""
     ((name, number),) = series.members.items()
     with tempfile.TemporaryDirectory() as folder, _archive_of(series) as archive:
         file = Path(folder, "volume" + "".join(Path(name.lower()).suffixes[-2:]))
         file.write_bytes(archive.read(number))
-        return _from_file(replace(series, path=file, members={}))
+        return _from_file(replace(series, path=file, members={}), max_voxels)
 
 
-def _by_nibabel(series: Series) -> tuple[np.ndarray, np.ndarray, list[str], str | None]:
+def _by_nibabel(series: Series, max_voxels: int) -> tuple[np.ndarray, np.ndarray, list[str], str | None]:
     header, data = _proxy(series)
     notes, doubt = [], None
     dtype = header.get_data_dtype()
@@ -186,7 +183,7 @@ def _by_nibabel(series: Series) -> tuple[np.ndarray, np.ndarray, list[str], str 
     shape = header.get_data_shape()
     if len(shape) < 3:
         raise UnreadableVolumeError(series.name, "one slice, not a volume; give it as a picture")
-    _check_size(series, shape[:3], dtype.itemsize)
+    _check_size(series, max_voxels, shape[:3], dtype.itemsize)
     for count in shape[3:]:
         if count > 1:
             notes.append(f"4D: the first of {np.prod(shape[3:]):,} volumes was taken")
@@ -238,7 +235,7 @@ def _by_simpleitk(series: Series, max_voxels: int) -> tuple[np.ndarray, np.ndarr
         raise UnreadableVolumeError(series.name, "one slice, not a volume; give it as a picture")
     if reader.GetNumberOfComponents() > 1 and len(size) == 3 and reader.GetNumberOfComponents() <= 4:
         raise UnreadableVolumeError(series.name, "colour or complex voxels, not a scan's grey values")
-    _check_size(series, size[:3], 1)
+    _check_size(series, max_voxels, size[:3], 1)
     notes = []
     if np.prod(size[3:], dtype=int) * reader.GetNumberOfComponents() > 1:
         raise UnreadableVolumeError(series.name, "several volumes in one file; save one of them alone")
@@ -348,7 +345,7 @@ def _rescaled(values: np.ndarray, dataset: Dataset, frame: int) -> np.ndarray:
     return values * np.float32(slope or 1.0) + np.float32(intercept or 0.0)
 
 
-def _check_size(series: Series, shape: Sequence[int], itemsize: int = 0) -> None:
+def _check_size(series: Series, max_voxels: int, shape: Sequence[int], itemsize: int = 0) -> None:
     """Refuse what is no head or costs too much, before memory is taken; of a file, what it cannot hold, too."""
     name = series.name
     if min(shape) < 2:
@@ -356,8 +353,8 @@ def _check_size(series: Series, shape: Sequence[int], itemsize: int = 0) -> None
     if min(sorted(shape)[1:]) < 32:
         raise UnreadableVolumeError(name, f"{' x '.join(map(str, shape))} voxels are too few to show a brain")
     voxels = math.prod(map(int, shape))
-    if voxels > MAX_VOXELS:
-        raise UnreadableVolumeError(name, f"over {MAX_VOXELS / 1e6:,.0f} million voxels")
+    if voxels > max_voxels:
+        raise UnreadableVolumeError(name, f"over {max_voxels / 1e6:,.0f} million voxels")
     if voxels * itemsize > _DEFLATE * series.path.stat().st_size:
         raise UnreadableVolumeError(name, "damaged or cut off (its header tells of more voxels than it can hold)")
 

@@ -18,7 +18,7 @@ from scipy.ndimage import affine_transform
 from ..errors import UserError
 from ..images.sequence import SEQUENCE_TITLES, SequenceGuess
 from ..images.series import Series, UnreadableVolumeError, find_series
-from ..images.volume import Volume, read_volume, write_nifti
+from ..images.volume import Volume, nifti_of, read_volume
 from ..labels import LABELS, NO_TUMOR, require_project_classes
 from ..trust.decision import ANSWER, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
 from .appearance import Appearance, load_appearance
@@ -145,7 +145,7 @@ class VolumePrediction:
         if array is None or self.volume is None:
             raise ValueError("there is no heat map: predict with heat_map=True")
         try:
-            write_nifti(path, array, self.volume.affine)
+            nibabel.save(nifti_of(array, self.volume.affine), str(path))
         except (OSError, nibabel.filebasedimages.ImageFileError) as error:
             raise UserError(f"{path} cannot be written ({error}); give a name that ends in .nii or .nii.gz") from error
 

@@ -15,9 +15,10 @@ from ..errors import UserError
 from ..images.archive import MAX_ARCHIVE_BYTES
 from ..labels import LABELS, RESEARCH_NOTICE
 from ..trust.decision import DECISIONS
+from .examination_work import EXAMINE, examination_answer
 from .fragments import png_uri
 from .uploads import MAX_FILES, MAX_IMAGE_BYTES, batch_answer, checked, file_input, read_upload, unforeseen
-from .view_examination import EXAMINE, QUEUED, examination_answer
+from .view_examination import QUEUED
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -85,7 +86,10 @@ def build_api(model: "ModelHandle", queued: dict[str, Any]) -> None:
         from PIL import Image
 
         image = _image(file)
-        found = model.get().explain(image, None if target == ANSWERED else target)
+        classifier = model.get()
+        if target not in (ANSWERED, *classifier.labels):
+            raise UserError(f"target {target}: give {ANSWERED}, or one of {', '.join(classifier.labels)}")
+        found = classifier.explain(image, None if target == ANSWERED else target)
         heat = Image.fromarray((255 * found.heat_map).round().astype("uint8"))
         return answer_fields(found.judged, model.name) | {
             "target": found.target,
@@ -102,7 +106,8 @@ def build_api(model: "ModelHandle", queued: dict[str, Any]) -> None:
 
     file = file_input(label="file", visible=False)
     files = file_input(label="files", file_count="multiple", visible=False)
-    target = gr.Dropdown([ANSWERED, *LABELS], value=ANSWERED, label="target", visible=False)
+    choices = [ANSWERED, *LABELS]  # a laboratory's own classes are taken, too
+    target = gr.Dropdown(choices, value=ANSWERED, label="target", visible=False, allow_custom_value=True)
     with_heat_map = gr.Checkbox(False, label="with_heat_map", visible=False)
     answer = gr.JSON(label="answer", visible=False)
     for name, work, inputs, words, queue in (

@@ -97,7 +97,7 @@ def test_the_child_sets_itself_a_limit_of_computing_for_each_file(monkeypatch: p
 
 
 def test_a_child_that_waits_is_ended_by_the_clock(monkeypatch: pytest.MonkeyPatch, picture: Path):
-    monkeypatch.setattr(apart, "WALL_SECONDS", 0.5)
+    monkeypatch.setattr(ReaderApart, "wall_seconds", 0.5)
     reader = ending(monkeypatch, "import time; time.sleep(60)")
     with pytest.raises(UnreadableImageError, match="computing"):
         reader.read(str(picture), "x")

@@ -20,11 +20,12 @@ from matplotlib.text import Text
 from brain_tumor_mri.commands.main import main
 from brain_tumor_mri.inference.volume import VolumeClassifier
 from brain_tumor_mri.labels import RESEARCH_NOTICE
-from brain_tumor_mri.page import examination_picture, view_examination
+from brain_tumor_mri.page import examination_picture, examination_work
+from brain_tumor_mri.page.examination_panels import Progress, answer_panel, viewer
 from brain_tumor_mri.page.examination_picture import Shown, packed
 from brain_tumor_mri.page.examination_report import report_figure, report_pdf
+from brain_tumor_mri.page.examination_work import Examination, examine, found_series
 from brain_tumor_mri.page.handle import ModelHandle
-from brain_tumor_mri.page.view_examination import Examination, Progress, answer_panel, examine, found_series, viewer
 from brain_tumor_mri.trust.decision import NOT_A_BRAIN_MRI, UNFAMILIAR
 from tests.inference.test_volume import CLASSIFIER, volume
 from tests.inference.test_volume import head as head_with_tumour
@@ -126,9 +127,9 @@ def test_what_cannot_be_answered_is_one_line_without_a_path_and_leaves_no_pictur
         found = last(examine(model, given))
         assert words in found.panel and "<svg" not in found.viewer and "voxels" not in found.viewer, words
         assert str(tmp_path) not in found.panel
-    monkeypatch.setattr(view_examination, "MAX_VOXELS", 70_000)
-    assert "use the command line" in last(examine(model, [str(scan)])).panel
-    monkeypatch.setattr(view_examination, "MAX_TOTAL_BYTES", 100)
+    monkeypatch.setattr(examination_work, "MAX_VOXELS", 70_000)
+    assert "over 0 million voxels" in last(examine(model, [str(scan)])).panel
+    monkeypatch.setattr(examination_work, "MAX_TOTAL_BYTES", 100)
     assert "send fewer series" in last(examine(model, slices)).panel
 
 
@@ -280,8 +281,8 @@ def test_single_files_are_linked_among_the_uploads_and_the_links_are_gone_afterw
 ):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # where the page sweeps
     with found_series(slices) as found:
-        assert [series.name for series in found] == [f"{len(slices)} files"]
-        folder = found[0].path
+        assert [series.name for series in found.series] == [f"{len(slices)} files"]
+        folder = found.series[0].path
         assert folder.is_dir() and folder.parent == tmp_path
     assert not folder.exists()
 
