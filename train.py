@@ -34,7 +34,7 @@ from brain_tumor_mri.training.run import (
     start_missing_processes,
     tune_for_cpu,
 )
-from brain_tumor_mri.training.trainer import WeightedLossTrainer, validation_figures
+from brain_tumor_mri.training.trainer import WeightedLossTrainer, check_one_slice, validation_figures
 
 
 def main(argv: list[str]) -> None:
@@ -53,20 +53,23 @@ def main(argv: list[str]) -> None:
     if args.training.push_to_hub and main_process:
         args.training.hub_model_id = create_repository(args.training)
 
-    # Data, model, and where an earlier start of this run got to.
-    parts = load_parts(args, progress=main_process)
     set_seed(args.training.seed)
     model = build_model(
         args.model.model_name_or_path,
         revision=args.model.model_revision,
         from_scratch=args.model.from_scratch,
         image_size=args.model.image_size,
-        names=parts.slices.labels,
+        names=args.data.names,
     )
-    checkpoint = prepare_output_dir(args, parameters=model.num_parameters(), data=parts.fingerprints)
+    if args.training.per_device_train_batch_size == 1:
+        check_one_slice(model, min(size for size, _ in sizes))
     teacher = None
     if args.model.teacher:
         teacher = Teacher(TumorClassifier.from_pretrained(args.model.teacher).model, model.config)
+
+    # Data, and where an earlier start of this run got to.
+    parts = load_parts(args, progress=main_process)
+    checkpoint = prepare_output_dir(args, parameters=model.num_parameters(), data=parts.fingerprints)
 
     # Trainer.
     trainer = WeightedLossTrainer(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from ..data.protocols import EXTERNAL, FIGSHARE_5FOLD, LEAVE_COLLECTION_OUT, OFFICIAL
 from ..errors import UserError, first_line
+from .checkpoints import CHECKPOINT_FILES, checkpoint_fault
 from .trainer import VALIDATION_FIGURES
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ def _check_numbers(args: RunArguments) -> None:
             value = getattr(settings, field.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"--{field.name} {value}: give a number")
+            if value == "" != field.default:
+                raise UserError(f"--{field.name}: give a value, or leave it out")
     for name in POSITIVE:
         if (value := getattr(t, name)) is not None and value <= 0:
             raise UserError(f"--{name} {value}: give a number above 0")
@@ -137,6 +141,9 @@ def _check_training(t: TrainingArguments) -> None:
         raise UserError(f"--metric_for_best_model {figure}: give one of {', '.join(VALIDATION_FIGURES)}")
     if t.save_strategy == "best" and (t.metric_for_best_model is None or t.eval_strategy == "no"):
         raise UserError("--save_strategy best: give --metric_for_best_model and --eval_strategy, too")
+    named = t.resume_from_checkpoint
+    if named and named.lower() not in ("true", "false") and (fault := checkpoint_fault(Path(named), CHECKPOINT_FILES)):
+        raise UserError(f"--resume_from_checkpoint {named}: {fault}; give a checkpoint folder, or leave it out")
     if t.train_sampling_strategy not in ("random", "sequential"):
         raise UserError(f"--train_sampling_strategy {t.train_sampling_strategy}: give random or sequential")
     if t.fp16 and t.device.type == "cpu":
@@ -165,7 +172,10 @@ def _check_made(t: TrainingArguments, optimizer: tuple[type[torch.optim.Optimize
         loading = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context")
         DataLoader([0], **{name: getattr(t, f"dataloader_{name}") for name in loading})
         flag = f"--report_to {' '.join(t.report_to)}"
-        for callback in get_reporting_integration_callbacks(t.report_to):
+        callbacks = get_reporting_integration_callbacks(t.report_to)
+        if missing := {*t.report_to} - {*get_available_reporting_integrations(), "all", "none"}:
+            raise ValueError(f"not installed here: {', '.join(sorted(missing))}")
+        for callback in callbacks:
             callback()
     except Exception as error:  # of many packages, each with its own
         raise UserError(f"{flag}: {first_line(error)}") from error

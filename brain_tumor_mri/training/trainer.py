@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -102,6 +103,11 @@ class WeightedLossTrainer(Trainer):
         if self.schedule_epochs:
             num_training_steps = round(num_training_steps * self.schedule_epochs / self.args.num_train_epochs)
         return super().create_scheduler(num_training_steps, *args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Train on a batch; one that is too small for the network, as the last of an epoch may be, is one line."""
+        with _too_few_values():
+            return super().training_step(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         """Return the total class weight of the batches of one optimizer step, over all processes."""
@@ -245,6 +251,34 @@ class WeightedLossTrainer(Trainer):
 
     def _reset_epoch_totals(self) -> None:
         self._epoch_totals = torch.zeros(4, device=self.args.device)
+
+
+def check_one_slice(model: torch.nn.Module, size: int) -> None:
+    """Find out whether a network can be trained on one slice at a time.
+
+    Args:
+        model: of ``pixel_values`` (N, 3, H, W); it stays as it is.
+        size: of the slices, in pixels.
+
+    Raises:
+        UserError: it cannot: somewhere a single value is left, of which no mean and deviation can be taken.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _too_few_values():
+        copy.deepcopy(model).train()(torch.zeros(1, 3, size, size))
+
+
+@contextlib.contextmanager
+def _too_few_values() -> Iterator[None]:
+    """Say what to do about torch's error of a batch that batch normalisation cannot normalise."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "a batch of one slice is too small for this network at this size; give --per_device_train_batch_size 2 "
+            "or more, and --dataloader_drop_last true where one slice is left over"
+        ) from error
 
 
 class _EpochStart(TrainerCallback):

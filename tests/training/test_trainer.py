@@ -398,12 +398,38 @@ def test_a_setting_that_would_fail_later_is_one_line_at_once(flag, value):
     assert "\n" not in str(error.value)
 
 
-def test_a_hub_out_of_reach_is_told_before_any_file_is_read(tmp_path, monkeypatch):
-    flags = ["configs/smoke.yaml", "--data_dir", str(tmp_path / "none"), "--output_dir", str(tmp_path / "run")]
-    monkeypatch.setattr(train, "start_missing_processes", lambda: None)
-    with pytest.raises(UserError, match=r"--push_to_hub: cannot reach or create me/model \(.*\); log in") as error:
-        train.main([*flags, "--push_to_hub", "true", "--hub_model_id", "me/model"])
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--push_to_hub", "true", "--hub_model_id", "me/model"], r"--push_to_hub: cannot .* me/model \(.*\); log in"),
+        (["--resume_from_checkpoint", "nowhere"], r"--resume_from_checkpoint nowhere: model\.safetensors is missing"),
+        (["--per_device_train_batch_size", "1", "--image_size", "32"], "--per_device_train_batch_size 2 or more"),
+        (["--model_name_or_path", "me/backbone", "--from_scratch", "false"], "me/backbone"),
+        (["--teacher", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_can_be_told_without_the_data_is_told_before_a_file_is_read(tmp_path, monkeypatch, flags, told):
+    monkeypatch.setattr(train, "load_parts", lambda *_, **__: pytest.fail("the data was read"))
+    with pytest.raises(UserError, match=told) as error:
+        train.main(["configs/smoke.yaml", "--output_dir", str(tmp_path / "run"), *flags])
     assert "\n" not in str(error.value)
+
+
+def test_one_slice_that_is_left_over_and_cannot_be_normalised_is_one_line(tmp_path):
+    trainer = small_trainer(tmp_path, max_steps=9, per_device_train_batch_size=4, disable_tqdm=True)
+    trainer.model = trainer.model_wrapped = build_model("timm/test_resnet", from_scratch=True, image_size=32)
+    trainer.train_dataset = [
+        {"pixel_values": one["pixel_values"][:, :32, :32], "labels": one["labels"]}
+        for one in (probe.RandomSlices(5)[i] for i in range(5))
+    ]
+    with pytest.raises(UserError, match="--dataloader_drop_last true"):
+        trainer.train()
+
+
+def test_a_package_that_is_missing_for_a_report_is_told_and_nothing_else_is(capfd):
+    with pytest.raises(UserError, match=r"--report_to mlflow: not installed here: mlflow"):
+        parse_arguments(["--report_to", "mlflow"])
+    assert capfd.readouterr().err == ""
 
 
 def test_a_revision_of_a_backbone_folder_is_refused_not_ignored(tmp_path):
