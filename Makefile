@@ -7,11 +7,17 @@ EXPORT ?= model-lite
 
 .PHONY: app test test-all train lint lock audit-deps phantoms web federated clean
 
-$(VENV)/.ready: requirements.txt pyproject.toml
+# what the page needs: no PyTorch, as model-lite has its ONNX file
+$(VENV)/.ready-page: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
+	@test -d $(VENV) || echo 'Once: about 1 GB of packages into $(VENV), a minute or two; pip shows each as it comes.'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -e '.[page]'
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.ready-page requirements.txt
 	@echo 'Once: about 7 GB of packages into $(VENV), minutes; pip shows each as it comes.'
 	@command -v nvidia-smi >/dev/null || echo 'No NVIDIA driver: PIP_EXTRA_INDEX_URL set to an index of CPU builds of torch saves most of it.'
-	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -r requirements.txt
 	touch $@
 
@@ -19,7 +25,7 @@ $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
 
-app: $(VENV)/.ready
+app: $(VENV)/.ready-page
 	$(BIN)/python app.py
 
 test: $(VENV)/.ready-dev

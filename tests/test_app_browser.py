@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import json
 import os
 import shutil
 import zipfile
@@ -125,6 +126,19 @@ def test_the_input_is_ready_for_the_next_slice_at_once(visit: Visit, tmp_path: P
     visit.page.wait_for_function("document.querySelector('#answer').innerText.includes('phantom-glioma.png')")
     visit.page.set_input_files(FILE_INPUT, tmp_path / "second.png")
     visit.page.wait_for_function("document.querySelector('#answer').innerText.includes('second.png')")
+
+
+def test_the_answer_is_saved_as_pdf_and_as_json(visit: Visit) -> None:
+    visit.page.set_input_files(FILE_INPUT, PHANTOM)
+    title = visit.finding()
+    with visit.page.expect_download(timeout=ANSWER_MS) as taken:
+        visit.page.get_by_role("button", name="Report as PDF").click()
+    content = Path(taken.value.path()).read_bytes()
+    assert content.startswith(b"%PDF-") and b"phantom" not in content
+    with visit.page.expect_download() as taken:
+        visit.page.get_by_role("link", name="Report as JSON").click()
+    record = json.loads(Path(taken.value.path()).read_text())
+    assert TITLES[record["label"]] in title and record["notice"] == RESEARCH_NOTICE
 
 
 @pytest.mark.parametrize("name", LABELS)

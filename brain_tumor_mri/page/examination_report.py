@@ -1,31 +1,27 @@
 """The answer for a volume on one page of PDF: no name, no date, no identifier of the patient or of the examination.
 
-By matplotlib, as it is there for the plots; ``report_pdf(prediction, shown, model_name)`` gives the file's bytes.
+``report_pdf(prediction, shown, model_name)`` gives the file's bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import textwrap
 from typing import TYPE_CHECKING
 
-import matplotlib
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 from ..images.sequence import SEQUENCE_TITLES
-from ..labels import NO_TUMOR, RESEARCH_NOTICE, TITLES
-from ..trust.decision import DECISIONS, NOT_A_BRAIN_MRI, UNFAMILIAR
+from ..labels import NO_TUMOR
+from ..trust.decision import DECISIONS, NOT_A_BRAIN_MRI
 from .examination_words import KEY_SLICES, SIDES_HIDDEN, finding, heading, position, slice_words, why
+from .report_page import ACCENT, GREY, INK, PALE, draw_bars, new_page, page_pdf, write, write_facts, write_lines
 
 if TYPE_CHECKING:
     from ..inference.study import StudyPrediction
     from ..inference.volume import VolumePrediction
     from .examination_picture import Shown
 
-_A4 = (8.27, 11.69)  # inches
-_INK, _GREY, _ACCENT, _PALE = "#1e293b", "#526075", "#0e7490", "#cbd5e1"
 _MOST_WARNINGS = 6
 
 
@@ -40,69 +36,24 @@ def report_pdf(
         model_name: the weights that answered.
         together: the answer for all series of the patient, where there are several.
     """
-    buffer = io.BytesIO()
-    # text that can be searched and copied; no time in the file
-    with matplotlib.rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans", "text.parse_math": False}):
-        figure = report_figure(prediction, shown, model_name, together)
-        figure.savefig(
-            buffer, format="pdf", metadata={"CreationDate": None, "Title": "Examination (research use only)"}
-        )
-    return buffer.getvalue()
+    return page_pdf(lambda: report_figure(prediction, shown, model_name, together), "Examination")
 
 
 def report_figure(
     prediction: VolumePrediction, shown: Shown, model_name: str, together: StudyPrediction | None = None
 ) -> Figure:
     """Draw the page; arguments as of ``report_pdf``."""
-    figure = Figure(figsize=_A4, facecolor="white")
-    FigureCanvasPdf(figure)
-    _write(figure, 0.955, "Brain tumour MRI classifier: examination", 15, bold=True)
-    _write(figure, 0.928, RESEARCH_NOTICE, 8.5, colour="#5c3d00", box=True)
-    _write(figure, 0.885, heading(prediction), 9, colour=_GREY)
-    _write(figure, 0.853, finding(prediction), 20, bold=True)
-    bottom = _lines(figure, 0.828, [why(prediction)])
-    _bars(figure, prediction, bottom)
+    figure = new_page("examination")
+    write(figure, 0.885, heading(prediction), 9, colour=GREY)
+    write(figure, 0.853, finding(prediction), 20, bold=True)
+    bottom = write_lines(figure, 0.828, [why(prediction)])
+    draw_bars(figure, prediction, bottom)
     _facts(figure, prediction, model_name, bottom)
     _profile(figure, prediction)
     if prediction.decision != NOT_A_BRAIN_MRI:
         _pictures(figure, prediction, shown)
-    _lines(figure, 0.165, [*_together(together), *_warnings(prediction)], size=8)
-    _write(figure, 0.03, "Made by brain-tumor-mri. No names, dates or identifiers are in this file.", 7.5, colour=_GREY)
+    write_lines(figure, 0.165, [*_together(together), *_warnings(prediction)], size=8)
     return figure
-
-
-def _write(
-    figure: Figure, y: float, text: str, size: float, *, x: float = 0.08, colour: str = _INK, bold: bool = False,
-    box: bool = False,
-) -> None:  # fmt: skip
-    back = {"facecolor": "#fdf3d7", "edgecolor": "#ecd59a", "boxstyle": "round,pad=0.5"} if box else None
-    weight = "bold" if bold else "normal"
-    figure.text(x, y, text, fontsize=size, color=colour, weight=weight, va="center", bbox=back)
-
-
-def _lines(figure: Figure, y: float, lines: list[str], size: float = 9) -> float:
-    """Write lines from y downwards, wrapped; return where they end."""
-    for line in lines:
-        for part in textwrap.wrap(line, int(108 * 9 / size)) or [""]:
-            _write(figure, y, part, size)
-            y -= 0.0017 * size
-    return y
-
-
-def _bars(figure: Figure, prediction: VolumePrediction, bottom: float) -> None:
-    axes = figure.add_axes((0.23, bottom - 0.125, 0.22, 0.11))
-    if prediction.decision in (UNFAMILIAR, NOT_A_BRAIN_MRI):
-        axes.set_title("Nobody measured what these numbers are worth here", fontsize=7.5, color=_GREY, x=0.2)
-    values = [100 * prediction.probabilities[name] for name in TITLES]
-    colours = [_ACCENT if name == prediction.label else "#94a3b8" for name in TITLES]
-    axes.barh(list(TITLES.values()), values, color=colours, height=0.5)
-    for row, value in enumerate(values):
-        axes.text(value + 2, row, f"{value:.1f} %", va="center", fontsize=8, color=_INK)
-    axes.set_xlim(0, 125)
-    axes.invert_yaxis()
-    axes.tick_params(axis="y", length=0, labelsize=8.5, labelcolor=_INK)
-    axes.xaxis.set_visible(False)
-    axes.spines[:].set_visible(False)
 
 
 def _facts(figure: Figure, prediction: VolumePrediction, model_name: str, bottom: float) -> None:
@@ -119,24 +70,21 @@ def _facts(figure: Figure, prediction: VolumePrediction, model_name: str, bottom
         ("Model", textwrap.shorten(model_name, 40, placeholder="...")),
         ("SHA-256", f"{digest[:16]} (of the voxels)"),
     ]
-    for row, (name, value) in enumerate(facts):
-        y = bottom - 0.022 - 0.0145 * row
-        _write(figure, y, name, 8, x=0.55, colour=_GREY)
-        _write(figure, y, value, 8, x=0.64)
+    write_facts(figure, bottom, facts)
 
 
 def _profile(figure: Figure, prediction: VolumePrediction) -> None:
     axes = figure.add_axes((0.08, 0.47, 0.84, 0.12))
     axes.set_title("P(tumour) of each slice; pale slices do not count, key slices are dark", fontsize=8.5, loc="left",
-                   color=_GREY)  # fmt: skip
+                   color=GREY)  # fmt: skip
     key = prediction.key_slices
-    colours = [_ACCENT if s.index in key else "#94a3b8" if s.used else _PALE for s in prediction.slices]
+    colours = [ACCENT if s.index in key else "#94a3b8" if s.used else PALE for s in prediction.slices]
     axes.bar([s.index for s in prediction.slices], [s.p_tumour for s in prediction.slices], 0.9, color=colours)
     axes.set_xlim(-0.5, prediction.volume.array.shape[prediction.slice_axis] - 0.5)
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
-    axes.set_xlabel("slice, counted from 0", fontsize=8, color=_GREY)
-    axes.tick_params(labelsize=7.5, colors=_GREY)
+    axes.set_xlabel("slice, counted from 0", fontsize=8, color=GREY)
+    axes.tick_params(labelsize=7.5, colors=GREY)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -147,7 +95,7 @@ def _pictures(figure: Figure, prediction: VolumePrediction, shown: Shown) -> Non
         axes.imshow(shown.picture(shown.place(index)), interpolation="bilinear")
         axes.set_axis_off()
         words = slice_words(by_index[index], prediction)
-        axes.set_title(textwrap.fill(words, 36), fontsize=7.5, loc="left", color=_INK)
+        axes.set_title(textwrap.fill(words, 36), fontsize=7.5, loc="left", color=INK)
         if prediction.volume.doubt is None:
             left, right = ("A", "P") if shown.axis == 0 else ("R", "L")
             for x, ha, letter in ((0.02, "left", left), (0.98, "right", right)):

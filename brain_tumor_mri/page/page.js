@@ -131,6 +131,7 @@
   document.addEventListener("click", ({ target }) => {
     const row = target.closest("#batch-table tbody tr");
     if (row?.querySelector(".open")) open("#open-row", Number(row.dataset.row));
+    if (target.closest("[data-report]")) document.querySelector("#make-report")?.click();
     const entry = target.closest("[data-entry]");
     if (entry) open("#open-entry", Number(entry.dataset.entry));
   });

@@ -370,13 +370,14 @@ def _folded(prediction: "Prediction", words: str) -> str:
 
 
 def _report(prediction: "Prediction", model_name: str) -> str:
-    """The answer to take along: JSON, and the browser's print dialogue, which writes a PDF."""
+    """The answer to take along: a page of PDF, JSON, and on paper."""
     record = prediction.to_dict() | {"model": model_name, "notice": RESEARCH_NOTICE}
     uri = data_uri("application/json", json.dumps(record, indent=2).encode())
     name = html.escape(f"{Path(prediction.name).stem}-answer.json")
     return (
-        f'<p class="report"><a href="{uri}" download="{name}">Report as JSON</a>'
-        '<button type="button" data-tool="print">Print or save as PDF</button></p>'
+        '<p class="report"><button type="button" data-report>Report as PDF</button>'
+        f'<a href="{uri}" download="{name}">Report as JSON</a>'
+        '<button type="button" data-tool="print">Print</button></p>'
     )
 
 
@@ -409,16 +410,9 @@ def _refused(prediction: "Prediction") -> str:
 def _decided(prediction: "Prediction", coverage: int, *, hidden: bool) -> str:
     """Heading, finding and set at one coverage; a picture is unfamiliar at each."""
     left = prediction.prediction_sets[coverage]
-    doubtful = prediction.decision == UNCERTAIN and prediction.reason  # by its heat map, whatever the set
-    decision = UNFAMILIAR if prediction.decision == UNFAMILIAR else ANSWER
-    if decision == ANSWER and (doubtful or len(left) > 1):
-        decision = UNCERTAIN
-    words = class_named(left[0]).description if len(left) == 1 else "The model cannot tell these apart here."
-    if doubtful:
-        words = f"Do not rely on this: {prediction.reason}, where no tumour can be."
+    decision, words = _meaning(prediction, coverage)
     promise = f"For slices like those that it was fitted on, such sets hold the true class in about {coverage} of 100."
     if decision == UNFAMILIAR:
-        words = f"Do not rely on this: {prediction.reason}."
         promise = "For such slices nobody measured how often the set holds the true class."
     what = info("What this list is", f"Prediction set at {coverage} %. {promise}{_score(prediction)}")
     note = f"Classes left at {coverage} %: {', '.join(TITLES[name].lower() for name in left)}."
@@ -428,6 +422,47 @@ def _decided(prediction: "Prediction", coverage: int, *, hidden: bool) -> str:
         f'<p class="finding">{html.escape(classes_in_words(left))}</p>'
         f'<p class="words">{html.escape(words)}</p><div class="words subdued">{html.escape(note)} {what}</div></div>'
     )
+
+
+def _meaning(prediction: "Prediction", coverage: int) -> tuple[str, str]:
+    """The decision at a coverage, and what it means in words."""
+    left = prediction.prediction_sets[coverage]
+    if prediction.decision == UNFAMILIAR:
+        return UNFAMILIAR, f"Do not rely on this: {prediction.reason}."
+    if prediction.decision == UNCERTAIN and prediction.reason:  # by its heat map, whatever the set
+        return UNCERTAIN, f"Do not rely on this: {prediction.reason}, where no tumour can be."
+    if len(left) > 1:
+        return UNCERTAIN, "The model cannot tell these apart here."
+    return ANSWER, class_named(left[0]).description
+
+
+def slice_report(model: "ModelHandle", path: "str | Source") -> bytes:
+    """Return the answer of a file that was answered before as a page of PDF.
+
+    Raises:
+        UserError: it is gone, or cannot be answered.
+    """
+    from .slice_report import SliceReport  # matplotlib: half a second, for those who want a report
+
+    image, facts = read_upload(*content_of(_source(path))[::-1])
+    classifier = model.get()
+    prediction, shown = classifier.predict(image), None
+    if prediction.decision not in (NOT_A_BRAIN_MRI, UNFAMILIAR):
+        try:
+            found = heat_maps_of(classifier, image)
+            shown = next((one for one in found if one.target == prediction.label), None)
+            prediction = shown.judged if shown else prediction
+        except UserError:
+            pass  # a network without a feature map
+    if prediction.decision is None:
+        words = "Not calibrated: these weights have no trust.json.", prediction.title, ""
+    elif prediction.decision == NOT_A_BRAIN_MRI:
+        words = "No answer", "Not a brain MRI", f"The model refuses this picture: {prediction.reason}."
+    else:
+        decision, meaning = _meaning(prediction, classifier.coverage)
+        words = HEADINGS[decision], classes_in_words(prediction.prediction_set), meaning
+    map_words = _map_words(shown) if shown else ""
+    return SliceReport(*words, prediction, image, facts, model.name, shown, map_words).pdf()
 
 
 def _score(prediction: "Prediction") -> str:
@@ -493,6 +528,13 @@ def build_slice_view(
     def open_row(number: float | None, paths: tuple[str, ...], history: list[Entry]) -> tuple[Any, ...]:
         return *show_answer((paths, int(number or 0)) if paths else None, history), gr.Tabs(selected="slice")
 
+    def make_report(history: list[Entry]) -> str:
+        try:
+            uri = data_uri("application/pdf", slice_report(model, history[0][0])) if history else ""
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return f'<a href="{uri}" download="answer.pdf">report</a>' if uri else ""
+
     with gr.Row(equal_height=False, elem_id="slice-view"):  # page.css lays out its three parts
         # gr.File, not gr.Image: gr.Image opens and re-encodes the upload, and browsers cannot show TIFF or DICOM.
         upload = file_input(label="MRI slice: drop, choose or paste (Ctrl+V) a file", height=150, elem_id="slice-input")
@@ -535,6 +577,12 @@ def build_slice_view(
         shown = button.click(show_example, history, outputs, show_progress_on=answer, **private)
         shown.then(None, js=SHOW_ANSWER, api_visibility="private")
         follow(shown)
+
+    # page.js presses it; the file comes as a data URI, so that none of a visitor's is written
+    report = gr.HTML(visible="hidden", elem_id="report-file")
+    hidden = gr.Button("report", visible="hidden", elem_id="make-report")
+    made = hidden.click(make_report, history, report, show_progress="hidden", **private)
+    made.then(None, js='() => document.querySelector("#report-file a")?.click()', api_visibility="private")
 
     # page.js presses these when an entry of the history or a row of the table is chosen, and says which
     number = gr.Number(visible="hidden")

@@ -13,6 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 from app_server import EXAMPLES
+from matplotlib.text import Text
 from PIL import Image
 from pydicom.data import get_testdata_file
 
@@ -23,6 +24,7 @@ from brain_tumor_mri.inference.prediction import Prediction
 from brain_tumor_mri.labels import LABELS, RESEARCH_NOTICE
 from brain_tumor_mri.page.fragments import classes_in_words, decision_mark, percent
 from brain_tumor_mri.page.handle import ModelHandle
+from brain_tumor_mri.page.slice_report import SliceReport
 from brain_tumor_mri.page.view_slice import (
     answer_panel,
     answer_slice,
@@ -30,6 +32,7 @@ from brain_tumor_mri.page.view_slice import (
     heat_maps_of,
     heat_uri,
     history_list,
+    slice_report,
     viewer,
 )
 from brain_tumor_mri.trust.decision import ANSWER, DECISIONS, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
@@ -214,6 +217,28 @@ def test_an_answer_whose_evidence_lies_outside_the_head_becomes_uncertain(
     panel = explain_slice(model, path)[1]
     assert "Uncertain" in text_of(panel) and "Model's answer" not in panel and 'class="mark uncertain"' in panel
     assert "61% of the evidence for it lies outside the head" in panel and "phantom-glioma.png" in panel
+
+
+def test_the_page_of_pdf_says_what_the_panel_says_and_names_no_file(tmp_path):
+    model = ModelHandle("model-lite")
+    name = tmp_path / "Jane-Doe-1950.png"
+    shutil.copy2(EXAMPLES / "phantom-glioma.png", name)
+    drawn = []
+
+    def kept(report: SliceReport) -> bytes:
+        drawn.append(report.figure())
+        return b"%PDF-"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SliceReport, "pdf", kept)
+        slice_report(model, str(name))
+        slice_report(model, str(Path(__file__).parents[2] / "docs" / "screenshot.png"))  # refused
+    words, refused = (" ".join(text.get_text() for text in figure.findobj(Text)) for figure in drawn)
+    answer = model.get().predict(name)
+    for part in (RESEARCH_NOTICE, answer.title, f"{100 * answer.confidence:.1f} %", "SHA-256", "no outline"):
+        assert part in words, part
+    assert "Jane" not in words and "Not a brain MRI" in refused and "no outline" not in refused
+    assert slice_report(model, str(name)).startswith(b"%PDF-")
 
 
 def test_the_report_holds_the_answer_and_the_notice():
