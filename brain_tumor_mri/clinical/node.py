@@ -217,7 +217,7 @@ class Node:
         """Whether the PACS has this model's report of the series; False where it cannot be asked now."""
         report = derived_uid(entry.uid, self.model.sha256, "SR", "series")
         try:
-            return isinstance(self.pacs, WebPacs) and self.pacs.count(entry.study, str(report)) > 0
+            return self.pacs.count(entry.study, str(report)) > 0
         except PacsError:
             return False  # the answer waits in the outbox
 

@@ -117,6 +117,11 @@ def test_a_series_is_answered_once_and_half_a_series_not_at_all(orthanc, tmp_pat
     assert orthanc.modalities(made[0].StudyInstanceUID) == RESULTS
     said = caplog.text + "".join(str(path) for path in tmp_path.rglob("*")) + str(node.queue.entries())
     assert "PatientSex" in caplog.text and not any(secret in said for secret in SECRETS)
+    again = node_of(orthanc.config(tmp_path / "again", by, port=free_port()))  # remembers nothing, so asks the PACS
+    push(again.config.port, made)
+    assert work(again) == 1
+    assert [e.reason for e in again.queue.entries()] == ["the PACS has this model's report of it"]
+    assert not (tmp_path / "again" / "outbox" / made[0].SeriesInstanceUID).exists()
 
 
 @pytest.mark.parametrize("by", ["stow", "c-store"])

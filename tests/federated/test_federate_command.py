@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -107,6 +108,21 @@ def test_a_simulation_needs_no_network_and_leaves_no_process(simulated) -> None:
     assert "round 2: 2 of 2 hospitals trained" in done.stderr
     assert "[ROUND 2/2]" in (folder / "federation.log").read_text()
     assert left == set()
+
+
+@needs_flower
+def test_a_run_that_is_killed_goes_on_to_the_weights_of_one_that_was_not(simulated, phantom_dir, tmp_path) -> None:
+    file, checkpoint = settings_of(phantom_dir, tmp_path), tmp_path / "run" / "checkpoint.safetensors"
+    command = [sys.executable, "-m", "brain_tumor_mri.commands.main", "federate", "--config", str(file)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:
+        while killed.poll() is None and not checkpoint.exists():
+            time.sleep(0.02)
+        killed.kill()
+    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "run" / "metrics.json").exists()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and "going on after round 1 of 2" in done.stdout + done.stderr, done.stderr[-3000:]
+    there, here = weights_of(tmp_path / "run"), weights_of(simulated[1])
+    assert set(there) == set(here) and all((there[name] == here[name]).all() for name in here)
 
 
 @needs_flower
