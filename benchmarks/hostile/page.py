@@ -2,14 +2,16 @@
 
     python benchmarks/hostile/page.py --model model-lite --output results/hostile/page.json
 
-Starts the real ``app.py`` with a folder of its own and asks it over HTTP, on the loopback alone. Every part is bounded
-in time. Two ports listen to hear whether the page calls where a visitor names them. At last the page is killed, and
-started again, to see what becomes of its uploads.
+Starts the real ``app.py`` with a folder of its own and asks it over HTTP, on the loopback alone. A port listens to hear
+whether the page calls where a visitor names it. At last the page is killed, and started again, to see what becomes of
+its uploads. Each part has its time; one that does not end in it is recorded as such, and the next begins.
 """
 
 import argparse
 import json
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,14 +41,17 @@ FILE_LIMIT_S = 120
 CLOSED_S = 90
 """Seconds by which a connection that sends nothing, or too little, must be gone; the page's limit is 20."""
 SWEPT_S = 90
+PART_LIMIT_S = 300
 """Seconds by which old uploads must be gone after a start."""
 _META = {"_type": "gradio.FileData"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="model-lite", help="folder of the weights")
-    parser.add_argument("--files", type=int, default=300, help="spoiled files, besides the costliest")
-    parser.add_argument("--seconds", type=float, default=600, help="no further files after so long")
+    parser.add_argument("--files", type=int, default=200, help="spoiled files, besides the costliest")
+    parser.add_argument(
+        "--seconds", type=float, default=240, help="no further files, and no further paths, after so long"
+    )
     parser.add_argument("--connections", type=int, default=60, help="of each kind that is slow")
     parser.add_argument("--users", type=int, default=60, help="asking at once, beside slow connections")
     parser.add_argument("--seed", type=int, default=0)
@@ -61,16 +67,33 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             page = Page(server.url)
             assert page.ask("PNG", whole_files(np.random.default_rng(0))["PNG"])[0] == "answer"  # the model is there
             with Memory(server.process.pid) as memory:
-                record["files"] = files(page, args, memory)
-            record["names"] = names(page)
-            record["uploads"] = uploads(page)
-            record["slow"] = slow(page, args.connections, lambda: measure_users(page.url, slices, args.users, 1))
+                record["files"] = within(PART_LIMIT_S + args.seconds, lambda: files(page, args, memory))
+            record["names"] = within(PART_LIMIT_S + args.seconds, lambda: names(page, args))
+            record["uploads"] = within(PART_LIMIT_S, lambda: uploads(page))
+            users = partial(measure_users, page.url, slices, args.users, 1)
+            record["slow"] = within(PART_LIMIT_S, lambda: slow(page, args.connections, users))
             log = server.log.read_text(errors="replace")
             record["log"] = {"tracebacks": log.count("Traceback"), "names_of_files": log.count("surname")}
             server.process.kill()
             server.process.wait()
-        record["kill"] = after_a_kill(args.model, folder / "first", slices[0])
+        record["kill"] = within(PART_LIMIT_S, lambda: after_a_kill(args.model, folder / "first", slices[0]))
     return record | {"summary": summary(record)}
+
+
+def within(seconds: float, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a part found; where it does not end in time, how long it got."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return part()
+    except TimeoutError:
+        return {"did_not_end_in_s": seconds}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class Page:
@@ -205,37 +228,46 @@ class Listener:
         self._socket.close()
 
 
-def names(page: Page) -> dict[str, Any]:
-    """Files by URL and by path, in every endpoint that there is."""
-    config = page._http.get("/config").json()
-    functions = [function["id"] for function in config["dependencies"]]
-    names_ = [function["api_name"] for function in config["dependencies"] if function["api_visibility"] == "public"]
+def names(page: Page, args: argparse.Namespace) -> dict[str, Any]:
+    """Files by URL and by path, in every endpoint that there is; in an order by the seed, as many as time allows."""
     statuses: Counter[int] = Counter()
     with closing(Listener()) as listener:
-        url = f"http://127.0.0.1:{listener.port}/x.png"
-        paths = [url, "/etc/passwd", "../../../../etc/passwd", "/proc/self/environ", "a\0b", f"{os.getcwd()}/app.py"]
-        for path in paths:
-            file = {"path": path, "url": url, "meta": _META}
-            for data in ([file], [[file]], [{"deep": [file]}]):
-                for name in names_:
-                    for route in (f"call/{name}", f"run/{name}", f"api/{name}"):
-                        statuses[page.post(route, {"data": data}).status_code] += 1
-                    statuses[page.post(f"call/v2/{name}", {"file": file, "files": data}).status_code] += 1
-                for number in functions:
-                    body = {"data": data, "fn_index": number, "session_hash": "hostile"}
-                    statuses[page.post("queue/join", body).status_code] += 1
-            for route in ("file=", "file/", "proxy="):
-                statuses[page.get(route + path.replace("\0", "%00")).status_code] += 1
+        requests = list(_naming(page, f"http://127.0.0.1:{listener.port}/x.png"))
+        random.Random(args.seed).shuffle(requests)
+        end = time.monotonic() + args.seconds
+        for send in requests:
+            if time.monotonic() > end:
+                break
+            statuses[send().status_code] += 1
         time.sleep(1)
         visits = listener.visits
     refused = sum(count for status, count in statuses.items() if 400 <= status < 500)
     return {
+        "there_are": len(requests),
         "requests": statuses.total(),
         "refused": refused,
         "statuses": {str(status): count for status, count in sorted(statuses.items())},
         "calls_of_the_page_to_a_url": visits,
         "answers_after": page.ask("PNG", whole_files(np.random.default_rng(1))["PNG"])[0],
     }
+
+
+def _naming(page: Page, url: str) -> Iterator[Callable[[], httpx.Response]]:
+    """Requests that name a file of the server, or one elsewhere, in each way that the page's own requests do."""
+    functions = page._http.get("/config").json()["dependencies"]
+    public = [function["api_name"] for function in functions if function["api_visibility"] == "public"]
+    for path in (url, "/etc/passwd", "../../../../etc/passwd", "/proc/self/environ", "a\0b", f"{os.getcwd()}/app.py"):
+        file = {"path": path, "url": url, "meta": _META}
+        for data in ([file], [[file]], [{"deep": [file]}]):
+            for name in public:
+                for route in (f"call/{name}", f"run/{name}", f"api/{name}"):
+                    yield partial(page.post, route, {"data": data})
+                yield partial(page.post, f"call/v2/{name}", {"file": file, "files": data})
+            for function in functions:
+                body = {"data": data, "fn_index": function["id"], "session_hash": "hostile"}
+                yield partial(page.post, "queue/join", body)
+        for route in ("file=", "file/", "proxy="):
+            yield partial(page.get, route + path.replace("\0", "%00"))
 
 
 def uploads(page: Page) -> dict[str, Any]:
@@ -394,27 +426,43 @@ def summary(record: dict[str, Any]) -> list[list[str]]:
 
 
 def _rows(record: dict[str, Any]) -> Iterator[list[str]]:
-    files_, names_, uploads_, slow_, kill = (record[name] for name in ("files", "names", "uploads", "slow", "kill"))
-    users = slow_["users"]
-    yield ["files", str(files_["files"]), f"crashes and hangs: {files_['crashes_and_hangs']}"]
-    peak = files_["peak_mb"]
-    cpu = max(one["reader_cpu_s"] for one in files_["costly"])
-    yield ["costliest file", f"{cpu} s of its reader", f"reader {peak['reader']} MB, page {peak['page']} MB"]
-    yield [
-        "paths and URLs",
-        f"{names_['refused']} of {names_['requests']} refused",
-        f"{names_['calls_of_the_page_to_a_url']} calls",
-    ]
-    yield ["uploads announced", f"{uploads_['announced_mb']} MB", f"let in: {uploads_['let_in_mb']} MB"]
-    yield ["slow connections", str(slow_["connections"]), f"not closed: {sum(slow_['left'].values())}"]
-    yield ["users beside them", str(users["users"]), f"failed: {users['failures']}"]
-    yield [
-        "uploads left by a kill",
-        str(kill["left_by_the_kill"]),
-        f"after a start: {kill['left_after_the_next_start']}",
-    ]
+    parts: dict[str, Callable[[dict[str, Any]], list[list[str]]]] = {
+        "files": lambda found: [
+            ["files", str(found["files"]), f"crashes and hangs: {found['crashes_and_hangs']}"],
+            [
+                "costliest file",
+                f"{max(one['reader_cpu_s'] for one in found['costly'])} s of its reader",
+                f"reader {found['peak_mb']['reader']} MB, page {found['peak_mb']['page']} MB",
+            ],
+        ],
+        "names": lambda found: [
+            [
+                "paths and URLs",
+                f"{found['refused']} of {found['requests']} refused",
+                f"{found['calls_of_the_page_to_a_url']} calls",
+            ]
+        ],
+        "uploads": lambda found: [
+            ["uploads announced", f"{found['announced_mb']} MB", f"let in: {found['let_in_mb']} MB"]
+        ],
+        "slow": lambda found: [
+            ["slow connections", str(found["connections"]), f"not closed: {sum(found['left'].values())}"],
+            ["users beside them", str(found["users"]["users"]), f"failed: {found['users']['failures']}"],
+        ],
+        "kill": lambda found: [
+            [
+                "uploads left by a kill",
+                str(found["left_by_the_kill"]),
+                f"after a start: {found['left_after_the_next_start']}",
+            ]
+        ],
+    }
+    for name, rows in parts.items():
+        found = record[name]
+        ended = "did_not_end_in_s" not in found
+        yield from rows(found) if ended else [[name, f"did not end in {found['did_not_end_in_s']:g} s", "-"]]
     yield ["log", f"{record['log']['tracebacks']} tracebacks", f"{record['log']['names_of_files']} names of files"]
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(__doc__, add_arguments, measure))
+    raise SystemExit(run(__doc__, add_arguments, measure, output="results/hostile/page.json"))
