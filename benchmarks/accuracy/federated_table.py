@@ -33,6 +33,7 @@ NOTE = (
 )
 TOGETHER = {
     "FedAvg": {"strategy": "fedavg"},
+    "FedAvg-often": {"strategy": "fedavg"},  # twice as many rounds of half as many slices
     "FedProx": {"strategy": "fedprox"},
     "FedAdam": {"strategy": "fedadam", "server_learning_rate": 0.01},
     "FedAvg-private": {"clipping_norm": 1.0, "noise_multiplier": 1.0, "batch_norm": "frozen"},
@@ -84,7 +85,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         name: {"hospitals": name, "slices_per_round": total, "num_train_epochs": max(1.0, total / sizes[name])}
         for name in names
     }
-    federated = {f"federated, {name}": TOGETHER[name] for name in args.together}
+    often = {"rounds": 2 * args.rounds, "slices_per_round": args.share / 2}
+    federated = {f"federated, {n}": TOGETHER[n] | (often if n.endswith("often") else {}) for n in args.together}
     cases = {"pooled": pooled, **dict(list(federated.items())[:1])}  # what says most comes first
     cases |= {f"{name} alone": settings for name, settings in alone.items()} | federated
     left_out = _left_out(args)
