@@ -25,7 +25,8 @@ from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.images.volume import read_volume
 from brain_tumor_mri.inference.model_folder import DEFAULT_MODEL
 from brain_tumor_mri.inference.study import combine_study
-from brain_tumor_mri.inference.volume import Upright, VolumeClassifier, VolumePrediction
+from brain_tumor_mri.inference.upright import Upright
+from brain_tumor_mri.inference.volume import VolumeClassifier, VolumePrediction
 from brain_tumor_mri.labels import NO_TUMOR
 
 NO_BRAIN, FLAIR_TRUTH = "no brain", "glioma, FLAIR"

@@ -37,7 +37,15 @@ from .slices import SEED, CalibrationSlices
 
 OnStatus = Callable[[str], None]
 """Told each step."""
-_CARRIED = ("config.json", "preprocessor_config.json", "trust.json", "decoder.json", "appearance.json", "metrics.json")
+_CARRIED = (
+    "config.json",
+    "preprocessor_config.json",
+    "trust.json",
+    "decoder.json",
+    "appearance.json",
+    "patients.json",
+    "metrics.json",
+)
 
 
 def export_model(

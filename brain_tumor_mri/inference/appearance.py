@@ -6,7 +6,6 @@ checks read and on a profile of grey values from the head's middle outwards. Wha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
+from .beside import read_beside, record_of
 from .model_folder import ModelFolder
 
 FILE_NAME = "appearance.json"
@@ -137,21 +136,12 @@ def load_appearance(folder: ModelFolder) -> AppearanceHeads | None:
     Raises:
         UserError: the file is damaged.
     """
-    file = folder.path / FILE_NAME
-    if not file.is_file():
-        return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"schema {content['schema']}, not {SCHEMA}")
+
+    def parse(content: Mapping[str, Any]) -> AppearanceHeads:
         heads = {task: Head.from_dict(content["heads"][task]) for task in TASKS}
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is damaged ({error}); write it anew with `brain-tumor-mri appearance`") from error
-    # unlike trust.json it decides no class, so one that is out of date is left out rather than refused
-    if content["weights_sha256"] != folder.sha256():
-        return None
-    known = {"schema", "weights_sha256", "heads"}
-    return AppearanceHeads(content["weights_sha256"], heads, {k: v for k, v in content.items() if k not in known})
+        return AppearanceHeads(content["weights_sha256"], heads, record_of(content, "heads"))
+
+    return read_beside(folder, FILE_NAME, SCHEMA, parse, "brain-tumor-mri appearance")
 
 
 def grey_profile(picture: Image.Image) -> np.ndarray:

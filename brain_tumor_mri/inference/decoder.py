@@ -6,15 +6,14 @@ outlines by ``brain-tumor-mri decoder``. It needs the forward pass alone. ``run_
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
 from ..labels import LABELS
+from .beside import read_beside, record_of
 from .model_folder import ModelFolder
 
 FILE_NAME = "decoder.json"
@@ -59,21 +58,13 @@ def load_decoder(folder: ModelFolder) -> Decoder | None:
     Raises:
         UserError: the file is damaged.
     """
-    file = folder.path / FILE_NAME
-    if not file.is_file():
-        return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"schema {content['schema']}, not {SCHEMA}")
+
+    def parse(content: Mapping[str, Any]) -> Decoder:
         weights = np.array([content["weights"][name] for name in LABELS], np.float32)
         biases = np.array(content["biases"], np.float32)
         if weights.ndim != 2 or biases.shape != (len(LABELS),) or not np.isfinite(weights).all():
             raise ValueError("weights that do not fit")
-        known = {"schema", "weights_sha256", "stages", "weights", "biases"}
-        record = {key: value for key, value in content.items() if key not in known}
-        decoder = Decoder(content["weights_sha256"], str(content["stages"]), weights, biases, record)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is damaged ({error}); write it anew with `brain-tumor-mri decoder`") from error
-    # it decides no class, so one that is out of date is left out rather than refused
-    return decoder if decoder.weights_sha256 == folder.sha256() else None
+        record = record_of(content, "stages", "weights", "biases")
+        return Decoder(content["weights_sha256"], str(content["stages"]), weights, biases, record)
+
+    return read_beside(folder, FILE_NAME, SCHEMA, parse, "brain-tumor-mri decoder")
