@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA_DIR ?= data/brain-tumor-mri-dataset
 EXPORT ?= model-lite
 
-.PHONY: app test test-all train lint lock audit-deps phantoms web federated clean
+.PHONY: app test test-all train lint lock audit-deps test-lowest phantoms web federated clean
 
 # what the page needs: no PyTorch, as model-lite has its ONNX file
 $(VENV)/.ready-page: pyproject.toml
@@ -50,9 +50,18 @@ lock: $(VENV)-tools/.ready
 		--extra clinical --universal --python-version 3.10 --no-header --no-annotate --quiet \
 		--no-emit-package brain-tumor-mri --output-file constraints.txt
 
-# known vulnerabilities of the locked versions; needs the network
+# known vulnerabilities of the locked versions; needs the network. --strict: a package that no advisory was had for is no pass
 audit-deps: $(VENV)-tools/.ready
-	$(VENV)-tools/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	@$(VENV)-tools/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict 2>$(VENV)-tools/audit.log \
+		|| { echo 'audit-deps: vulnerable packages stand above, or advisories were not to be had: $(VENV)-tools/audit.log' >&2; exit 1; }
+
+# the lowest versions that pyproject.toml allows still answer, and still refuse what attacks them
+test-lowest: $(VENV)-tools/.ready
+	$(VENV)-tools/bin/uv venv --quiet --clear --python $(PYTHON) $(VENV)-lowest
+	$(VENV)-tools/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct -e '.[train,page]' 'pytest>=8.3'
+	$(VENV)-lowest/bin/brain-tumor-mri predict examples/phantom-glioma.png --model model-lite --backend pytorch
+	$(VENV)-lowest/bin/python -m pytest -m "not slow" tests/inference/test_hostile_folders.py tests/images/test_formats.py \
+		tests/images/test_archive.py
 
 train: $(VENV)/.ready
 	test -d $(DATA_DIR)/Training || $(BIN)/python data_scripts/download_kaggle.py --output_dir $(DATA_DIR)
@@ -78,4 +87,4 @@ web: $(VENV)/.ready web/node_modules/.ready
 	$(BIN)/python web/build.py --model $(EXPORT) --output web/dist
 
 clean:
-	rm -rf $(VENV) $(VENV)-tools .venv-federated web/node_modules web/dist
+	rm -rf $(VENV) $(VENV)-tools $(VENV)-lowest .venv-federated web/node_modules web/dist
