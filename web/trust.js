@@ -18,7 +18,7 @@ export const MAX_COLOUR = 8; // mean difference of red, green and blue from thei
  */
 export function checkTrust(trust, record, form) {
   const { calibration, in_distribution: check } = trust;
-  if (trust.schema !== 3 || !(calibration?.single?.temperature > 0) || !check?.mean) {
+  if (trust.schema !== 4 || !(calibration?.single?.temperature > 0) || !(check?.mean || check?.names)) {
     throw new Error("trust.json is damaged");
   }
   if (trust.weights_sha256 !== record.source.weights_sha256) throw new Error("trust.json belongs to other weights");
@@ -53,12 +53,14 @@ export function predictionSet(probabilities, thresholds) {
 }
 
 /**
- * Squared Mahalanobis distance under probabilistic PCA (Tipping & Bishop 1999), as a multiple of the threshold.
+ * The odds against the nearest of the collections that trained, over its limit; of a model of one collection, squared
+ * Mahalanobis distance under probabilistic PCA (Tipping & Bishop 1999), as a multiple of the threshold.
  * @param {ArrayLike<number>} features spatial means of the stage that trust.json names.
  * @param {object} check `in_distribution` of trust.json.
  * @returns {number} above 1 the slice is unlike those that the model knows.
  */
 export function unlikeness(features, check) {
+  if (check.names) return Math.exp(Math.min(Math.max(-strongest(features, check), -50), 50));
   if (features.length !== check.mean.length) throw new Error("trust.json belongs to another network");
   const centred = check.mean.map((mean, i) => features[i] - mean);
   let rest = centred.reduce((sum, value) => sum + value * value, 0);
@@ -71,6 +73,13 @@ export function unlikeness(features, check) {
   return (distance + Math.max(rest, 0) / check.noise) / check.threshold;
 }
 
+function strongest(features, check) {
+  if (features.length !== check.weights[0].length) throw new Error("trust.json belongs to another network");
+  return Math.max(
+    ...check.weights.map((row, k) => row.reduce((sum, weight, i) => sum + weight * features[i], check.biases[k])),
+  );
+}
+
 /**
  * How sure it is that a picture is no brain MRI slice: the surest of logistic regressions on the same features.
  * @param {ArrayLike<number>} features
@@ -78,10 +87,7 @@ export function unlikeness(features, check) {
  * @returns {number} in [0, 1].
  */
 export function foreignness(features, check) {
-  if (!check) return 0;
-  if (features.length !== check.weights[0].length) throw new Error("trust.json belongs to another network");
-  const values = check.weights.map((row, k) => row.reduce((sum, weight, i) => sum + weight * features[i], check.biases[k]));
-  return 1 / (1 + Math.exp(-Math.max(...values)));
+  return check ? 1 / (1 + Math.exp(-strongest(features, check))) : 0;
 }
 
 /**
@@ -138,7 +144,8 @@ export function judge(labels, logits, features, fault, trust) {
   const unlike = unlikeness(features, trust.in_distribution);
   const foreign = foreignness(features, trust.brain_mri);
   const decisions = COVERAGES.map((coverage) => {
-    const thresholds = labels.map((name) => single.thresholds[coverage][name]);
+    const limits = single.thresholds[coverage][unlike <= 1 ? "familiar" : "unfamiliar"];
+    const thresholds = labels.map((name) => limits[name]);
     const inside = predictionSet(values, thresholds);
     const left = labels.filter((_, i) => inside[i]);
     return [coverage, { ...decide(left, unlike, foreign, fault), prediction_set: left }];

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -40,12 +40,12 @@ from ..images.find import find_images
 from ..images.read import UnreadableImageError, load_image
 from ..inference.classifier import TumorClassifier
 from ..inference.load import pytorch
-from ..inference.model_folder import DEFAULT_MODEL, find_model
-from ..labels import ANY_TUMOR, RESEARCH_NOTICE
+from ..inference.model_folder import DEFAULT_MODEL, ModelFolder, find_model
+from ..labels import ANY_TUMOR, RESEARCH_NOTICE, require_project_classes
 from ..machine import versions
 from ..reports.plots import plot_reliability
 from ..reports.tables import percent
-from ..trust.calibration import Outputs, fit_trust
+from ..trust.calibration import Outputs, fit_familiar, fit_trust
 from ..trust.decision import DECISIONS, DEFAULT_COVERAGE
 from ..trust.trust_file import FILE_NAME, load_trust
 
@@ -101,14 +101,17 @@ def run(args: argparse.Namespace) -> int:
         UserError: the folder is no trained model's, there is no trust.json to measure, or the data cannot be used.
     """
     folder = find_model(Path(args.model))
-    trust = load_trust(folder.path, folder.sha256) if args.report else None
+    trust = load_trust(folder.path, folder.sha256, folder.labels) if args.report else None
     if args.report and trust is None:
         raise UserError(f"{folder.path} has no {FILE_NAME} to measure; leave --report out to write one")
     protocol, seed, trained_on = training_settings(folder.path, folder.sha256())
     if missing := [name for name in trained_on if not getattr(args, name)]:
         raise UserError(f"{args.model} was trained with --{missing[0]}; give it here too")
     pictures = {name: find_images(getattr(args, name) or []) for name in _PICTURES}
-    parts, head_ct = _load_parts(args, protocol, seed)
+    if args.external_dir or args.collections_dir:
+        require_project_classes(folder.labels, "--external_dir and --collections_dir")
+    without = _models_without(args)
+    parts, head_ct = _load_parts(args, protocol, seed, folder.labels)
 
     classifier = TumorClassifier.from_pretrained(args.model, device=args.device, use_trust=False)
     network = getattr(classifier.model, "timm_model", classifier.model)
@@ -130,10 +133,14 @@ def run(args: argparse.Namespace) -> int:
             foreign = _joined(seen)
             training = [(source, k) for k, p in parts.items() if "train" in p for source in _sources(p["train"])]
             disturbed = gather.disturbed(training, "slices")
-        unseen = _answers_of_others(args, seed) if args.unseen else None
+        unseen, unlike = _answers_of_others(args, without, parts, seed) if without else (None, None)
         given = {"known": known, "validation": validation, "unseen": unseen, "disturbed": disturbed, "foreign": foreign}
-        trust, scores = fit_trust(folder.sha256(), stage, **given)
-        measured_unseen = unseen_figures(validation, unseen) if unseen else None
+        trust, scores = fit_trust(folder.sha256(), stage, **given, unseen_unlikeness=unlike, labels=folder.labels)
+        # of another architecture their answers widen the sets, but are no measure of this model
+        if unseen and {other.architecture for other in without.values()} == {folder.architecture}:
+            measured_unseen = unseen_figures(
+                validation, unseen, trust.in_distribution.unlikeness(validation.features), unlike
+            )
         fitted_on = {name: _counts(part.kinds) for name, part in given.items() if part}
         if foreign:
             plain = replace(validation, logits=validation.views(mirror=False))
@@ -217,10 +224,11 @@ def training_settings(folder: Path, sha256: str) -> tuple[ProtocolArguments, int
 
 
 def _load_parts(
-    args: argparse.Namespace, protocol: ProtocolArguments, seed: int
+    args: argparse.Namespace, protocol: ProtocolArguments, seed: int, labels: Sequence[str]
 ) -> tuple[dict[str, dict[str, datasets.Dataset]], dict[str, datasets.Dataset]]:
     """Return each collection's parts, and the parts of the head CT in the table of collections."""
-    data = load_slices(args.data_dir, protocol, seed=seed, skip_unreadable=True, progress=not args.json)
+    options = {"seed": seed, "skip_unreadable": True, "progress": not args.json}
+    data = load_slices(args.data_dir, protocol, labels=labels, **options)
     parts: dict[str, dict[str, datasets.Dataset]] = {KAGGLE: dict(data.splits)}
     if args.external_dir:
         parts[BR35H] = dict(load_external(args.external_dir))
@@ -233,20 +241,44 @@ def _load_parts(
     return parts, load_label(args.collections_dir, CT)
 
 
-def _answers_of_others(args: argparse.Namespace, seed: int) -> Outputs:
-    """Return what the models of ``--unseen`` say of the families that they never saw."""
+def _families(args: argparse.Namespace) -> dict[str, str]:
+    """Family by collection."""
+    rows = read_collections(args.collections_dir)
+    return {row.collection: row.family for row in rows if row.label in TRAINING_LABELS}
+
+
+def _models_without(args: argparse.Namespace) -> dict[str, ModelFolder]:
+    """The models of ``--unseen`` by the family that each had left out; asked before hours of work."""
+    if not args.unseen:
+        return {}
     if not args.collections_dir or "{collection}" not in args.unseen:
         raise UserError("--unseen: give --collections_dir too, and a name with {collection} in it: runs/{collection}")
-    families = {row.family for row in read_collections(args.collections_dir) if row.label in TRAINING_LABELS}
-    answers = []
-    for family in sorted(families):
-        name = args.unseen.replace("{collection}", family)
-        classifier = TumorClassifier.from_pretrained(name, device=args.device, use_trust=False)
-        network = getattr(classifier.model, "timm_model", classifier.model)
-        gather = _Gatherer(classifier, pytorch().stage_of(network), seed, progress=not args.json)
-        slices = load_collections(args.collections_dir, family)["test"]
-        answers.append(gather(slices, None, f"{family}, never seen"))
-    return _joined(answers)
+    families = sorted(set(_families(args).values()))
+    return {family: find_model(Path(args.unseen.replace("{collection}", family))) for family in families}
+
+
+def _answers_of_others(
+    args: argparse.Namespace,
+    others: Mapping[str, ModelFolder],
+    parts: Mapping[str, Mapping[str, datasets.Dataset]],
+    seed: int,
+) -> tuple[Outputs, np.ndarray]:
+    """What the models say of the families that they never saw, and the unlikeness of these slices."""
+    family_of, answers, scores, checks = _families(args), [], [], {}
+    for family, folder in others.items():
+        classifier = TumorClassifier.from_pretrained(folder.path, device=args.device, use_trust=False)
+        stage = pytorch().stage_of(getattr(classifier.model, "timm_model", classifier.model))
+        gather = _Gatherer(classifier, stage, seed, progress=not args.json)
+        if folder.sha256() not in checks:  # one model may have had several families left out
+            without = (training_settings(folder.path, folder.sha256())[0].collection or "").split(",")
+            saw = {kind: part for kind, part in parts.items() if family_of.get(kind) not in without}
+            title = f"of the model without {family}"
+            known = _joined([gather(p["train"], k, title, KNOWN_SLICES) for k, p in saw.items() if "train" in p])
+            held = [gather(p["validation"], k, title, KNOWN_SLICES) for k, p in saw.items() if "validation" in p]
+            checks[folder.sha256()] = fit_familiar(known, _joined(held), stage)
+        answers.append(gather(load_collections(args.collections_dir, family)["test"], None, f"{family}, never seen"))
+        scores.append(checks[folder.sha256()].unlikeness(answers[-1].features))
+    return _joined(answers), np.concatenate(scores)
 
 
 class _Gatherer:

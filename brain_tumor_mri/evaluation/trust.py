@@ -9,7 +9,7 @@ import numpy as np
 
 from ..labels import LABEL2ID, LABELS, NO_TUMOR
 from ..trust.calibration import Outputs, fit_calibration
-from ..trust.decision import COVERAGES, DECISIONS, DEFAULT_COVERAGE, FOREIGN_LIMIT, decide, picture_fault
+from ..trust.decision import COVERAGES, DECISIONS, DEFAULT_COVERAGE, FOREIGN_LIMIT, decide, is_unfamiliar, picture_fault
 from ..trust.trust_file import Calibration, Trust
 from .metrics import CALIBRATION_BINS, classification_figures, mean_figure
 
@@ -99,16 +99,17 @@ def trust_figures(trust: Trust, outputs: Outputs, *, mirror: bool = False) -> di
     typed = bool((outputs.labels >= 0).all())
     groups = outputs.groups
     right = _is_right(probabilities.argmax(1), outputs.labels)
-    sets = {coverage: calibration.prediction_sets(probabilities, coverage) for coverage in COVERAGES}
+    unlike = trust.in_distribution.unlikeness(outputs.features)
+    sets = {coverage: calibration.prediction_sets(probabilities, unlike, coverage) for coverage in COVERAGES}
     decisions = np.array(decisions_of(trust, outputs, sets[DEFAULT_COVERAGE]))
     figures: dict[str, Any] = {"n": len(outputs)}
     if typed:
         plain = Calibration(1.0, {}).probabilities(outputs.views(mirror))
         figures |= {
-            "before": _calibration_figures(plain, outputs),
-            "after": _calibration_figures(probabilities, outputs),
+            "before": _calibration_figures(plain, outputs, calibration.labels),
+            "after": _calibration_figures(probabilities, outputs, calibration.labels),
         }
-    figures["coverage"] = {str(c): _coverage(left, outputs) for c, left in sets.items()}
+    figures["coverage"] = {str(c): _coverage(left, outputs, calibration.labels) for c, left in sets.items()}
     figures["decisions"] = {name: mean_figure(decisions == name, groups) for name in DECISIONS}
     figures["correct"] = {"all": mean_figure(right, groups)}
     figures["correct"] |= {name: mean_figure(right, groups, among=decisions == name) for name in DECISIONS}
@@ -118,7 +119,7 @@ def trust_figures(trust: Trust, outputs: Outputs, *, mirror: bool = False) -> di
 def decisions_of(trust: Trust, outputs: Outputs, left: np.ndarray) -> list[str]:
     """Return each slice's decision; ``left`` (N, 4) bool are the prediction sets."""
     checks = trust.in_distribution.unlikeness(outputs.features).tolist(), trust.foreign(outputs.features).tolist()
-    names = [[LABELS[c] for c in np.flatnonzero(row)] for row in left]
+    names = [[trust.single.labels[c] for c in np.flatnonzero(row)] for row in left]
     return [decide(*row)[0] for row in zip(names, *checks, outputs.faults, strict=True)]
 
 
@@ -126,8 +127,8 @@ def _is_right(answered: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(labels >= 0, answered == labels, answered != LABEL2ID[NO_TUMOR])
 
 
-def _calibration_figures(probabilities: np.ndarray, outputs: Outputs) -> dict[str, Any]:
-    figures = classification_figures(probabilities, outputs.labels, groups=outputs.groups)
+def _calibration_figures(probabilities: np.ndarray, outputs: Outputs, names: Sequence[str]) -> dict[str, Any]:
+    figures = classification_figures(probabilities, outputs.labels, groups=outputs.groups, names=names)
     kept = {key: figures[key] for key in ("ece", "brier", "log_loss")}
     return kept | {"reliability": reliability(probabilities, outputs.labels)}
 
@@ -147,9 +148,9 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str,
     ]
 
 
-def _coverage(left: np.ndarray, outputs: Outputs) -> dict[str, Any]:
+def _coverage(left: np.ndarray, outputs: Outputs, names: Sequence[str] = LABELS) -> dict[str, Any]:
     rows = np.arange(len(outputs))
-    tumours = [c for c in range(len(LABELS)) if c != LABEL2ID[NO_TUMOR]]
+    tumours = [c for c in range(len(names)) if c != LABEL2ID[NO_TUMOR]]
     covered = np.where(outputs.labels >= 0, left[rows, outputs.labels], left[:, tumours].any(axis=1))
     size = left.sum(axis=1)
     figures: dict[str, Any] = {
@@ -162,7 +163,7 @@ def _coverage(left: np.ndarray, outputs: Outputs) -> dict[str, Any]:
                 "covered": mean_figure(covered, outputs.groups, among=outputs.labels == c),
                 "size": mean_figure(size, outputs.groups, among=outputs.labels == c),
             }
-            for c, name in enumerate(LABELS)
+            for c, name in enumerate(names)
         }
     return figures
 
@@ -236,34 +237,43 @@ def familiar_figures(trust: Trust, familiar: Outputs) -> dict[str, Any]:
     }
 
 
-def unseen_figures(validation: Outputs, unseen: Outputs) -> dict[str, dict[str, Any]]:
-    """Measure the prediction sets on collections that neither trained the model that answers nor fitted the sets.
+def unseen_figures(
+    validation: Outputs, unseen: Outputs, unlikeness: np.ndarray, unseen_unlikeness: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """Measure sets and answers on collections that neither trained the model that answers nor fitted the sets.
 
     Args:
         validation: of ``fit_trust``.
         unseen: of ``fit_trust``; one collection after the other is left out of the fit, and measured.
+        unlikeness: (N,) of the validation slices.
+        unseen_unlikeness: of ``fit_trust``.
 
     Returns:
         Collection -> ``n``, ``covered`` (share of slices whose ``DEFAULT_COVERAGE`` % set holds the true class),
-        ``size`` (classes in a set), ``single`` (share of sets of one class) and ``right`` (of these; None where there
-        is none), with intervals over groups. Slices of unknown type are left out.
+        ``size`` (classes in a set), ``unfamiliar`` (share), ``answered`` (share of familiar slices with one class
+        left, of all) and ``right`` (of these; None where there is none), with intervals over groups. Slices of unknown
+        type are left out.
     """
     result: dict[str, dict[str, Any]] = {}
-    unseen = unseen.select(unseen.labels >= 0)
+    typed = unseen.labels >= 0
+    unseen, unseen_unlikeness = unseen.select(typed), unseen_unlikeness[typed]
     for kind in sorted(set(unseen.kinds)):
-        own = np.array(unseen.kinds) == kind
-        others = validation.select(np.array(validation.kinds) != kind)
-        calibration = fit_calibration(others, unseen.select(~own), mirror=False)
-        outputs = unseen.select(own)
+        own, others = np.array(unseen.kinds) == kind, np.array(validation.kinds) != kind
+        calibration = fit_calibration(
+            validation.select(others), unseen.select(~own), unlikeness[others], unseen_unlikeness[~own], mirror=False
+        )
+        outputs, unlike = unseen.select(own), unseen_unlikeness[own]
         probabilities = calibration.probabilities(outputs.views(mirror=False))
-        sets = calibration.prediction_sets(probabilities, DEFAULT_COVERAGE)
-        single = sets.sum(1) == 1
+        sets = calibration.prediction_sets(probabilities, unlike, DEFAULT_COVERAGE)
+        unfamiliar = is_unfamiliar(unlike)
+        answered = (sets.sum(1) == 1) & ~unfamiliar
         right = probabilities.argmax(1) == outputs.labels
         result[kind] = {
             "n": len(outputs),
             **{name: _coverage(sets, outputs)[name] for name in ("covered", "size")},
-            "single": mean_figure(single, outputs.groups),
-            "right": mean_figure(right, outputs.groups, among=single),
+            "unfamiliar": mean_figure(unfamiliar, outputs.groups),
+            "answered": mean_figure(answered, outputs.groups),
+            "right": mean_figure(right, outputs.groups, among=answered),
         }
     return result
 

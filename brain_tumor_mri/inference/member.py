@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError, first_line
+from ..labels import LABELS
 from ..trust.decision import COVERAGES
 from ..trust.trust_file import Calibration, Trust, load_trust
 from .decoder import Decoder, load_decoder
@@ -33,6 +34,7 @@ class Member:
         mirror: whether each answer is the mean of the slice's and of its mirror image's.
         trust: the content of ``trust.json``; None for a model without one.
         folder: where the weights came from; None when built from objects.
+        labels: the classes, in output order.
         image_size: (height, width) in pixels of the network's input.
     """
 
@@ -46,6 +48,7 @@ class Member:
         folder: ModelFolder | None = None,
     ) -> None:
         self.network, self.mirror, self.trust, self.folder = network, mirror, trust, folder
+        self.labels: tuple[str, ...] = folder.labels if folder else LABELS
         self._processor = processor
         try:
             own = Squash.of_config(folder.config) if folder and processor is None else None
@@ -71,7 +74,7 @@ class Member:
         folder = find_model(model, revision, backend, project_labels=True)
         if folder.export is None:
             _ = folder.tensors  # weights that are cut off are told as such, not as other ones than trust.json's
-        trust = load_trust(folder.path, folder.sha256) if use_trust else None
+        trust = load_trust(folder.path, folder.sha256, folder.labels) if use_trust else None
         stage = trust.in_distribution.stage if trust else None
         if stage:
             require_features(folder, stage)
@@ -125,7 +128,7 @@ class Member:
         """Turn what the network gave into answers.
 
         Args:
-            logits: (N, views, 4), one view, or two where the answer is averaged with the mirror image's.
+            logits: (N, views, C), one view, or two where the answer is averaged with the mirror image's.
             features: (N, D) of the slices as they are; not used without a ``trust.json``.
 
         Raises:
@@ -138,7 +141,6 @@ class Member:
             return Answers(_SOFTMAX.probabilities(logits))
         calibration = self.trust.calibration(self.mirror)
         probabilities = calibration.probabilities(logits)
-        sets = {coverage: calibration.prediction_sets(probabilities, coverage) for coverage in COVERAGES}
-        return Answers(
-            probabilities, sets, self.trust.in_distribution.unlikeness(features), self.trust.foreign(features)
-        )
+        unlike = self.trust.in_distribution.unlikeness(features)
+        sets = {coverage: calibration.prediction_sets(probabilities, unlike, coverage) for coverage in COVERAGES}
+        return Answers(probabilities, sets, unlike, self.trust.foreign(features))

@@ -152,7 +152,7 @@ class Answers:
     Attributes:
         probabilities: (N, 4) float64, calibrated where the model has a ``trust.json``; rows sum to 1.
         sets: coverage in percent -> (N, 4) bool, the classes in the set; empty without a ``trust.json``.
-        unlikeness: (N,) of ``Trust.unlikeness``; None without a ``trust.json``.
+        unlikeness: (N,) of ``Trust.in_distribution``; None without a ``trust.json``.
         foreign: (N,) of ``BrainMriCheck.foreign``; None without a ``trust.json``.
     """
 

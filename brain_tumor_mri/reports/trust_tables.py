@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..labels import LABELS, TITLES
+from ..labels import TITLES
 from ..trust.decision import COVERAGES, DECISIONS, DEFAULT_COVERAGE
 from .tables import markdown_table, percent
 
@@ -46,10 +46,9 @@ def coverage_table(record: Mapping[str, Any]) -> str:
     for part, title in _measured_parts(record):
         coverage = record["measured"][part]["single"]["coverage"]
         rows.append([title, *_coverage_cells(coverage, lambda entry: entry)])
-        if "per_class" in coverage[str(COVERAGES[0])]:
-            for name in LABELS:
-                cells = _coverage_cells(coverage, lambda entry, name=name: entry["per_class"][name])
-                rows.append([f"- {TITLES[name]}", *cells])
+        for name in coverage[str(COVERAGES[0])].get("per_class", ()):
+            cells = _coverage_cells(coverage, lambda entry, name=name: entry["per_class"][name])
+            rows.append([f"- {TITLES[name]}", *cells])
     header = ["prediction sets"]
     for coverage in COVERAGES:
         header += [f"{coverage} % sets: true class in", "mean size"]
@@ -136,16 +135,15 @@ def unseen_table(record: Mapping[str, Any]) -> str:
     rows = [
         [kind, str(row["n"]), percent(row["covered"]), f"{row['size']['value']:.2f}", *map(percent, rest)]
         for kind, row in figures.items()
-        for rest in [(row["single"], row["right"])]
+        for rest in [(row["unfamiliar"], row["answered"], row["right"])]
     ]
     if not rows:
         return ""
     mean = sum(row["covered"]["value"] for row in figures.values()) / len(figures)
-    rows.insert(0, ["mean of collections", "", percent({"value": mean}), "", "", ""])
+    rows.insert(0, ["mean of collections", "", percent({"value": mean}), "", "", "", ""])
     header = ["collection that neither trained the model nor fitted the sets", "slices"]
-    return markdown_table(
-        [*header, f"{DEFAULT_COVERAGE} % sets: true class in", "mean size", "one class left", "right of these"], rows
-    )
+    header += [f"{DEFAULT_COVERAGE} % sets: true class in", "mean size", "unfamiliar", "answered", "right of these"]
+    return markdown_table(header, rows)
 
 
 def left_out_table(record: Mapping[str, Any]) -> str:

@@ -44,16 +44,16 @@ def fit_brain_mri(
     for group in np.unique(groups):
         ours = groups == group
         against, against_kinds = foreign[ours], other_kinds[ours]
-        weights, bias = _logistic(brain, kinds, against, against_kinds)
+        weights, bias = fit_logistic(brain, kinds, against, against_kinds)
         without = np.empty(len(brain))
         for own in _each(kinds):
-            fit = (weights, bias) if own.all() else _logistic(brain[~own], kinds[~own], against, against_kinds)
+            fit = (weights, bias) if own.all() else fit_logistic(brain[~own], kinds[~own], against, against_kinds)
             without[own] = brain[own] @ fit[0] + fit[1]
         limit = weighted_quantile(without, alike(kinds), KEPT)
         brain_scores = np.maximum(brain_scores, without - limit)
         own_scores = np.empty(len(against))
         for own in _each(against_kinds):
-            fit = (weights, bias) if own.all() else _logistic(brain, kinds, against[~own], against_kinds[~own])
+            fit = (weights, bias) if own.all() else fit_logistic(brain, kinds, against[~own], against_kinds[~own])
             own_scores[own] = against[own] @ fit[0] + fit[1] - limit
         foreign_scores[ours] = own_scores
         slopes.append(weights)
@@ -67,15 +67,19 @@ def _each(kinds: np.ndarray) -> list[np.ndarray]:
     return [kinds == kind for kind in np.unique(kinds)]
 
 
-def _logistic(
-    brain: np.ndarray, brain_kinds: Sequence[str], foreign: np.ndarray, foreign_kinds: Sequence[str]
+def fit_logistic(
+    these: np.ndarray,
+    these_kinds: Sequence[str],
+    those: np.ndarray,
+    those_kinds: Sequence[str],
+    strength: float = STRENGTH,
 ) -> tuple[np.ndarray, float]:
-    """Weights (D,) and bias on the features as they are; positive is foreign."""
-    features = np.concatenate([brain, foreign]).astype(np.float64)
+    """Weights (D,) and bias on the features as they are; positive is of ``those``. Kinds and both sides weigh alike."""
+    features = np.concatenate([these, those]).astype(np.float64)
     mean, deviation = features.mean(0), features.std(0) + 1e-9
-    weights = np.concatenate([alike(brain_kinds), alike(foreign_kinds)]) * len(features) / 2
-    labels = np.repeat([0, 1], [len(brain), len(foreign)])
-    fitted = LogisticRegression(C=STRENGTH, tol=1e-3).fit((features - mean) / deviation, labels, weights)
+    weights = np.concatenate([alike(these_kinds), alike(those_kinds)]) * len(features) / 2
+    labels = np.repeat([0, 1], [len(these), len(those)])
+    fitted = LogisticRegression(C=strength, tol=1e-3).fit((features - mean) / deviation, labels, weights)
     slopes = fitted.coef_[0] / deviation
     return slopes, float(fitted.intercept_[0] - slopes @ mean)
 

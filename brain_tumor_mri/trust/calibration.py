@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,9 @@ from scipy.optimize import minimize_scalar
 from ..errors import UserError
 from ..labels import LABELS
 from .brain_mri import alike, fit_brain_mri
-from .decision import COVERAGES
+from .decision import COVERAGES, is_unfamiliar
 from .in_distribution import fit_in_distribution
-from .trust_file import Calibration, Trust
+from .trust_file import Calibration, InDistribution, KnownCollections, Trust
 
 HEAD_CT = "head-ct"
 """How the kinds of head CT begin."""
@@ -71,8 +71,10 @@ def fit_trust(
     validation: Outputs,
     known: Outputs,
     unseen: Outputs | None = None,
+    unseen_unlikeness: np.ndarray | None = None,
     disturbed: Outputs | None = None,
     foreign: Outputs | None = None,
+    labels: Sequence[str] = LABELS,
 ) -> tuple[Trust, tuple[np.ndarray, np.ndarray] | None]:
     """Fit calibration, prediction sets and both checks.
 
@@ -83,9 +85,11 @@ def fit_trust(
         known: of training slices of every collection.
         unseen: what models of the same recipe gave for families of collections that were left out of their training.
             They widen the prediction sets to what a scanner never seen needs.
+        unseen_unlikeness: of these slices, (N,): of the checks of the models that gave them.
         disturbed: of slices with artefacts, which are brain MRI all the same.
         foreign: of pictures that are no brain MRI; None leaves that check out. Kinds whose name begins with
             ``head-ct`` are one group, all others another.
+        labels: the classes, in output order.
 
     Returns:
         The trust, and of ``fit_brain_mri`` what is said of known, validation and disturbed slices, (N,), and of foreign
@@ -94,13 +98,15 @@ def fit_trust(
     Raises:
         UserError: a class has no validation slice.
     """
-    counts = np.bincount(validation.labels[validation.labels >= 0], minlength=len(LABELS))
+    counts = np.bincount(validation.labels[validation.labels >= 0], minlength=len(labels))
     if not counts.all():
         raise UserError(
-            f"the validation part has no {LABELS[int(counts.argmin())]} slice; calibration needs every class"
+            f"the validation part has no {labels[int(counts.argmin())]} slice; calibration needs every class"
         )
-    single, mirrored = (fit_calibration(validation, unseen, mirror=mirror) for mirror in (False, True))
-    familiar = fit_in_distribution(known.features, known.kinds, validation.features, validation.kinds, stage)
+    familiar = fit_familiar(known, validation, stage)
+    unlikeness = familiar.unlikeness(validation.features), unseen_unlikeness
+    fits = (fit_calibration(validation, unseen, *unlikeness, mirror=mirror) for mirror in (False, True))
+    single, mirrored = (replace(fit, labels=labels) for fit in fits)
     brain_mri, left_out = None, None
     if foreign:
         brain = [part for part in (known, validation, disturbed) if part]
@@ -110,19 +116,37 @@ def fit_trust(
     return Trust(weights_sha256, single, mirrored, familiar, brain_mri, {}), left_out
 
 
-def fit_calibration(validation: Outputs, unseen: Outputs | None, *, mirror: bool) -> Calibration:
+def fit_familiar(known: Outputs, validation: Outputs, stage: str) -> InDistribution | KnownCollections:
+    """Fit the check that a slice is like those that the model knows; arguments of ``fit_trust``."""
+    return fit_in_distribution(known.features, known.kinds, validation.features, validation.kinds, stage)
+
+
+def fit_calibration(
+    validation: Outputs,
+    unseen: Outputs | None,
+    unlikeness: np.ndarray,
+    unseen_unlikeness: np.ndarray | None,
+    *,
+    mirror: bool,
+) -> Calibration:
     """Fit the calibration of the plain, or the mirrored answer; collections weigh alike.
 
-    The temperature is that of ``validation``; ``unseen`` counts in the thresholds only. See ``fit_trust``.
+    The temperature is that of ``validation``; ``unseen`` counts in the thresholds only. See ``fit_trust``. Familiar and
+    unfamiliar slices have thresholds of their own, so that the sets of known scanners stay small.
     """
-    ours = validation.select(validation.labels >= 0)
-    logits, labels, kinds = ours.views(mirror), ours.labels, list(ours.kinds)
+    typed = validation.labels >= 0
+    ours = validation.select(typed)
+    logits, labels, kinds, unlike = ours.views(mirror), ours.labels, list(ours.kinds), unlikeness[typed]
     temperature = fit_temperature(logits, labels, alike(kinds))
     if unseen:
-        theirs = unseen.select(unseen.labels >= 0)
+        typed = unseen.labels >= 0
+        theirs = unseen.select(typed)
         logits, labels = np.concatenate([logits, theirs.views(mirror)]), np.concatenate([labels, theirs.labels])
         kinds += [f"{kind}, unseen" for kind in theirs.kinds]
-    return Calibration(temperature, fit_thresholds(logits, labels, alike(kinds), temperature))
+        unlike = np.concatenate([unlike, unseen_unlikeness[typed]])
+    weights, unfamiliar = alike(kinds), is_unfamiliar(unlike)
+    fits = [fit_thresholds(logits[own], labels[own], weights[own], temperature) for own in (~unfamiliar, unfamiliar)]
+    return Calibration(temperature, {coverage: np.stack([fit[coverage] for fit in fits]) for coverage in COVERAGES})
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
@@ -144,9 +168,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray)
 def fit_thresholds(
     logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, temperature: float
 ) -> dict[int, np.ndarray]:
-    """Return for each of ``COVERAGES`` the conformal thresholds (4,) of ``Calibration``; arguments as above."""
+    """Return for each of ``COVERAGES`` the conformal thresholds (4,), a class each; arguments as above."""
     scores = _scores(logits, labels, temperature)
-    of_class = [labels == c for c in range(len(LABELS))]
+    of_class = [labels == c for c in range(logits.shape[-1])]
     return {
         coverage: np.array([conformal_threshold(scores[own], coverage / 100, weights[own]) for own in of_class])
         for coverage in COVERAGES
@@ -159,13 +183,15 @@ def _scores(logits: np.ndarray, labels: np.ndarray, temperature: float) -> np.nd
 
 
 def conformal_threshold(scores: np.ndarray, coverage: float, weights: np.ndarray) -> float:
-    """Return the lowest of n scores with ``coverage`` of the weight at or below it; 1 (every class) if n is too small.
+    """Return the lowest of n scores with ``coverage`` of the weight at or below it; 1 (always in) if n is too small.
 
     The new slice has the mean weight, so that with equal weights it is the ceil((n + 1) coverage)-th smallest: a slice
     exchangeable with the n has a score at most this with a probability of at least ``coverage`` (Papadopoulos et al.
     2002; weighted: Tibshirani et al. 2019). Slices of one patient are alike, so that here it holds on average over
     patients only.
     """
+    if not len(scores):
+        return 1.0
     order = np.argsort(scores)
     reached = np.cumsum(weights[order]) / (weights.sum() + weights.mean())
     # 1e-9: 0.9 * 20 is 18.000000000000004 and must not count as above 18

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,11 @@ FOREIGN_LIMIT = 0.5
 """Of ``BrainMriCheck.foreign``; above it a picture is refused."""
 
 
+def is_unfamiliar(unlikeness: Any) -> Any:
+    """Whether an unlikeness, a number or an array, is above 1; NaN, as of an overflow, counts as that."""
+    return ~np.less_equal(unlikeness, 1)
+
+
 def decide(
     prediction_set: Sequence[str], unlikeness: float, foreign: float, fault: str | None
 ) -> tuple[str, str | None]:
@@ -32,7 +38,7 @@ def decide(
 
     Args:
         prediction_set: the classes left; more than one makes the answer uncertain.
-        unlikeness: of ``InDistribution.unlikeness``; above 1 the slice is unfamiliar.
+        unlikeness: of ``Trust.in_distribution``; above 1 the slice is unfamiliar.
         foreign: of ``BrainMriCheck.foreign``; above ``FOREIGN_LIMIT`` the picture is refused.
         fault: of ``picture_fault``; a fault is a refusal.
     """
@@ -40,7 +46,7 @@ def decide(
         return NOT_A_BRAIN_MRI, fault
     if not foreign <= FOREIGN_LIMIT:  # NaN, as of a network that overflowed, is no brain
         return NOT_A_BRAIN_MRI, "it does not look like a brain MRI slice"
-    if not unlikeness <= 1:
+    if is_unfamiliar(unlikeness):
         return UNFAMILIAR, "it is unlike the brain MRI that the model knows"
     return (ANSWER if len(prediction_set) == 1 else UNCERTAIN), None
 

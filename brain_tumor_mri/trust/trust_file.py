@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ import numpy as np
 
 from ..errors import UserError
 from ..labels import LABELS
-from .decision import COVERAGES
+from .decision import COVERAGES, is_unfamiliar
 
 FILE_NAME = "trust.json"
-SCHEMA = 3
+SCHEMA = 4
+_WHO = ("familiar", "unfamiliar")
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,15 @@ class Calibration:
 
     Attributes:
         temperature: logits are divided by it (Guo et al. 2017, On Calibration of Modern Neural Networks).
-        thresholds: coverage in percent -> (4,) per class, in label order: a class is in the set when 1 - p is at most
-            its threshold (class-conditional split conformal prediction; Vovk 2012, Sadinle et al. 2019).
+        thresholds: coverage in percent -> (2, 4): of familiar and of unfamiliar slices, per class in label order. A
+            class is in the set when 1 - p is at most its threshold (class-conditional and Mondrian split conformal
+            prediction; Vovk 2012, Sadinle et al. 2019).
+        labels: the classes, in output order.
     """
 
     temperature: float
     thresholds: Mapping[int, np.ndarray]
+    labels: Sequence[str] = LABELS
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return calibrated probabilities (N, 4) of logits (N, V, 4): the mean over the V views of one slice."""
@@ -44,32 +48,37 @@ class Calibration:
         exponents = np.exp(scaled)
         return (exponents / exponents.sum(axis=-1, keepdims=True)).mean(axis=1)
 
-    def prediction_sets(self, probabilities: np.ndarray, coverage: int) -> np.ndarray:
+    def prediction_sets(self, probabilities: np.ndarray, unlikeness: np.ndarray, coverage: int) -> np.ndarray:
         """Return which classes are in the sets, (N, 4) bool; the most probable class always is.
 
         Args:
             probabilities: (N, 4), calibrated.
+            unlikeness: (N,) of ``in_distribution``.
             coverage: one of ``decisions.COVERAGES``.
         """
-        inside = 1 - probabilities <= self.thresholds[coverage]
+        inside = 1 - probabilities <= self.thresholds[coverage][is_unfamiliar(unlikeness).astype(int)]
         inside[np.arange(len(inside)), probabilities.argmax(1)] = True
         return inside
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as in trust.json."""
-        named = {str(c): dict(zip(LABELS, q.tolist(), strict=True)) for c, q in self.thresholds.items()}
+        named = {
+            str(c): {who: dict(zip(self.labels, row, strict=True)) for who, row in zip(_WHO, q.tolist(), strict=True)}
+            for c, q in self.thresholds.items()
+        }
         return {"temperature": self.temperature, "thresholds": named}
 
     @classmethod
-    def from_dict(cls, entry: Mapping[str, Any]) -> Calibration:
-        """Read what ``to_dict`` gave.
+    def from_dict(cls, entry: Mapping[str, Any], labels: Sequence[str] = LABELS) -> Calibration:
+        """Read what ``to_dict`` gave of these classes.
 
         Raises:
             KeyError, TypeError, ValueError: something is missing or of the wrong kind.
         """
         temperature = _positive(entry["temperature"])
-        thresholds = {c: _floats([entry["thresholds"][str(c)][name] for name in LABELS], (4,)) for c in COVERAGES}
-        return cls(temperature, thresholds)
+        named = {c: entry["thresholds"][str(c)] for c in COVERAGES}
+        thresholds = {c: [[rows[who][name] for name in labels] for who in _WHO] for c, rows in named.items()}
+        return cls(temperature, {c: _floats(rows, (2, len(labels))) for c, rows in thresholds.items()}, labels)
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,11 @@ class InDistribution:
     variances: np.ndarray
     noise: float
     threshold: float
+
+    @property
+    def width(self) -> int:
+        """Features that it reads."""
+        return len(self.mean)
 
     def unlikeness(self, features: np.ndarray) -> np.ndarray:
         """Return the scores (N,) of features (N, D): above 1 is unlike the slices that the model knows."""
@@ -132,6 +146,55 @@ class InDistribution:
             raise ValueError("a variance is not above 0")
         noise, threshold = _positive(entry["noise"]), _positive(entry["threshold"])
         return cls(str(entry["stage"]), mean, components, variances, noise, threshold)
+
+
+@dataclass(frozen=True)
+class KnownCollections:
+    """How unlike the slices of every collection that trained a picture is: a logistic regression for each collection.
+
+    A distance to all of them at once tells little of a new scanner; what tells one known scanner from the others does.
+
+    Attributes:
+        stage: as of ``InDistribution``.
+        names: (K,) of the collections.
+        weights: (K, D) on the stage's means; each tells its collection from all others.
+        biases: (K,); they place the limit of each at 0.
+    """
+
+    stage: str
+    names: Sequence[str]
+    weights: np.ndarray
+    biases: np.ndarray
+
+    @property
+    def width(self) -> int:
+        """Features that it reads."""
+        return self.weights.shape[1]
+
+    def unlikeness(self, features: np.ndarray) -> np.ndarray:
+        """Return the odds (N,) against the nearest collection, over its limit, of features (N, D): above 1 unlike."""
+        values = features.astype(np.float64) @ self.weights.T + self.biases
+        return np.exp(np.clip(-values.max(1), -50, 50))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, as in trust.json, with six digits a number."""
+        rows = [_rounded(row) for row in self.weights]
+        return {"stage": self.stage, "names": list(self.names), "weights": rows, "biases": self.biases.tolist()}
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> KnownCollections:
+        """Read what ``to_dict`` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing or of the wrong kind.
+        """
+        names = [str(name) for name in entry["names"]]
+        return cls(
+            str(entry["stage"]),
+            names,
+            _floats(entry["weights"], (len(names), -1)),
+            _floats(entry["biases"], (len(names),)),
+        )
 
 
 @dataclass(frozen=True)
@@ -184,7 +247,7 @@ class Trust:
     weights_sha256: str
     single: Calibration
     mirrored: Calibration
-    in_distribution: InDistribution
+    in_distribution: InDistribution | KnownCollections
     brain_mri: BrainMriCheck | None
     record: Mapping[str, Any]
 
@@ -213,8 +276,8 @@ class Trust:
         }
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Trust:
-        """Read what ``to_dict`` gave.
+    def from_dict(cls, content: Mapping[str, Any], labels: Sequence[str] = LABELS) -> Trust:
+        """Read what ``to_dict`` gave of a model with these classes.
 
         Raises:
             KeyError, TypeError, ValueError: something is missing or of the wrong kind.
@@ -222,26 +285,28 @@ class Trust:
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}, not {SCHEMA}")
         known = {"schema", "weights_sha256", "calibration", "in_distribution", "brain_mri"}
-        in_distribution = InDistribution.from_dict(content["in_distribution"])
+        entry = content["in_distribution"]
+        in_distribution = (KnownCollections if "names" in entry else InDistribution).from_dict(entry)
         brain_mri = BrainMriCheck.from_dict(content["brain_mri"]) if content["brain_mri"] else None
-        if brain_mri and brain_mri.weights.shape[1:] != in_distribution.mean.shape:
+        if brain_mri and brain_mri.weights.shape[1] != in_distribution.width:
             raise ValueError("its two checks read different features")
         return cls(
             str(content["weights_sha256"]),
-            Calibration.from_dict(content["calibration"]["single"]),
-            Calibration.from_dict(content["calibration"]["mirrored"]),
+            Calibration.from_dict(content["calibration"]["single"], labels),
+            Calibration.from_dict(content["calibration"]["mirrored"], labels),
             in_distribution,
             brain_mri,
             {key: value for key, value in content.items() if key not in known},
         )
 
 
-def load_trust(folder: Path, sha256: Callable[[], str]) -> Trust | None:
+def load_trust(folder: Path, sha256: Callable[[], str], labels: Sequence[str] = LABELS) -> Trust | None:
     """Read the ``trust.json`` of a model folder; None when it has none.
 
     Args:
         folder: holds the weights.
         sha256: gives the fingerprint of the weights; asked only where there is a trust.json, as it reads them all.
+        labels: the model's classes, in output order.
 
     Raises:
         UserError: the file is damaged, or belongs to other weights.
@@ -251,7 +316,7 @@ def load_trust(folder: Path, sha256: Callable[[], str]) -> Trust | None:
     if content is None:
         return None
     try:
-        trust = Trust.from_dict(content)
+        trust = Trust.from_dict(content, labels)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{file} is damaged ({reason}); write it anew with `brain-tumor-mri calibrate`") from error

@@ -141,7 +141,7 @@ def test_json_of_any_kind_is_one_line(folder: Path, name: str, text: str):
 def test_weights_that_are_cut_off_are_told_as_a_broken_download_although_trust_json_names_others(folder: Path):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    (folder / FILE_NAME).write_text(json.dumps({"schema": 3, "weights_sha256": "0" * 64}))
+    (folder / FILE_NAME).write_text(json.dumps({"schema": 4, "weights_sha256": "0" * 64}))
     assert "is not a whole safetensors file" in refusal(folder) and "download it again" in refusal(folder)
 
 

@@ -40,10 +40,11 @@ def folder(tiny_model_dir: Path, tmp_path: Path, content: bytes) -> Path:
     shutil.copy2(tiny_model_dir / "config.json", made)
     source = find_model(tiny_model_dir)
     limits = dict.fromkeys(("glioma", "meningioma", "notumor", "pituitary"), 0.5)
+    limits = {"familiar": limits, "unfamiliar": limits}
     calibration = {"temperature": 1.7, "thresholds": {"90": limits, "95": limits}}
     check = {"stage": "layer3", "threshold": 1.0, "noise": 1.0, "variances": [1.0], "mean": [0.0] * 3}
     trust = {
-        "schema": 3,
+        "schema": 4,
         "weights_sha256": source.sha256(),
         "calibration": {"single": calibration, "mirrored": calibration},
         "in_distribution": check | {"components": [[1.0, 0.0, 0.0]]},

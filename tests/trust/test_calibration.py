@@ -21,7 +21,7 @@ from brain_tumor_mri.evaluation.trust import (
 from brain_tumor_mri.labels import ANY_TUMOR, LABEL2ID, LABELS, NO_TUMOR
 from brain_tumor_mri.trust import brain_mri, calibration, in_distribution
 from brain_tumor_mri.trust.calibration import Outputs
-from brain_tumor_mri.trust.trust_file import Calibration
+from brain_tumor_mri.trust.trust_file import Calibration, InDistribution
 
 NOISE = np.random.default_rng(0).normal(size=(50, 5))
 
@@ -91,10 +91,11 @@ def test_sets_cover_each_class_as_often_as_they_promise():
     logits, labels = simulated(20_000, seed=5)
     given = fit_logits, fit_labels, np.ones(4000)
     temperature = calibration.fit_temperature(*given)
-    fitted = calibration.Calibration(temperature, calibration.fit_thresholds(*given, temperature))
+    limits = calibration.fit_thresholds(*given, temperature)
+    fitted = calibration.Calibration(temperature, {c: np.stack([limit] * 2) for c, limit in limits.items()})
     probabilities = fitted.probabilities(logits)
     for coverage in (90, 95):
-        left = fitted.prediction_sets(probabilities, coverage)
+        left = fitted.prediction_sets(probabilities, np.zeros(20_000), coverage)
         for c in range(4):
             assert left[labels == c, c].mean() == pytest.approx(coverage / 100, abs=0.02)
 
@@ -105,13 +106,17 @@ def test_collections_that_a_model_never_saw_widen_its_sets_and_leave_its_tempera
     far, far_labels = simulated(1000, seed=5)
     far[np.arange(1000), :, far_labels] -= 4  # on the other scanner the true class gets less
     narrow, _ = calibration.fit_trust("0", "s", validation=validation, known=KNOWN)
-    wide, _ = calibration.fit_trust("0", "s", validation=validation, known=KNOWN, unseen=outputs_of(far, far_labels))
+    given = {"unseen": outputs_of(far, far_labels), "validation": validation, "known": KNOWN}
+    wide, _ = calibration.fit_trust("0", "s", **given, unseen_unlikeness=np.zeros(1000))
+    apart, _ = calibration.fit_trust("0", "s", **given, unseen_unlikeness=np.full(1000, 2.0))
     assert wide.single.temperature == narrow.single.temperature
     covered = {}
-    for name, trust in (("narrow", narrow), ("wide", wide)):
-        sets = trust.single.prediction_sets(trust.single.probabilities(far), 95)
+    for name, trust, unlike in (("narrow", narrow, 0), ("wide", wide, 0), ("familiar", apart, 0), ("far", apart, 2)):
+        sets = trust.single.prediction_sets(trust.single.probabilities(far), np.full(1000, unlike), 95)
         covered[name] = sets[np.arange(1000), far_labels].mean()
     assert covered["narrow"] < 0.8 and covered["wide"] > 0.88
+    # unfamiliar ones have limits of their own, and leave those of familiar slices small
+    assert covered["familiar"] == pytest.approx(covered["narrow"], abs=0.02) and covered["far"] > 0.93
 
 
 def test_sets_are_measured_on_each_collection_by_a_fit_that_saw_none_of_it():
@@ -119,8 +124,11 @@ def test_sets_are_measured_on_each_collection_by_a_fit_that_saw_none_of_it():
     logits, labels = simulated(800, seed=5)
     logits[np.arange(400), :, labels[:400]] -= 6  # the first collection is far from all that fits the sets
     unseen = replace(outputs_of(logits, labels), kinds=["far"] * 400 + ["near"] * 400)
-    figures = unseen_figures(validation, unseen)
+    figures = unseen_figures(validation, unseen, np.zeros(400), np.zeros(800))
     assert set(figures) == {"far", "near"} and figures["far"]["n"] == 400
+    assert figures["far"]["unfamiliar"]["value"] == 0
+    flagged = unseen_figures(validation, unseen, np.zeros(400), np.full(800, 2.0))
+    assert flagged["far"]["unfamiliar"]["value"] == 1 and flagged["far"]["answered"]["value"] == 0
     assert figures["far"]["covered"]["value"] < 0.7 < 0.93 < figures["near"]["covered"]["value"]
     assert figures["near"]["size"]["value"] > 1.5  # the far one widened its sets
 
@@ -143,12 +151,18 @@ def test_the_limit_keeps_most_validation_slices_and_far_features_are_unfamiliar(
     assert (check.unlikeness(off_plane) > 1).all() and (check.unlikeness(far_along) > 1).mean() > 0.9
 
 
-def test_collections_weigh_alike_in_the_fit_and_in_the_limit_whatever_their_size():
-    known = np.concatenate([on_plane(300, 0.1, 1), on_plane(20, 0.1, 3, shift=5.0)])
-    kinds = ["large"] * 300 + ["small"] * 20
-    check = in_distribution.fit_in_distribution(known, kinds, known, kinds, "s")
-    assert check.mean.mean() == pytest.approx(2.5, abs=0.3)
-    assert (check.unlikeness(known[300:]) <= 1).all()  # one slice of the small one weighs as much as 15 of the other
+def test_each_collection_is_told_from_the_others_and_what_is_like_none_is_unfamiliar():
+    rng = np.random.default_rng(0)
+    centres = {"one": [4, 0, 0], "two": [0, 4, 0], "few": [0, 0, 4]}
+    sizes = {"one": 200, "two": 60, "few": 20}
+    kinds = [kind for kind, size in sizes.items() for _ in range(size)]
+    known, held = (rng.normal(size=(280, 3)) + [centres[kind] for kind in kinds] for _ in range(2))
+    check = in_distribution.fit_in_distribution(known, kinds, held, kinds, "s")
+    assert check.names == ["one", "two"]  # 20 slices say too little of a collection
+    unlike = check.unlikeness(held) > 1
+    assert unlike[:200].mean() == unlike[200:260].mean() == 0.05 and unlike[260:].mean() > 0.8
+    alone = in_distribution.fit_in_distribution(known[:200], kinds[:200], held[:200], kinds[:200], "s")
+    assert isinstance(alone, InDistribution)  # there are no others to tell it from
 
 
 def brain_and_others() -> tuple[np.ndarray, list[str], np.ndarray, list[str]]:
@@ -333,6 +347,6 @@ def test_a_model_that_cannot_be_calibrated_is_told_in_one_line(
 
 
 def test_labels_keep_their_order_in_the_file():
-    fitted = calibration.fit_calibration(outputs_of(*simulated(400)), None, mirror=False)
-    assert list(fitted.to_dict()["thresholds"]["95"]) == list(LABELS)
+    fitted = calibration.fit_calibration(outputs_of(*simulated(400)), None, np.zeros(400), None, mirror=False)
+    assert list(fitted.to_dict()["thresholds"]["95"]["unfamiliar"]) == list(LABELS)
     assert Calibration.from_dict(fitted.to_dict()).thresholds[95].tolist() == fitted.thresholds[95].tolist()

@@ -15,7 +15,14 @@ from brain_tumor_mri.inference.model_folder import find_model
 from brain_tumor_mri.inference.prediction import Answers
 from brain_tumor_mri.labels import LABELS
 from brain_tumor_mri.trust.decision import ANSWER, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR, decide, picture_fault
-from brain_tumor_mri.trust.trust_file import BrainMriCheck, Calibration, InDistribution, Trust, load_trust
+from brain_tumor_mri.trust.trust_file import (
+    BrainMriCheck,
+    Calibration,
+    InDistribution,
+    KnownCollections,
+    Trust,
+    load_trust,
+)
 
 FRACTAL = Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 20).convert("RGB")
 FEATURES = 192  # channels of the last stage but one of test_resnet
@@ -24,7 +31,7 @@ FEATURES = 192  # channels of the last stage but one of test_resnet
 def trust_for(
     folder: Path, *, temperature: float = 2.0, left: float = 0.6, threshold: float = 1e9, bias: float = -9.0
 ) -> Trust:
-    calibration = Calibration(temperature, {90: np.full(4, left / 2), 95: np.full(4, left)})
+    calibration = Calibration(temperature, {90: np.full((2, 4), left / 2), 95: np.full((2, 4), left)})
     check = InDistribution("layer3", np.zeros(FEATURES), np.eye(2, FEATURES), np.ones(2), 1.0, threshold)
     brain_mri = BrainMriCheck(np.zeros((2, FEATURES)), np.array([bias, -9.0]))
     return Trust(find_model(folder).sha256(), calibration, replace(calibration, temperature=3.0), check, brain_mri, {})
@@ -68,14 +75,28 @@ def test_mirrored_answers_use_the_calibration_that_was_fitted_to_them(folder: Pa
 
 
 def test_a_class_is_left_when_one_minus_its_probability_is_at_most_its_threshold():
-    calibration = Calibration(1.0, {95: np.array([0.5, 0.8, 0.95, 0.2])})
+    calibration = Calibration(1.0, {95: np.array([[0.5, 0.8, 0.95, 0.2], [1, 1, 1, 1]])})
     probabilities = np.array([[0.6, 0.25, 0.1, 0.05], [0.05, 0.05, 0.1, 0.8], [0.45, 0.15, 0.04, 0.36]])
-    left = calibration.prediction_sets(probabilities, 95)
+    left = calibration.prediction_sets(probabilities, np.array([0.1, 1.0, 0.1]), 95)
     assert left.tolist() == [
         [True, True, True, False],
         [False, False, True, True],
         [True, False, False, False],  # no class reaches its threshold; the most probable one is left all the same
     ]
+    unfamiliar = np.array([1.1, np.nan, 0.9])  # the first two have limits of their own
+    assert calibration.prediction_sets(probabilities, unfamiliar, 95).sum(1).tolist() == [4, 4, 1]
+
+
+def test_a_slice_is_familiar_when_one_collection_takes_it_for_its_own(folder: Path, slices: list[Path]):
+    check = KnownCollections("layer3", ["a", "b"], np.array([[1.0, 0], [0, 1.0]]), np.array([-2.0, -3.0]))
+    odds = check.unlikeness(np.array([[0.0, 0], [3, 0], [0, 4], [2, 2]]))
+    np.testing.assert_allclose(odds, np.exp([2.0, -1.0, -1.0, 0.0]))
+    for bias, unlikeness in ((-1.0, np.e), (60.0, np.exp(-50.0))):  # far beyond, it stays finite
+        check = KnownCollections("layer3", ["a"], np.zeros((1, FEATURES)), np.array([bias]))
+        write(folder, replace(trust_for(folder), in_distribution=check))
+        answer = TumorClassifier.from_pretrained(folder, device="cpu").predict(slices[0])
+        assert answer.unlikeness == pytest.approx(unlikeness)
+        assert (answer.decision == UNFAMILIAR) == (unlikeness > 1)
 
 
 def test_the_decision_follows_from_set_likeness_and_picture():
@@ -270,13 +291,13 @@ def test_csv_json_and_table_show_the_decision(folder: Path, slices: list[Path], 
 
 
 def test_a_refused_picture_keeps_no_label_that_a_count_would_take(folder: Path):
-    from brain_tumor_mri.inference.prediction import CSV_COLUMNS, Prediction, Tally, csv_row
+    from brain_tumor_mri.inference.prediction import Prediction, Tally, csv_columns, csv_row
 
     write(folder, trust_for(folder))
     blank = np.zeros((64, 64), np.uint8)
     (answer,) = TumorClassifier.from_pretrained(folder, device="cpu").predict([blank])
     assert answer.decision == NOT_A_BRAIN_MRI
-    row = dict(zip(CSV_COLUMNS, csv_row(answer), strict=True))
+    row = dict(zip(csv_columns(), csv_row(answer), strict=True))
     record = answer.to_dict()
     assert row["label"] == "" and record["label"] is None
     assert row["top_class"] == record["top_class"] == max(answer.probabilities, key=answer.probabilities.get)

@@ -194,17 +194,22 @@ def test_pixel_values_equal_those_of_the_models_own_processor(tiny_model_dir: Pa
     np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-6)
 
 
-def test_the_rules_of_trust_json_give_pythons_sets_scores_and_faults():
+@pytest.mark.parametrize("kind", ["one", "several"])
+def test_the_rules_of_trust_json_give_pythons_sets_scores_and_faults(kind: str):
     rng = np.random.default_rng(1)
     logits, features = rng.normal(0, 3, (50, 4)), rng.normal(0, 2, (50, 12))
-    thresholds = {90: np.array([0.3, 0.6, 0.9, 0.5]), 95: np.array([0.5, 0.8, 0.95, 0.7])}
+    limits = {90: [0.3, 0.6, 0.9, 0.5], 95: [0.5, 0.8, 0.95, 0.7]}
+    thresholds = {c: np.array([row, [0.98, 0.99, 1, 0.97]]) for c, row in limits.items()}
     calibration = trust.Calibration(1.7, thresholds)
     rows = np.linalg.qr(rng.normal(size=(12, 3)))[0].T
-    check = trust.InDistribution("layer3", rng.normal(size=12), rows, np.array([9.0, 4.0, 2.0]), 0.5, 70.0)
+    if kind == "one":
+        check = trust.InDistribution("layer3", rng.normal(size=12), rows, np.array([9.0, 4.0, 2.0]), 0.5, 70.0)
+    else:
+        weights = rng.normal(0, 0.3, (2, 12))
+        check = trust.KnownCollections("layer3", ["a", "b"], weights, np.array([0.5, 0.0]))
     brain_mri = trust.BrainMriCheck(rng.normal(0, 0.5, (2, 12)), np.array([-1.5, -2.0]))
     whole = trust.Trust("", calibration, calibration, check, brain_mri, {})
     again = trust.Trust.from_dict(whole.to_dict())  # the file has six digits
-    check = again.in_distribution
     grey = noise(90, 90).convert("L").resize((200, 100))
     pictures = [grey.convert("RGB"), noise(200, 100), noise(20, 90), Image.new("RGB", (99, 50), "gray")]
     faults = [picture_fault(picture) for picture in pictures]
@@ -218,10 +223,10 @@ def test_the_rules_of_trust_json_give_pythons_sets_scores_and_faults():
     found = run_js(script, request | {"pictures": [as_request(picture) for picture in pictures]})
     assert found["faults"] == faults
     probabilities = calibration.probabilities(logits[:, None])
-    scores, foreign = check.unlikeness(features), again.foreign(features)
+    scores, foreign = again.in_distribution.unlikeness(features), again.foreign(features)
     outcomes = set()
     for coverage in decisions.COVERAGES:
-        inside = calibration.prediction_sets(probabilities, coverage)
+        inside = calibration.prediction_sets(probabilities, scores, coverage)
         for row, said in enumerate(found["said"]):
             left = tuple(np.array(LABELS)[inside[row]])
             fault = faults[row] if row < len(faults) else None
