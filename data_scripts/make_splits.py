@@ -38,8 +38,8 @@ from brain_tumor_mri.audit.inventory import Inventory, ProgressCallback, take_in
 from brain_tumor_mri.commands.progress import ProgressBar
 from brain_tumor_mri.commands.script import run_script
 from brain_tumor_mri.data import collections
-from brain_tumor_mri.data.br35h import IN_KAGGLE
 from brain_tumor_mri.data.collections import TABLE
+from brain_tumor_mri.data.tables import IN_KAGGLE
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.files import read_json, write_text
 from brain_tumor_mri.images.read import UnreadableImageError, load_image

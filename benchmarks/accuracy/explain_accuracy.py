@@ -37,7 +37,6 @@ from benchmarks.accuracy.heat_map_scores import (
 )
 from benchmarks.accuracy.shortcut import images_met
 from benchmarks.harness import add_data_arguments, run
-from brain_tumor_mri.data.br35h import external_rows
 from brain_tumor_mri.data.outlines import (
     FILE_NAME,
     PROVENANCE,
@@ -49,6 +48,7 @@ from brain_tumor_mri.data.outlines import (
 )
 from brain_tumor_mri.data.protocols import OFFICIAL, PATIENT_DISJOINT, ProtocolArguments
 from brain_tumor_mri.data.slices import load_slices
+from brain_tumor_mri.data.tables import external_rows
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation.metrics import bootstrap, describe_interval, figure, weighted_share
 from brain_tumor_mri.evaluation.record import describe_data, describe_model, run_record

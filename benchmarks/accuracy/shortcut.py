@@ -26,9 +26,10 @@ from sklearn.metrics import log_loss
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.harness import add_data_arguments, run
+from brain_tumor_mri.data.folders import scan_folders
 from brain_tumor_mri.data.outlines import Outlines, external_outlines, outline_mask
 from brain_tumor_mri.data.protocols import OFFICIAL, PARTS, PATIENT_DISJOINT, ProtocolArguments, assign, leaking_share
-from brain_tumor_mri.data.slices import load_slices, scan_folders
+from brain_tumor_mri.data.slices import load_slices
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation.metrics import classification_figures, mean_figure
 from brain_tumor_mri.evaluation.record import describe_data, describe_model, run_record

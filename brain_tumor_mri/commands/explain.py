@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,14 +24,12 @@ from rich.text import Text
 
 from ..errors import UserError
 from ..heat_maps import DECODER, METHODS
+from ..heat_maps.explain import Explanation, colour
 from ..images.find import find_images
 from ..labels import LABELS, NO_TUMOR, RESEARCH_NOTICE, TITLES
 from .model_flags import add_model_arguments, load_classifier
 from .predict import SHOWN_ERRORS, SHOWN_ROWS, printable
 from .progress import DelayedProgress
-
-if TYPE_CHECKING:
-    from ..heat_maps.explain import Explanation
 
 KINDS = {"heatmap": "-heatmap.png", "overlay": "-overlay.png", "map": "-map.npy"}
 """What the command writes for an image -> how the file's name ends."""
@@ -155,8 +153,6 @@ def write_explanation(explanation: Explanation, folder: Path, name: str) -> dict
     Raises:
         UserError: a file cannot be written.
     """
-    from ..heat_maps.explain import colour  # torch: seconds
-
     if explanation.heat_map is None:
         return {}
     files = {kind: folder / f"{name}-{explanation.target}{ending}" for kind, ending in KINDS.items()}

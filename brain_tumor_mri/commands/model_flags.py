@@ -1,15 +1,12 @@
-"""The flags by which commands choose a model, and the classifier that they mean; imports nothing heavy by itself."""
+"""The flags by which commands choose a model, and the classifier that they mean."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
+from ..inference.classifier import TumorClassifier
 from ..inference.model_folder import BACKENDS, DEFAULT_MODEL
 from ..trust.decision import COVERAGES, DEFAULT_COVERAGE
-
-if TYPE_CHECKING:
-    from ..inference.classifier import TumorClassifier
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, batch_size: int = 32) -> None:
@@ -44,8 +41,6 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, batch_size: int = 32
 
 def load_classifier(args: argparse.Namespace) -> TumorClassifier:
     """Load what the flags of :func:`add_model_arguments` choose."""
-    from ..inference.classifier import TumorClassifier  # torch: seconds
-
     return TumorClassifier.from_pretrained(
         args.model or [DEFAULT_MODEL],
         revision=args.revision,

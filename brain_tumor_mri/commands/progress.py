@@ -1,12 +1,12 @@
-"""The progress bars of commands, on stderr; rich is imported when one appears."""
+"""The progress bars of commands, on stderr."""
 
 import sys
 import time
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PATIENCE = 2.0
 """Seconds before a progress bar appears."""
@@ -58,9 +58,6 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
         self.bar.stop()
 
 
-def _bar() -> "Progress":
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+def _bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -6,14 +6,13 @@ the file's name), and the Figshare slices of the Kaggle set are T1 with contrast
 
 from __future__ import annotations
 
-import csv
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
 from .collections import read_collections
-from .protocols import SPLITS_FILE
+from .tables import SPLITS_FILE, rows_of
 
 SEQUENCES = ("t1", "t1c", "t2", "flair")
 PLANES = ("axial", "coronal", "sagittal")
@@ -52,7 +51,7 @@ def known_slices(collections_dir: str | Path, data_dir: str | Path | None = None
     Raises:
         UserError: as of ``read_collections``; a file of the Kaggle set is missing.
     """
-    by_eye = {(row["source"], row["file"]): (row["sequence"], row["plane"]) for row in _rows(_BY_EYE)}
+    by_eye = {(row["source"], row["file"]): (row["sequence"], row["plane"]) for row in rows_of(_BY_EYE)}
     found = []
     for row in read_collections(collections_dir):
         if row.label != "ct":
@@ -61,8 +60,8 @@ def known_slices(collections_dir: str | Path, data_dir: str | Path | None = None
             found.append(_known(Path(collections_dir, row.file), row.collection, sequence, plane, stripped))
     if data_dir is None:
         return found
-    held_out = {row["path"] for row in _rows(SPLITS_FILE) if row["fold"] in ("1", "2")}
-    traced = [row["path"] for row in _rows(_PROVENANCE) if row["figshare_id"] and row["path"] in held_out]
+    held_out = {row["path"] for row in rows_of(SPLITS_FILE) if row["fold"] in ("1", "2")}
+    traced = [row["path"] for row in rows_of(_PROVENANCE) if row["figshare_id"] and row["path"] in held_out]
     listed = {file: looks for (source, file), looks in by_eye.items() if source == "kaggle"}
     drawn = {file: ("t1c", "") for file in random.Random(1).sample(traced, min(_FIGSHARE_SLICES, len(traced)))}
     for file, (sequence, plane) in (drawn | listed).items():
@@ -76,8 +75,3 @@ def known_slices(collections_dir: str | Path, data_dir: str | Path | None = None
 def _known(path: Path, collection: str, sequence: str, plane: str, stripped: str) -> KnownSlice:
     known = sequence if sequence in SEQUENCES else "", plane if plane in PLANES else ""
     return KnownSlice(path, collection, *known, stripped)
-
-
-def _rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as opened:
-        return list(csv.DictReader(opened))

@@ -7,24 +7,16 @@ model that sees tumours, rather than collections, finds these. Their type is unk
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import datasets
 
 from ..errors import UserError
 from ..labels import ANY_TUMOR
 from .protocols import PARTS
 from .slices import image_dataset
-
-if TYPE_CHECKING:
-    import datasets
-
-
-SPLIT_FILE = Path(__file__).with_name("splits") / "br35h.csv"
-IN_KAGGLE = "in-kaggle"
-"""Part of slices that are, or are grouped with, a copy of a Kaggle image: neither trained on nor measured."""
+from .tables import BR35H_FILE, external_rows
 
 
 @dataclass
@@ -44,14 +36,6 @@ class ExternalArguments:
             raise UserError(f"--external_repeats {self.external_repeats}: give 1 or more")
 
 
-@dataclass(frozen=True)
-class ExternalRow:
-    """A line of br35h.csv: the group of near-copies, and the part: train, validation, test or in-kaggle."""
-
-    group: str
-    part: str
-
-
 def load_external(folder: str | Path) -> datasets.DatasetDict:
     """Load the external tumours.
 
@@ -65,14 +49,12 @@ def load_external(folder: str | Path) -> datasets.DatasetDict:
     Raises:
         UserError: the folder holds none of the listed files.
     """
-    import datasets
-
     root = Path(folder)
     rows = external_rows()
     found = {path: row for path, row in rows.items() if (root / path).is_file()}
     if not found:
         raise UserError(
-            f"{root}: holds none of the tumours of {SPLIT_FILE.name}; give --external_dir the folder above images/"
+            f"{root}: holds none of the tumours of {BR35H_FILE.name}; give --external_dir the folder above images/"
         )
     parts = {}
     for part in PARTS:
@@ -80,12 +62,3 @@ def load_external(folder: str | Path) -> datasets.DatasetDict:
         groups = [found[path].group for path in ours]
         parts[part] = image_dataset(root, ours, label=[ANY_TUMOR] * len(ours), group=groups)
     return datasets.DatasetDict(parts)
-
-
-@cache
-def external_rows() -> dict[str, ExternalRow]:
-    """Return the versioned split by path; empty where the package is installed without it."""
-    if not SPLIT_FILE.is_file():
-        return {}
-    with SPLIT_FILE.open(newline="", encoding="utf-8") as file:
-        return {row["path"]: ExternalRow(row["group"], row["part"]) for row in csv.DictReader(file)}

@@ -18,22 +18,18 @@ import csv
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import datasets
 import numpy as np
 
 from ..errors import UserError
 from ..labels import ANY_TUMOR, LABEL2ID, NO_TUMOR
-from .protocols import PARTS, SPLITS_FILE
+from .protocols import PARTS
 from .slices import image_dataset
+from .tables import COLLECTIONS_FILE, collection_rows
 
-if TYPE_CHECKING:
-    import datasets
-
-TABLE = "collections.csv"
-SPLIT_FILE = SPLITS_FILE.with_name(TABLE)
+TABLE = COLLECTIONS_FILE.name
 CLEAR = "clear"
 TRAINING_LABELS = {**LABEL2ID, "tumour": ANY_TUMOR, CLEAR: LABEL2ID[NO_TUMOR]}
 """What a label of the table trains as; others, such as ``ct``, train no class."""
@@ -98,7 +94,7 @@ def read_collections(folder: str | Path) -> list[CollectionSlice]:
         found = []
         for row in rows:
             group = f"{row['family']}/{row.get('patient') or row['file']}"
-            group, part = split_rows().get(row["file"]) or (group, part_of(group))
+            group, part = collection_rows().get(row["file"]) or (group, part_of(group))
             rest = {key: row.get(key) or "" for key in ("sequence", "plane", "skull_stripped")}
             found.append(
                 CollectionSlice(
@@ -121,15 +117,6 @@ def part_of(group: str) -> str:
     return "test" if share < TEST_SHARE else "validation" if share < TEST_SHARE + VALIDATION_SHARE else "train"
 
 
-@cache
-def split_rows() -> dict[str, tuple[str, str]]:
-    """Return group and part of each slice of the versioned split, by file; empty where it is not installed."""
-    if not SPLIT_FILE.is_file():
-        return {}
-    with SPLIT_FILE.open(newline="", encoding="utf-8") as file:
-        return {row["file"]: (row["group"], row["part"]) for row in csv.DictReader(file)}
-
-
 def load_collections(folder: str | Path, left_out: str | None = None) -> datasets.DatasetDict:
     """Load the slices that train or measure a class.
 
@@ -146,8 +133,6 @@ def load_collections(folder: str | Path, left_out: str | None = None) -> dataset
     Raises:
         UserError: as :func:`read_collections`; the family is not in the table, or has no slice of a class.
     """
-    import datasets
-
     root = Path(folder)
     rows = [row for row in read_collections(root) if row.label in TRAINING_LABELS]
     families = sorted({row.family for row in rows})
@@ -202,18 +187,15 @@ def load_label(folder: str | Path, label: str) -> dict[str, datasets.Dataset]:
         ``train``, ``validation`` and ``test``; columns ``image``, ``label`` (``ANY_TUMOR``, of no meaning), ``path``
         and ``group``.
     """
-    import datasets
-
     root = Path(folder)
     parts = {}
     for part in PARTS:
         ours = [row for row in read_collections(root) if row.label == label and row.part == part]
-        table = {
-            "image": [str((root / row.file).resolve()) for row in ours],
-            "label": [ANY_TUMOR] * len(ours),
-            "path": [row.file for row in ours],
-            "group": [row.group for row in ours],
-            "collection": [row.collection for row in ours],
-        }
-        parts[part] = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
+        parts[part] = image_dataset(
+            root,
+            [row.file for row in ours],
+            label=[ANY_TUMOR] * len(ours),
+            group=[row.group for row in ours],
+            collection=[row.collection for row in ours],
+        )
     return parts

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..errors import UserError
-from .protocols import SPLITS_FILE
+from .tables import SPLITS_FILE
 
 PROVENANCE = SPLITS_FILE.with_name("provenance.csv")
 FIGSHARE_SIDE = 512

@@ -15,23 +15,19 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..labels import LABEL2ID, LABELS
+from .folders import PARTS, FoundSlice
+from .tables import SplitRow, split_rows
 
 OFFICIAL, PATIENT_DISJOINT, FIGSHARE_5FOLD, EXTERNAL, LEAVE_COLLECTION_OUT = PROTOCOLS = (
     "official", "patient-disjoint", "figshare-5fold", "external", "leave-collection-out",
 )  # fmt: skip
 FOLDS = (1, 2, 3, 4, 5)
-PARTS = ("train", "validation", "test")
-SPLITS_FILE = Path(__file__).with_name("splits") / "patient_disjoint.csv"
 
 NOTES = {
     OFFICIAL: "published folders; patients and copies leak from training to test, so it flatters every model",
@@ -87,25 +83,6 @@ class ProtocolArguments:
 
 
 @dataclass(frozen=True)
-class FoundSlice:
-    """An image file as it was found.
-
-    Attributes:
-        relative: path under the data folder, as published.
-        label: the class of the folder (or table) it was found in.
-        split: ``train``, ``validation`` or ``test``, by the folder; empty for a table.
-        group: patient, where the data set itself names one; else empty.
-        fold: published fold, where there is one; else 0.
-    """
-
-    relative: str
-    label: str
-    split: str = ""
-    group: str = ""
-    fold: int = 0
-
-
-@dataclass(frozen=True)
 class AssignedSlice:
     """A slice with its part (train, validation or test), its label and group under the protocol."""
 
@@ -113,16 +90,6 @@ class AssignedSlice:
     label: str
     group: str
     part: str
-
-
-@dataclass(frozen=True)
-class SplitRow:
-    """A line of patient_disjoint.csv: corrected label, folder's label, group of patient or near-copies, fold 1..5."""
-
-    label: str
-    source_label: str
-    group: str
-    fold: int
 
 
 @dataclass
@@ -186,18 +153,6 @@ def leaking_share(train_groups: Sequence[str], test_groups: Sequence[str]) -> fl
     return sum(group in seen for group in test_groups) / len(test_groups)
 
 
-@cache
-def split_rows() -> dict[str, SplitRow]:
-    """Return the versioned splits by published path; empty where the package is installed without them."""
-    if not SPLITS_FILE.is_file():
-        return {}
-    with SPLITS_FILE.open(newline="", encoding="utf-8") as file:
-        return {
-            row["path"]: SplitRow(row["label"], row["source_label"], row["group"], int(row["fold"]))
-            for row in csv.DictReader(file)
-        }
-
-
 def _official(
     found: Sequence[FoundSlice], rows: dict[str, SplitRow], arguments: ProtocolArguments, seed: int
 ) -> Assignment:
@@ -207,37 +162,12 @@ def _official(
     parts = {f.relative: f.split for f in found}
     if "validation" not in parts.values():  # else a folder of its own validates, and nothing is drawn
         train = [f for f in found if f.split == "train"]
-        draw = _random_draw if arguments.random_validation else _group_draw
+        from .draws import group_draw, random_draw  # scikit-learn and datasets: seconds that other protocols save
+
+        draw = random_draw if arguments.random_validation else group_draw
         held_out = draw(train, [group_of(f) for f in train], arguments.validation_fraction, seed)
         parts |= {f.relative: "validation" for f, chosen in zip(train, held_out, strict=True) if chosen}
     return Assignment([AssignedSlice(f.relative, f.label, group_of(f), parts[f.relative]) for f in found])
-
-
-def _random_draw(train: Sequence[FoundSlice], groups: Sequence[str], fraction: float, seed: int) -> list[bool]:
-    """Hold out single images, stratified by class, as ``datasets`` draws them."""
-    import datasets
-
-    names = sorted({f.label for f in train})
-    features = datasets.Features({"label": datasets.ClassLabel(names=names), "index": datasets.Value("int64")})
-    rows = {"label": [f.label for f in train], "index": list(range(len(train)))}
-    table = datasets.Dataset.from_dict(rows, features=features)
-    chosen = set(table.train_test_split(fraction, stratify_by_column="label", seed=seed)["test"]["index"])
-    return [i in chosen for i in range(len(train))]
-
-
-def _group_draw(train: Sequence[FoundSlice], groups: Sequence[str], fraction: float, seed: int) -> list[bool]:
-    """Hold out whole groups, about ``fraction`` of each class (scikit-learn's StratifiedGroupKFold, its first fold)."""
-    import numpy as np
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    labels = [f.label for f in train]
-    smallest = min(Counter(labels).values())
-    if smallest < 2:
-        raise UserError("a class has a single training image, so none can be held out for validation; add images")
-    folds = StratifiedGroupKFold(min(max(2, round(1 / fraction)), smallest), shuffle=True, random_state=seed)
-    _, held_out = next(folds.split(np.zeros(len(train)), labels, groups))
-    chosen = set(held_out.tolist())
-    return [i in chosen for i in range(len(train))]
 
 
 def _patient_disjoint(
@@ -259,30 +189,3 @@ def _by_fold(relative: str, label: str, group: str, fold: int, test_fold: int) -
     validation_fold = test_fold % len(FOLDS) + 1
     part = "test" if fold == test_fold else "validation" if fold == validation_fold else "train"
     return AssignedSlice(relative, label, group, part)
-
-
-def read_figshare_table(root: Path) -> list[FoundSlice]:
-    """List the Figshare slices of ``slices.csv`` with their published folds; patients become numbers.
-
-    Raises:
-        UserError: the table is missing or is not one that data_scripts/download_figshare.py wrote.
-    """
-    table = root / "slices.csv"
-    try:
-        with table.open(newline="", encoding="utf-8") as file:
-            rows: list[dict[str, Any]] = list(csv.DictReader(file))
-        patients = {patient: f"p{i:03}" for i, patient in enumerate(dict.fromkeys(r["patient_id"] for r in rows), 1)}
-        return [
-            FoundSlice(
-                relative=f"images/{row['image_id']}.jpg",
-                label=LABELS[LABEL2ID[row["label_name"]]],
-                group=patients[row["patient_id"]],
-                fold=int(row["fold"]),
-            )
-            for row in rows
-        ]
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{table}: no table of Figshare slices ({type(error).__name__}); give --data_dir the folder that "
-            "data_scripts/download_figshare.py wrote"
-        ) from error

@@ -14,34 +14,34 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import datasets
 from rich.console import Console
 from rich.progress import track
 
 from ..errors import UserError, safe_line
-from ..images.find import IMAGE_SUFFIXES
 from ..images.read import UnreadableImageError, load_image
-from ..labels import FOLDER_TO_LABEL, FOLDERS, LABELS, own_labels
+from ..labels import FOLDERS, LABELS, own_labels
 from ..machine import cpu_count
+from .folders import (
+    FoundSlice,
+    SkippedFile,
+    is_utf8,
+    read_figshare_table,
+    require_every_class,
+    scan_folders,
+    split_folders,
+    visible,
+)
 from .protocols import (
     FIGSHARE_5FOLD,
     OFFICIAL,
     PARTS,
     Assignment,
-    FoundSlice,
     ProtocolArguments,
     assign,
-    read_figshare_table,
 )
-
-if TYPE_CHECKING:
-    import datasets
-
-SPLIT_FOLDERS = {
-    "training": "train", "train": "train", "validation": "validation", "valid": "validation", "val": "validation",
-    "testing": "test", "test": "test",
-}  # fmt: skip
 
 
 @dataclass
@@ -86,15 +86,7 @@ class DataArguments:
         if self.labels != FOLDERS:
             return own_labels(self.labels.split(","))
         training = split_folders(Path(self.data_dir))["train"]
-        return own_labels([path.name for path in _visible(training) if path.is_dir()])
-
-
-@dataclass(frozen=True)
-class SkippedFile:
-    """A file left out, by its path under the data folder, and why."""
-
-    path: str
-    reason: str
+        return own_labels([path.name for path in visible(training) if path.is_dir()])
 
 
 @dataclass
@@ -175,78 +167,10 @@ def load_slices(
         left_out = {file.path for file in unreadable}
         found = [file for file in found if file.relative not in left_out]
         if not figshare:
-            _require_every_class(root, found, labels)
+            require_every_class(root, found, labels)
         assignment = assign(found, protocol, seed)
     fingerprint = hashlib.sha256("\n".join(f"{k} {digests[k]}" for k in sorted(digests)).encode()).hexdigest()
     return SliceData(_splits(root, assignment, labels), assignment, bad, fingerprint)
-
-
-def split_folders(root: Path) -> dict[str, Path]:
-    """Return the folder of each part of a data set.
-
-    Raises:
-        UserError: the folder, or one that is needed in it, is missing, or two are meant for one part.
-    """
-    if not root.is_dir():
-        raise UserError(
-            f"{root}: no such folder; download the data with data_scripts/download_kaggle.py, or give --data_dir "
-            "the folder that holds Training/ and Testing/"
-        )
-    split_dirs: dict[str, Path] = {}
-    for path in _visible(root):
-        if path.is_dir() and (split := SPLIT_FOLDERS.get(path.name.lower())):
-            if split in split_dirs:
-                raise UserError(
-                    f"{root}: holds {split_dirs[split].name}/ and {path.name}/, both for the {split} part; "
-                    "keep one, or move the other elsewhere"
-                )
-            split_dirs[split] = path
-    for split, name in (("train", "Training"), ("test", "Testing")):
-        if split not in split_dirs:
-            raise UserError(
-                f"{root}: has no {name}/ folder; give --data_dir the folder that holds Training/ and Testing/"
-            )
-    return split_dirs
-
-
-def scan_folders(root: Path, labels: Sequence[str] = LABELS) -> tuple[list[FoundSlice], list[SkippedFile]]:
-    """List a data set's files without opening them.
-
-    Hidden files and folders (a real download has ``.ipynb_checkpoints``) are ignored.
-
-    Args:
-        root: holds ``Training`` and ``Testing``.
-        labels: the classes, each of which has its folder in both.
-
-    Returns:
-        The image files, sorted by path; and files in class folders that are no images by name.
-
-    Raises:
-        UserError: as of ``split_folders``, or a class folder is missing or of an unknown name.
-    """
-    split_dirs = split_folders(root)
-    label_of = FOLDER_TO_LABEL if tuple(labels) == LABELS else {name.lower(): name for name in labels}
-    files: list[FoundSlice] = []
-    misnamed: list[SkippedFile] = []
-    for split in (part for part in PARTS if part in split_dirs):
-        for class_dir in (p for p in _visible(split_dirs[split]) if p.is_dir()):
-            label = label_of.get(class_dir.name.lower())
-            if label is None:
-                raise UserError(
-                    f"{safe_line(str(class_dir))}: not a known class folder; known are {', '.join(label_of)} "
-                    "(classes of your own: train.py --labels)"
-                )
-            for path in _visible(class_dir):
-                relative = path.relative_to(root).as_posix()
-                if not _is_utf8(relative):
-                    misnamed.append(SkippedFile(safe_line(relative), "its name is not UTF-8"))
-                elif path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-                    files.append(FoundSlice(relative, label, split))
-                else:
-                    kind = "a folder inside a class folder" if path.is_dir() else "not an image file by its name"
-                    misnamed.append(SkippedFile(relative, kind))
-    _require_every_class(root, files, labels)
-    return files, misnamed
 
 
 def label_counts(labels: Sequence[int], classes: int = len(LABELS)) -> list[int]:
@@ -290,9 +214,7 @@ def resolve_class_weights(setting: str, labels: Sequence[int], names: Sequence[s
 
 def image_dataset(root: Path, paths: Sequence[str], **columns: Sequence[Any]) -> datasets.Dataset:
     """Return a table of images: ``image`` (decoded when asked for), ``path`` under ``root``, and further columns."""
-    import datasets  # takes a second, and not every command loads images by it
-
-    if not _is_utf8(str(root.absolute())):
+    if not is_utf8(str(root.absolute())):
         raise UserError(f"{safe_line(str(root))}: a folder's name here is not UTF-8; rename it")
     table = {"image": [str((root / path).absolute()) for path in paths], "path": list(paths), **columns}
     text = {name: datasets.Value("string") for name in table if name not in ("image", "label")}
@@ -305,8 +227,6 @@ def with_slices(split: datasets.Dataset, further: datasets.Dataset, repeats: int
 
     The column ``label`` becomes a plain int64, as ``ANY_TUMOR`` names no class.
     """
-    import datasets
-
     plain = split.cast_column("label", datasets.Value("int64"))
     known = [name for name in (*plain.column_names, "stratum") if name in further.column_names]
     return datasets.concatenate_datasets([plain, *[further.select_columns(list(dict.fromkeys(known)))] * repeats])
@@ -343,30 +263,7 @@ def _verify(
     return digests, bad
 
 
-def _visible(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{safe_line(str(folder))}: cannot be listed ({error.strerror}); check --data_dir") from error
-
-
-def _is_utf8(name: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def _require_every_class(root: Path, files: Sequence[FoundSlice], labels: Sequence[str]) -> None:
-    present = Counter((file.split, file.label) for file in files)
-    for split, folder in (("train", "Training"), ("test", "Testing")):
-        missing = [label for label in labels if not present[split, label]]
-        if len(missing) == len(labels):
-            raise UserError(f"{root / folder}: holds no images; check the download")
-        if missing:
-            raise UserError(f"{root / folder}: no images of {', '.join(missing)}; check the download")
-
-
 def _splits(root: Path, assignment: Assignment, labels: Sequence[str]) -> datasets.DatasetDict:
-    import datasets
-
     parts = {}
     for part in PARTS:
         ours = [s for s in assignment.slices if s.part == part]

@@ -14,12 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+import torchio
 from PIL import Image
 
+from ..data.folders import read_figshare_table, scan_folders
 from ..data.protocols import (
     EXTERNAL,
     FIGSHARE_5FOLD,
@@ -27,9 +28,7 @@ from ..data.protocols import (
     ProtocolArguments,
     assign,
     leaking_share,
-    read_figshare_table,
 )
-from ..data.slices import scan_folders
 from ..errors import UserError
 from ..images.artefacts import HEAD_LEVEL, NOMINAL_SIDE, as_volume, motion
 from ..images.read import UnreadableImageError, load_image
@@ -93,14 +92,8 @@ def disturb(grey: np.ndarray, name: str, strength: int, image_id: str) -> np.nda
     return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
 
 
-def _torchio() -> ModuleType:
-    import torchio  # torch and SimpleITK: seconds
-
-    return torchio
-
-
 def _ghosting(grey: np.ndarray, intensity: float, rng: np.random.Generator) -> np.ndarray:
-    transform = _torchio().Ghosting(
+    transform = torchio.Ghosting(
         num_ghosts=int(rng.integers(3, 7)), axis=int(rng.integers(2)), intensity=intensity, restore=0.02
     )
     return 255 * transform(as_volume(grey))[0, :, :, 0].numpy()
@@ -110,13 +103,13 @@ def _spike(grey: np.ndarray, intensity: float, rng: np.random.Generator) -> np.n
     """Stripes 5 to 20 pixels wide, by a point so near the middle that a model's own resizing does not remove them."""
     angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.2)
     place = (0.5 + radius * np.sin(angle), 0.5 + radius * np.cos(angle), 0)
-    transform = _torchio().Spike(spikes_positions=np.array([place]), intensity=intensity)
+    transform = torchio.Spike(spikes_positions=np.array([place]), intensity=intensity)
     return 255 * transform(as_volume(grey))[0, :, :, 0].numpy()
 
 
 def _bias_field(grey: np.ndarray, ratio: float, rng: np.random.Generator) -> np.ndarray:
     """TorchIO's polynomial field of third order, stretched to ``ratio`` between two places of the head."""
-    field = np.log(_torchio().BiasField.generate_bias_field(as_volume(grey), 3, rng.uniform(-1, 1, 20))[:, :, 0])
+    field = np.log(torchio.BiasField.generate_bias_field(as_volume(grey), 3, rng.uniform(-1, 1, 20))[:, :, 0])
     head = grey >= HEAD_LEVEL * grey.max()  # the corners, where polynomials run away, are of no interest
     field *= np.log(ratio) / max(np.ptp(field[head]), 1e-6)
     # a scanner or a viewer sets the window anew: the head keeps its mean grey value
@@ -131,7 +124,7 @@ def _noise(grey: np.ndarray, deviation: float, rng: np.random.Generator) -> np.n
 
 def _blur(grey: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
     deviation *= max(grey.shape) / NOMINAL_SIDE
-    return 255 * _torchio().Blur(std=(deviation, deviation, 0))(as_volume(grey))[0, :, :, 0].numpy()
+    return 255 * torchio.Blur(std=(deviation, deviation, 0))(as_volume(grey))[0, :, :, 0].numpy()
 
 
 def _contrast(grey: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:

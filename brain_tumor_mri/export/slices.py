@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.protocols import FIGSHARE_5FOLD, ProtocolArguments, assign, draw_seed, read_figshare_table
-from ..data.slices import scan_folders
+from ..data.folders import read_figshare_table, scan_folders
+from ..data.protocols import FIGSHARE_5FOLD, ProtocolArguments, assign, draw_seed
 from ..errors import UserError
 from ..files import read_json
 from ..images.read import UnreadableImageError, load_image

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
+import torch
+import torchio
 
 HEAD_LEVEL = 0.08
 """Grey value, as a share of the slice's brightest, above which a pixel is taken for part of the head."""
@@ -16,8 +13,6 @@ NOMINAL_SIDE = 256
 
 def as_volume(grey: np.ndarray) -> torch.Tensor:
     """(H, W) uint8 to TorchIO's (1, H, W, 1) float32 in 0..1."""
-    import torch
-
     return torch.from_numpy(grey.astype(np.float32) / 255)[None, :, :, None]
 
 
@@ -36,8 +31,6 @@ def motion(grey: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarra
     element, and the whole slice is merely moved, with no artefact. And it turns about the origin of the coordinates,
     which for a bare tensor is a corner; so an affine puts it into the middle.
     """
-    import torchio
-
     shift = size * max(grey.shape) / NOMINAL_SIDE
     turns, directions = rng.choice((-1, 1), 2), rng.uniform(0, 2 * np.pi, 2)
     transform = torchio.Motion(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from PIL import Image
 
 from ..errors import UserError
 from ..images.archive import MAX_ARCHIVE_BYTES
@@ -21,8 +22,6 @@ from .uploads import MAX_FILES, MAX_IMAGE_BYTES, batch_answer, checked, file_inp
 from .view_examination import QUEUED
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from ..inference.prediction import Prediction
     from .handle import ModelHandle
 
@@ -83,8 +82,6 @@ def build_api(model: "ModelHandle", queued: dict[str, Any]) -> None:
         return answer_fields(model.get().predict(image), model.name)
 
     def explain(file: str, target: str) -> dict[str, Any]:
-        from PIL import Image
-
         image = _image(file)
         classifier = model.get()
         if target not in (ANSWERED, *classifier.labels):
@@ -119,7 +116,7 @@ def build_api(model: "ModelHandle", queued: dict[str, Any]) -> None:
         gr.on([], _with_errors(work), inputs, answer, api_name=name, api_description=words, **queue)
 
 
-def _image(file: str | None) -> "Image.Image":
+def _image(file: str | None) -> Image.Image:
     if not file:
         raise UserError("No file was given.")
     return read_upload(checked(file), Path(file).name)[0]

@@ -3,15 +3,12 @@
 import logging
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from ..inference.classifier import TumorClassifier
 from ..inference.model_folder import find_model
 from ..inference.registry import folder_of
 from ..labels import LABELS
-
-if TYPE_CHECKING:
-    from ..inference.classifier import TumorClassifier
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +34,8 @@ class ModelHandle:
         self._loading = executor.submit(self._load)
         executor.shutdown(wait=False)
 
-    def _load(self) -> "TumorClassifier":
+    def _load(self) -> TumorClassifier:
         try:
-            from ..inference.classifier import TumorClassifier
-
             return TumorClassifier.from_pretrained(self.model_id, revision=self.revision)
         except UserError as error:
             logger.error("%s", error)
@@ -64,7 +59,7 @@ class ModelHandle:
         except (UserError, TimeoutError):
             return LABELS
 
-    def get(self) -> "TumorClassifier":
+    def get(self) -> TumorClassifier:
         """Wait until the model is there, and return it.
 
         Raises:

@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import numpy as np
+from PIL import Image
 
 from ..errors import UserError
+from ..heat_maps.explain import MOSTLY, Explanation, colour, explain_classes
 from ..images.archive import shown_name
 from ..images.facts import SliceFacts
+from ..inference.classifier import TumorClassifier
 from ..labels import CLASSES, NO_TUMOR, RESEARCH_NOTICE, TITLES, class_named
 from ..trust.decision import ANSWER, COVERAGES, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
 from .fragments import (
@@ -33,11 +37,6 @@ from .fragments import (
 from .uploads import Files, file_input, read_upload, unforeseen
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
-    from ..heat_maps.explain import Explanation
-    from ..inference.classifier import TumorClassifier
     from ..inference.prediction import Prediction
     from .handle import ModelHandle
 
@@ -163,24 +162,17 @@ def panel_title(prediction: "Prediction") -> str:
     return f"{words} (unfamiliar)" if prediction.decision == UNFAMILIAR else words
 
 
-def heat_maps_of(classifier: "TumorClassifier", image: "Image.Image") -> "list[Explanation]":
+def heat_maps_of(classifier: TumorClassifier, image: Image.Image) -> list[Explanation]:
     """Return where the model looked, for each kind of tumour; "no tumour" has no place.
 
     Raises:
         UserError: the model has no feature map to explain.
     """
-    from ..heat_maps.explain import explain_classes
-
     return [found for found in explain_classes(classifier, image) if found.target != NO_TUMOR]
 
 
-def heat_uri(heat: "np.ndarray") -> str:
+def heat_uri(heat: np.ndarray) -> str:
     """Return a map in [0, 1] as a PNG that lies over the slice: its colour, as opaque as the map is high."""
-    import numpy as np
-    from PIL import Image
-
-    from ..heat_maps.explain import colour
-
     # A table of 256 colours with their opacities takes a fifth of what four channels take.
     picture = Image.fromarray(np.rint(255 * heat).astype(np.uint8)).convert("P")
     picture.putpalette(colour(np.arange(256) / 255).tobytes())
@@ -196,7 +188,7 @@ def waiting_viewer() -> str:
 
 
 def viewer(
-    image: "Image.Image",
+    image: Image.Image,
     explanations: "Sequence[Explanation]" = (),
     facts: SliceFacts = SliceFacts(),  # noqa: B008 - frozen
     note: str = "",
@@ -308,10 +300,8 @@ def _heat_controls(explanations: "Sequence[Explanation]", target: str) -> str:
     )
 
 
-def _map_words(explanation: "Explanation") -> str:
+def _map_words(explanation: Explanation) -> str:
     """What must be known before a map is looked at."""
-    from ..heat_maps.explain import MOSTLY
-
     title = TITLES[str(explanation.target)].lower()
     share = percent(explanation.prediction.probabilities[str(explanation.target)])
     if explanation.outside_head > MOSTLY:

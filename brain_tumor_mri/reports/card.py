@@ -15,9 +15,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import UndefinedError
 
-from ..data.br35h import external_rows
-from ..data.collections import split_rows as collection_rows
-from ..data.protocols import FIGSHARE_5FOLD, NOTES, OFFICIAL, PARTS, SPLITS_FILE, split_rows
+from ..data.protocols import FIGSHARE_5FOLD, NOTES, OFFICIAL, PARTS
+from ..data.tables import SPLITS_FILE, collection_rows, external_rows, split_rows
 from ..errors import UserError
 from ..files import read_json
 from ..labels import LABELS, NO_TUMOR, RESEARCH_NOTICE, TITLES, class_named

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchio
 from PIL import Image
 from scipy import ndimage
 from torchvision.transforms import v2
@@ -232,7 +233,6 @@ class RandomArtefact(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        import torchio
 
         self.one_of = torchio.OneOf(
             [

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import numpy as np
 import timm.data
 import torch
@@ -23,7 +24,6 @@ from .augmentation import AugmentationArguments
 from .losses import UNKNOWN
 
 if TYPE_CHECKING:
-    import datasets
     from PIL import Image
     from transformers import PretrainedConfig
 
@@ -109,8 +109,6 @@ class SliceDataset(Dataset):
         shares: np.ndarray | None = None,
         length: int | None = None,
     ) -> None:
-        import datasets
-
         self.shares = shares
         self.length = length
 

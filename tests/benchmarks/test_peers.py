@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.accuracy import peers
-from brain_tumor_mri.data.br35h import external_rows
-from brain_tumor_mri.data.protocols import FOLDS, split_rows
+from brain_tumor_mri.data.protocols import FOLDS
+from brain_tumor_mri.data.tables import external_rows, split_rows
 from brain_tumor_mri.labels import LABELS
 from tests.benchmarks.conftest import ITS_ORDER, PACKAGE
 

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from brain_tumor_mri.commands import main as cli
 from brain_tumor_mri.data import br35h as external
+from brain_tumor_mri.data import tables
 from brain_tumor_mri.data.slices import load_slices, with_slices
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation.metrics import external_figures
@@ -34,14 +35,14 @@ def tumours_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "images").mkdir()
     pictures = iter(sorted(phantoms.glob("Training/[gmp]*/*.png")))
     for part, count in (("train", 12), ("validation", 4), ("test", 8)):
-        paths = [path for path, row in external.external_rows().items() if row.part == part][:count]
+        paths = [path for path, row in tables.external_rows().items() if row.part == part][:count]
         for path in paths:
             Image.open(next(pictures)).convert("L").save(root / path)
     return root
 
 
 def test_the_committed_split_keeps_near_copies_together_and_copies_of_kaggle_images_out() -> None:
-    with external.SPLIT_FILE.open(newline="") as file:
+    with tables.BR35H_FILE.open(newline="") as file:
         rows = list(csv.DictReader(file))
     parts = {row["group"]: {r["part"] for r in rows if r["group"] == row["group"]} for row in rows}
     assert all(len(found) == 1 for found in parts.values())
@@ -65,7 +66,7 @@ def test_a_split_is_made_by_groups_and_leaves_out_what_the_kaggle_set_holds(tmp_
     rows = {row["path"]: row for row in make_external_split(ours.parent, kaggle.parents[1])}
     assert rows["images/y0.png"]["group"] == rows["images/y0-mirrored.png"]["group"]
     assert rows["images/y0.png"]["part"] == rows["images/y0-mirrored.png"]["part"]
-    assert [path for path, row in rows.items() if row["part"] == external.IN_KAGGLE] == ["images/y19.png"]
+    assert [path for path, row in rows.items() if row["part"] == tables.IN_KAGGLE] == ["images/y19.png"]
     assert Counter(row["part"] for row in rows.values())["test"] == 10
 
 

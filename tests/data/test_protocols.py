@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from brain_tumor_mri.data.folders import read_figshare_table
 from brain_tumor_mri.data.protocols import (
     FOLDS,
     FoundSlice,
     ProtocolArguments,
     assign,
     leaking_share,
-    read_figshare_table,
-    split_rows,
 )
 from brain_tumor_mri.data.slices import load_slices
+from brain_tumor_mri.data.tables import split_rows
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.labels import LABELS
 

@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 
 from brain_tumor_mri import TumorClassifier, UserError
 from brain_tumor_mri.commands.main import main
+from brain_tumor_mri.data.folders import scan_folders
 from brain_tumor_mri.data.protocols import ProtocolArguments, assign
-from brain_tumor_mri.data.slices import scan_folders
 from brain_tumor_mri.export import parity
 from brain_tumor_mri.export import slices as export_slices
 from brain_tumor_mri.export import write_onnx as onnx_writing
