@@ -43,7 +43,7 @@ from ..inference.load import pytorch
 from ..inference.model_folder import DEFAULT_MODEL, ModelFolder, find_model
 from ..labels import ANY_TUMOR, RESEARCH_NOTICE, require_project_classes
 from ..machine import versions
-from ..reports.plots import plot_reliability
+from ..reports.plots import plot_reliability, plot_unseen
 from ..reports.tables import percent
 from ..trust.calibration import Outputs, fit_familiar, fit_trust
 from ..trust.decision import DECISIONS, DEFAULT_COVERAGE
@@ -181,6 +181,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         title = f"{folder.architecture}, {protocol.title}"
         plot_reliability(measured["test"]["single"], folder.path / "reliability.png", title)
+        if measured_unseen:
+            plot_unseen(measured_unseen, folder.path / "unseen.png", f"{title}: collections that it never saw")
         write_json(folder.path / FILE_NAME, replace(trust, record=record).to_dict())
     if args.json:
         json.dump(record | {"temperature": trust.single.temperature}, sys.stdout, indent=2)

@@ -36,7 +36,7 @@ _MODEL_FILES = (
     "*.png",
 )
 _MODEL_STALE = (
-    *_MODEL_FILES[1:10], "confusion_matrix.png", "training_curves.png", "reliability.png", "stress.png",
+    *_MODEL_FILES[1:10], "confusion_matrix.png", "training_curves.png", "reliability.png", "unseen.png", "stress.png",
     EXPORT_FILE, *EXPORT_FILES.values(),
 )  # fmt: skip
 """What of an earlier version goes when this one does not have it: it would be taken for this one's."""

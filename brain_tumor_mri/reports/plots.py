@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -94,4 +94,36 @@ def plot_reliability(figures: dict[str, Any], path: Path, title: str) -> None:
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
     figure.suptitle(f"{title}, test: {figures['n']} slices; area of a point: share of the slices", fontsize=10)
+    figure.savefig(path)
+
+
+def plot_unseen(figures: Mapping[str, dict[str, Any]], path: Path, title: str) -> None:
+    """Draw coverage and answers of each collection of ``evaluation.trust.unseen_figures`` into a PNG."""
+    names = list(figures)[::-1]
+    figure = Figure(figsize=(9, 1.2 + 0.34 * len(names)), dpi=120, layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for place, name in enumerate(names):
+        covered = figures[name]["covered"]
+        left.plot([100 * covered["low"], 100 * covered["high"]], [place, place], color="#0072B2", linewidth=2)
+        left.plot(100 * covered["value"], place, "o", color="#0072B2")
+    left.axvline(95, color="0.4", linestyle="--", linewidth=1)
+    left.set(xlim=(0, 101), xlabel="% of 95 % sets that hold the true class", yticks=range(len(names)))
+    left.set_yticklabels([f"{name} ({figures[name]['n']})" for name in names])
+    shares = {
+        key: np.array([100 * figures[name][key]["value"] for name in names]) for key in ("unfamiliar", "answered")
+    }
+    rights = np.array([(figures[name]["right"] or {"value": 0})["value"] for name in names]) * shares["answered"]
+    parts = {
+        "answered, right": (rights, "#009E73"),
+        "answered, wrong": (shares["answered"] - rights, "#D55E00"),
+        "uncertain": (100 - shares["unfamiliar"] - shares["answered"], "#F0E442"),
+        "unfamiliar": (shares["unfamiliar"], "0.8"),
+    }
+    start = np.zeros(len(names))
+    for label, (share, colour) in parts.items():
+        right.barh(range(len(names)), share, left=start, color=colour, label=label, height=0.6)
+        start += share
+    right.set(xlim=(0, 100), xlabel="% of slices")
+    figure.legend(loc="outside lower center", ncols=len(parts), fontsize=8, frameon=False)
     figure.savefig(path)

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.render_tables import render_results
 from brain_tumor_mri.evaluation.trust import foreign_figures, trust_figures
 from brain_tumor_mri.labels import ANY_TUMOR, TITLES
+from brain_tumor_mri.reports.plots import plot_unseen
 from brain_tumor_mri.reports.trust_tables import check_tables, trust_tables
 from brain_tumor_mri.trust import calibration
 from brain_tumor_mri.trust.calibration import Outputs
@@ -112,3 +114,15 @@ def test_kinds_left_out_of_the_fit_have_a_table(record: dict):
     text = trust_tables(record)
     assert "| head ct | no brain MRI, to be refused | 4 | 75.0 % |" in text
     assert "| kaggle | brain MRI, to be let through | 9 | 0.0 % |" in text
+
+
+def test_collections_that_no_fit_saw_have_a_plot(tmp_path: Path):
+    figure, none = {"value": 0.8, "low": 0.7, "high": 0.9}, {"value": 0.0, "low": 0.0, "high": 0.0}
+    row = {"n": 40, "covered": figure, "unfamiliar": figure, "answered": {"value": 0.1}, "right": figure}
+    sizes = []
+    for figures in ({"a": row}, {"a": row, "b": row | {"unfamiliar": {"value": 1.0}, "answered": none, "right": None}}):
+        plot_unseen(figures, tmp_path / "unseen.png", "a model")
+        with Image.open(tmp_path / "unseen.png") as image:
+            sizes.append(image.height)
+            assert len(image.convert("RGB").getcolors(10**6)) > 50
+    assert sizes[1] > sizes[0]  # a row a collection
