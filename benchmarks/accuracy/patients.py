@@ -1,8 +1,8 @@
 """Answers patients from their slices, next to the slices one by one: ``patients.py --data_dir D --collections_dir C``.
 
-Rules that combine a patient's slices are compared on the validation part, with the one number that some of them have;
-the test part only measures. Slices of a patient come without their places here, so the stretch of the rule for volumes
-is that of the most suspicious slices.
+Rules that combine a patient's slices are compared on validation patients and, with ``--left_out_models``, on patients
+of collections that trained nothing, each a series; test patients only measure. ``--write`` keeps what these say of how
+sure an answer must be beside the weights, as patients.json. Slices of a patient come without their places here.
 """
 
 from __future__ import annotations
@@ -10,37 +10,43 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from scipy.optimize import minimize_scalar
+from rich.progress import track
 from scipy.stats import binomtest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.harness import run
-from brain_tumor_mri.data.collections import load_collections
+from brain_tumor_mri.data.collections import load_collections, read_collections
 from brain_tumor_mri.data.protocols import FIGSHARE_5FOLD, FOLDS, PATIENT_DISJOINT, ProtocolArguments
 from brain_tumor_mri.data.slices import load_slices
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.evaluation.split import predict_split
+from brain_tumor_mri.files import write_json
 from brain_tumor_mri.inference.classifier import TumorClassifier
 from brain_tumor_mri.inference.model_folder import DEFAULT_MODEL
+from brain_tumor_mri.inference.patients import FILE_NAME, SCHEMA, log_mean
 from brain_tumor_mri.labels import LABELS, NO_TUMOR
-from brain_tumor_mri.trust.decision import DEFAULT_COVERAGE
+from brain_tumor_mri.machine import versions
+from brain_tumor_mri.trust.decision import COVERAGES, DEFAULT_COVERAGE
 
 NONE = LABELS.index(NO_TUMOR)
 TOP = 3
-"""Slices of the fixed rule, as of a volume: the most suspicious stretch has three at least."""
+"""Slices, as of a volume: its most suspicious stretch has three at least."""
 PARTS = ("validation", "test")
 _Rule = Callable[[np.ndarray], np.ndarray]
 
 
 def top(rows: np.ndarray, count: int = TOP) -> np.ndarray:
-    """The fixed rule of volumes, without places: the mean of the most suspicious slices."""
+    """The mean of the most suspicious slices."""
     return rows[np.argsort(rows[:, NONE])[:count]].mean(0)
 
 
@@ -54,20 +60,19 @@ def noisy_or(rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def log_mean(rows: np.ndarray) -> np.ndarray:
-    """The mean of log-probabilities, normalised."""
-    logs = np.log(np.clip(rows, 1e-6, 1)).mean(0)
-    return np.exp(logs) / np.exp(logs).sum()
-
-
 RULES: dict[str, _Rule] = {
     "mean": lambda rows: rows.mean(0),
-    f"most suspicious {TOP} (fixed)": top,
+    f"most suspicious {TOP}": top,
     "most suspicious half": lambda rows: top(rows, -(-len(rows) // 2)),
     "most suspicious slice": lambda rows: top(rows, 1),
     "noisy-or": noisy_or,
     "log mean": log_mean,
+    f"log mean of most suspicious {TOP}": lambda rows: log_mean(rows[np.argsort(rows[:, NONE])[:TOP]]),
 }
+CHOSEN = "log mean"
+"""The rule of volumes, for their most suspicious stretch."""
+FAMILIES = {"tcga-lgg": "brats", "rsna-miccai": "brats", "ageing-2mm": "ageing"}
+"""Collections whose patients are known and have several slices, and the family that a model was trained without."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--collections_dir", help="further collections, of which those with known patients count")
     parser.add_argument("--figshare_dir", help="the Figshare set, for figshare-5fold")
     parser.add_argument("--figshare_models", help="models of its folds, {fold} standing for the number")
+    parser.add_argument("--left_out_models", help="models that a family trained nothing of, {family} standing for it")
+    parser.add_argument("--write", action="store_true", help="write patients.json beside the weights")
     parser.add_argument("--fold", type=int, default=1, help="of patient-disjoint, as the model was trained")
 
 
@@ -92,12 +99,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     found = {name: compare(**parts) for name, parts in data.items()}
     if args.figshare_dir:
         found[FIGSHARE_5FOLD] = compare(**_of_folds(args.figshare_dir, args.figshare_models))
+    if args.left_out_models:
+        if not args.collections_dir or classifier.trust is None:
+            raise UserError("--left_out_models needs --collections_dir and a model with trust.json")
+        groups = {"figshare": data[PATIENT_DISJOINT]["validation"]}
+        groups |= _left_out(args.collections_dir, args.left_out_models, classifier.trust.calibration(False).temperature)
+        found["left_out"] = left_out_figures(groups)
+        if args.write:
+            _write(classifier, found["left_out"])
     described = {key: value for key, value in classifier.describe().items() if key != "source"}
     cells = [
         [name, rule, f"{f['accuracy']['hits']} of {f['accuracy']['n']}", f"NLL {f['nll']:.3f}"]
         for name, figures in found.items()
+        if name != "left_out"
         for rule, f in {"slices": figures["slices"], **figures["patients"]}.items()
     ]
+    for name, figures in found.get("left_out", {}).get("collections", {}).items():
+        cells += [[name, rule, f"{f['hits']} of {f['n']}", f"NLL {f['nll']:.3f}"] for rule, f in figures.items()]
     return {
         "benchmark": "patients",
         "protocol": f"patient-disjoint fold {args.fold}: rules compared on validation, measured on test patients",
@@ -148,16 +166,13 @@ def compare(validation: Patients, test: Patients) -> dict[str, Any]:
     """Slices one by one, and each rule: what it says of test patients, and the one that validation patients choose."""
     figures = {}
     for name, rule in RULES.items():
-        before = validation.combined(rule)
-        temperature = _temperature(before, validation.labels)
-        fitted, measured = _scaled(before, temperature), _scaled(test.combined(rule), temperature)
-        sets = _sets(fitted, validation.labels, measured)
+        fitted, measured = validation.combined(rule), test.combined(rule)
+        sets = measured >= _limit(fitted, validation.labels, DEFAULT_COVERAGE)
+        sets[np.arange(len(sets)), measured.argmax(1)] = True
         figures[name] = {
             "validation_nll": _nll(fitted, validation.labels),
-            "temperature": temperature,
             "accuracy": _share(measured.argmax(1) == test.labels),
             "nll": _nll(measured, test.labels),
-            "nll_uncalibrated": _nll(test.combined(rule), test.labels),
             "covered": _share(sets[np.arange(len(sets)), test.labels]),
             "set_size": float(sets.sum(1).mean()),
         }
@@ -170,29 +185,117 @@ def compare(validation: Patients, test: Patients) -> dict[str, Any]:
     }
 
 
-def _scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    powered = np.clip(probabilities, 1e-9, 1) ** (1 / temperature)
-    return powered / powered.sum(1, keepdims=True)
-
-
-def _temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Guo et al. 2017, on log-probabilities of patients."""
-    found = minimize_scalar(lambda t: _nll(_scaled(probabilities, t), labels), bounds=(0.2, 5), method="bounded")
-    return float(found.x)
-
-
 def _nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    return float(-np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-6, 1)).mean())
+    return float(_losses(probabilities, labels).mean())
 
 
-def _sets(fitted: np.ndarray, labels: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """Split conformal prediction sets by patient (Vovk 2012), over all classes at once: patients of one are too few."""
-    scores = np.sort(1 - fitted[np.arange(len(labels)), labels])
-    rank = int(np.ceil((len(scores) + 1) * DEFAULT_COVERAGE / 100)) - 1
-    limit = scores[rank] if rank < len(scores) else 1.0
-    inside = 1 - measured <= limit
-    inside[np.arange(len(inside)), measured.argmax(1)] = True
-    return inside
+def _limit(fitted: np.ndarray, labels: np.ndarray, coverage: int) -> float:
+    """Split conformal by patient (Vovk 2012), over all classes at once, as patients of one are too few.
+
+    The least probability with which a class is possible; 0 where there are too few patients to tell.
+    """
+    own = np.sort(fitted[np.arange(len(labels)), labels])
+    rank = int(np.floor((len(own) + 1) * (1 - coverage / 100)))
+    return float(own[rank - 1]) if rank else 0.0
+
+
+def _left_out(folder: str, models: str, temperature: float) -> dict[str, Patients]:
+    """Patients of each collection, a series each, by a model without its family, with the released model's temperature.
+
+    Series on which the kinds are decided, T1 with contrast, and those of people without a tumour.
+    """
+    found = {}
+    for collection, family in FAMILIES.items():
+        rows = [
+            row
+            for row in read_collections(folder)
+            if row.collection == collection and (row.sequence == "t1c" or row.label == NO_TUMOR)
+        ]
+        names = [f"{row.group}, {row.sequence}" for row in rows]
+        sizes = Counter(names)
+        kept = [k for k, name in enumerate(names) if sizes[name] > 1]
+        classifier = TumorClassifier.from_pretrained(models.replace("{family}", family), use_trust=False)
+        answers = classifier.predict_stream(Path(folder, rows[k].file) for k in kept)
+        plain = np.array([list(a.probabilities.values()) for a in track(answers, collection, total=len(kept))])
+        scaled = np.clip(plain, 1e-9, 1) ** (1 / temperature)
+        # a slice without tumour of somebody who has one
+        labels = np.array([NONE if rows[k].label == "clear" else LABELS.index(rows[k].label) for k in kept])
+        found[collection] = Patients(scaled / scaled.sum(1, keepdims=True), labels, [names[k] for k in kept])
+    return found
+
+
+def left_out_figures(groups: Mapping[str, Patients]) -> dict[str, Any]:
+    """What each rule says of patients whose collection trained nothing; collections weigh alike.
+
+    ``learned``, a logistic regression on the log mean, the log mean of the most suspicious slices and the most
+    suspicious slice, is fitted to the other families. Differences in NLL are paired by patient, with a 95 % bootstrap
+    interval.
+    """
+    combined = {rule: {name: own.combined(RULES[rule]) for name, own in groups.items()} for rule in RULES}
+    combined["learned"] = _learned(groups)
+    losses = {
+        rule: {name: _losses(rows[name], own.labels) for name, own in groups.items()} for rule, rows in combined.items()
+    }
+    by_collection = {
+        name: {
+            rule: _share(rows[name].argmax(1) == own.labels) | {"nll": float(losses[rule][name].mean())}
+            for rule, rows in combined.items()
+        }
+        for name, own in groups.items()
+    }
+    limits = {
+        coverage: min(_limit(combined[CHOSEN][name], own.labels, coverage) for name, own in groups.items())
+        for coverage in COVERAGES
+    }
+    told = {name: (rows >= limits[DEFAULT_COVERAGE]).sum(1) <= 1 for name, rows in combined[CHOSEN].items()}
+    return {
+        "nll": {rule: float(np.mean([own.mean() for own in rows.values()])) for rule, rows in losses.items()},
+        "difference_to_mean": {rule: _difference(rows, losses["mean"]) for rule, rows in losses.items()},
+        "limits": {str(coverage): limit for coverage, limit in limits.items()},
+        "one_class_left": {
+            name: {"n": len(own.labels), "told": int(told[name].sum())}
+            | {"right": int((told[name] & (combined[CHOSEN][name].argmax(1) == own.labels)).sum())}
+            for name, own in groups.items()
+        },
+        "collections": by_collection,
+    }
+
+
+def _learned(groups: Mapping[str, Patients]) -> dict[str, np.ndarray]:
+    def features(own: Patients) -> np.ndarray:
+        rules = (CHOSEN, f"log mean of most suspicious {TOP}", "most suspicious slice")
+        return np.log(np.clip(np.concatenate([own.combined(RULES[rule]) for rule in rules], axis=1), 1e-4, 1))
+
+    found = {}
+    for name, own in groups.items():
+        others = [other for key, other in groups.items() if FAMILIES.get(key, key) != FAMILIES.get(name, name)]
+        rows, labels = np.concatenate([*map(features, others)]), np.concatenate([other.labels for other in others])
+        weights = np.concatenate([np.full(len(other.labels), 1 / len(other.labels)) for other in others])
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+        model.fit(rows, labels, logisticregression__sample_weight=weights * len(weights) / weights.sum())
+        found[name] = np.zeros((len(own.labels), len(LABELS)))
+        found[name][:, model.classes_] = model.predict_proba(features(own))
+    return found
+
+
+def _losses(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return -np.log(np.clip(rows[np.arange(len(labels)), labels], 1e-6, 1))
+
+
+def _difference(rows: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> dict[str, float]:
+    rng = np.random.default_rng(0)
+    paired = [rows[name] - others[name] for name in rows]
+    drawn = [np.mean([rng.choice(own, len(own)).mean() for own in paired]) for _ in range(2000)]
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return {"value": float(np.mean([own.mean() for own in paired])), "low": float(low), "high": float(high)}
+
+
+def _write(classifier: TumorClassifier, figures: Mapping[str, Any]) -> None:
+    folder = classifier.folder
+    record = {key: figures[key] for key in ("limits", "one_class_left")}
+    protocol = "split conformal by patient, in the worst of the collections, by models that they trained nothing of"
+    content = {"schema": SCHEMA, "weights_sha256": folder.sha256(), **record, "protocol": protocol}
+    write_json(folder.path / FILE_NAME, content | {"versions": versions()})
 
 
 def _share(hits: np.ndarray) -> dict[str, float]:

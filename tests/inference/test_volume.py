@@ -15,12 +15,17 @@ from scipy.ndimage import affine_transform
 from scipy.spatial.transform import Rotation
 
 from brain_tumor_mri.commands.main import main
+from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.files import write_json
 from brain_tumor_mri.images.sequence import SequenceGuess
 from brain_tumor_mri.images.series import UnreadableVolumeError
 from brain_tumor_mri.images.volume import Volume, read_volume
+from brain_tumor_mri.inference.patients import PatientLimit, load_patient_limit, log_mean
 from brain_tumor_mri.inference.prediction import Prediction
-from brain_tumor_mri.inference.volume import VolumeClassifier, key_images
+from brain_tumor_mri.inference.upright import Upright
+from brain_tumor_mri.inference.volume import VolumeClassifier, VolumePrediction, combine, key_images
 from brain_tumor_mri.labels import LABELS, NO_TUMOR
+from brain_tumor_mri.trust.decision import ANSWER, UNCERTAIN
 
 STEPS = np.array([4.0, 1.0, 1.0])
 """Millimetres along S, P and L."""
@@ -231,3 +236,37 @@ def test_the_command_answers_volumes_beside_what_cannot_be_read(tiny_model_dir: 
     capsys.readouterr()
     assert main([*arguments, str(scan), str(tmp_path)]) == 2
     assert "two commands" in capsys.readouterr().err
+
+
+def test_what_a_patient_is_not_sure_enough_for_is_uncertain_and_the_file_is_of_its_weights(tmp_path: Path):
+    def decided(limit: PatientLimit | None) -> VolumePrediction:
+        upright = Upright(volume(head()))
+        rows = {"glioma": 0.94, "meningioma": 0.04, "notumor": 0.01, "pituitary": 0.01}
+        answer = Prediction("", "glioma", 0.94, rows, decision=ANSWER)
+        return combine(upright, dict.fromkeys(upright.head_slices(), answer), limit=limit)
+
+    assert decided(None).decision == decided(PatientLimit(95, 0.05)).decision == ANSWER
+    unsure = decided(PatientLimit(95, 0.03))
+    assert unsure.decision == UNCERTAIN and "one patient in 20" in unsure.reason and "meningioma" in unsure.reason
+
+    class Folder:
+        path = tmp_path
+
+        @staticmethod
+        def sha256() -> str:
+            return "ours"
+
+    assert load_patient_limit(Folder, 95) is None
+    content = {"schema": 1, "weights_sha256": "ours", "limits": {"90": 0.1, "95": 0.03}}
+    for change, expected in (({}, PatientLimit(95, 0.03)), ({"weights_sha256": "others"}, None)):
+        write_json(tmp_path / "patients.json", content | change)
+        assert load_patient_limit(Folder, 95) == expected
+    write_json(tmp_path / "patients.json", content | {"limits": {"95": 7}})
+    with pytest.raises(UserError, match="damaged"):
+        load_patient_limit(Folder, 95)
+
+
+def test_the_log_mean_follows_most_slices_and_not_the_one_that_stands_alone():
+    rows = np.array([[0.9, 0.1, 0, 0]] + 4 * [[0.1, 0.9, 0, 0]])
+    assert log_mean(rows)[1] > rows.mean(0)[1] and log_mean(rows).sum() == pytest.approx(1)
+    np.testing.assert_allclose(log_mean(rows[:1]), rows[0], atol=1e-5)
