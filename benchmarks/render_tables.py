@@ -28,6 +28,7 @@ from brain_tumor_mri.reports.tables import (
     external_table,
     interval_note,
     markdown_table,
+    percent,
     protocol_table,
     stress_summary,
     stress_table,
@@ -57,6 +58,23 @@ def _each(render: Callable[[dict[str, Any]], str]) -> Callable[[Records], str]:
     return lambda records: "\n".join(map(render, records))
 
 
+def zoo_table(records: Records) -> str:
+    """Return a row a model, of the latency record and then each model's metrics, trust and explain records."""
+    rows, speeds = [], {(c["architecture"], c["backend"]): c for c in records[0]["contestants"]}
+    for metrics, trust, explain in zip(*(records[place::3] for place in (1, 2, 3)), strict=True):
+        model, test = metrics["model"], trust["measured"]["test"]["single"]
+        speed = speeds.get((model["architecture"], "onnx"))
+        rows.append([
+            f"`{explain['title']}`", model["architecture"], f"{model['parameters'] / 1e6:.1f} M",
+            percent(metrics["splits"]["test"]["accuracy"]), percent(metrics["external"]["auroc"]),
+            percent(test["decisions"]["answer"]), percent(test["correct"]["answer"]),
+            percent(next(iter(explain["sets"].values()))["methods"]["decoder"]["hit"]),
+            f"{speed['ms']['files']['1']['value']:.0f} ms" if speed else "-",
+        ])  # fmt: skip
+    header = ["model", "network", "parameters", "accuracy", "AUROC of Br35H tumours", "said `answer`"]
+    return markdown_table([*header, "right of these", "heat map hits", "a file, ONNX on two cores"], rows)
+
+
 RENDERERS: dict[str, Callable[[Records], str]] = {
     "results": _results,
     "trust": _each(trust_tables),
@@ -71,6 +89,7 @@ RENDERERS: dict[str, Callable[[Records], str]] = {
     "left-out": lambda records: collections_table(records, pooled=True),
     "ablation": _each(ablation_table),
     "federated": federated_table,
+    "zoo": zoo_table,
 }
 
 
