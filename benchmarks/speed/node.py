@@ -132,10 +132,10 @@ def _send_all(
 
 def _renamed(original: list[Dataset], n: int) -> list[Dataset]:
     """The series as another one, in a study of its own."""
-    study, series = (generate_uid(entropy_srcs=["benchmark", str(n), level]) for level in ("study", "series"))
+    study, series = (generate_uid(entropy_srcs=[f"benchmark {n} {level}"]) for level in ("study", "series"))
     for k, dataset in enumerate(original):
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, series
-        dataset.SOPInstanceUID = generate_uid(entropy_srcs=["benchmark", str(n), str(k)])
+        dataset.SOPInstanceUID = generate_uid(entropy_srcs=[f"benchmark {n} {k}"])
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     return original
 
