@@ -15,7 +15,10 @@ folder, file = Path(sys.argv[1]), sys.argv[2]
 config = json.loads((folder / "config.json").read_text())
 seen = config["pretrained_cfg"]  # the whole slice, squashed to the input's size
 height, width = seen["input_size"][1:]
-picture = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+picture = ImageOps.exif_transpose(Image.open(file))
+if picture.mode[0] in "IF":
+    sys.exit(f"{file}: more than 8 bits a pixel, which Pillow would clip; export the slice with 8 bits")
+picture = picture.convert("RGB")
 picture = picture.resize((width, height), Image.Resampling[seen["interpolation"].upper()])
 pixels = (np.asarray(picture, np.float32) / 255 - np.float32(seen["mean"])) / np.float32(seen["std"])
 network = Interpreter(str(folder / "litert" / "model.tflite")).get_signature_runner()

@@ -16,7 +16,7 @@ from ..evaluation.record import describe_data, describe_model, run_record
 from ..files import check_writable, write_json
 from ..inference.model_folder import DEFAULT_MODEL
 from ..labels import LABELS, require_project_classes
-from ..reports.tables import evaluation_tables
+from ..reports.tables import evaluation_tables, markdown_table
 from .model_flags import add_model_arguments, load_classifier
 from .protocol_flags import add_protocol_arguments, protocol_of
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from ..data.slices import SliceData
     from ..inference.classifier import TumorClassifier
+
+WIDE = 130
+"""Characters a line that the widest table needs with its intervals whole."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,11 +84,21 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.markdown import Markdown
 
+    console = Console()
     for text in evaluation_tables(record, args.split):
-        Console().print(Markdown(text))
+        console.print(Markdown(one_column(text) if console.width < WIDE else text))
     for file in record.get("collections", {}).get("data", {}).get("unreadable", ()):
         print(f"not readable: {file['path']}: {file['reason']}", file=sys.stderr)
     return 0
+
+
+def one_column(table: str) -> str:
+    """Turn a table of one row into one of two columns, so that no interval is cut; other texts stay."""
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    if len(lines) != 3:
+        return table
+    head, _, row = lines
+    return markdown_table([head[0], row[0]], list(zip(head[1:], row[1:], strict=True)))
 
 
 def _one_model(args: argparse.Namespace, protocol: ProtocolArguments) -> dict[str, Any]:

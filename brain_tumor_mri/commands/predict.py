@@ -34,6 +34,8 @@ except ImportError:  # Windows, where two runs of one command are not told apart
 SHOWN_ROWS = 30
 """Rows of the table on the console."""
 SHOWN_ERRORS = 10
+WIDE = 130
+"""Characters a line that the probability of each class and reasons need; on narrower consoles they are left out."""
 _IN_USE = "another run is writing it; wait for that, or name another file"
 
 
@@ -156,17 +158,19 @@ class TableOutput:
 
         # where output is piped there is no width to keep to, and a path cut in two helps nobody
         console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+        wide = console.width >= WIDE
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         table.add_column("file", overflow="fold")
-        table.add_column("class")
-        for heading in ("confidence", *self.labels):
+        table.add_column("class", no_wrap=not wide)
+        for heading in ("confidence", *(self.labels if wide else ())):
             table.add_column(heading, justify="right", no_wrap=True)
         if tally.decisions:
             table.add_column("decision")
         for row in self.rows:
-            cells = [f"{row.confidence:.1%}", *(f"{p:.3f}" for p in row.probabilities.values())] if row.label else []
+            shares = row.probabilities.values() if wide else ()
+            cells = [f"{row.confidence:.1%}", *(f"{p:.3f}" for p in shares)] if row.label else []
             shown = Text("-" if row.refused else row.title, "" if row.label else "red")
-            cells += [decision_text(row)] if row.decision else []
+            cells += [decision_text(row, with_reason=wide)] if row.decision else []
             table.add_row(Text(printable(row.name)), shown, *cells)
         console.print(table)
         if tally.seen > len(self.rows):
@@ -299,11 +303,11 @@ class CsvOutput(AbstractContextManager["CsvOutput"]):
             self.stream.close()
 
 
-def decision_text(prediction: Prediction) -> str:
+def decision_text(prediction: Prediction, *, with_reason: bool = True) -> str:
     """The decision as the table shows it, with what is left or the reason."""
     title = DECISIONS[prediction.decision]
     if prediction.reason:
-        return f"{title}: {prediction.reason}"
+        return f"{title}: {prediction.reason}" if with_reason else title
     return f"{title}: {' or '.join(prediction.prediction_set)}" if len(prediction.prediction_set) > 1 else title
 
 

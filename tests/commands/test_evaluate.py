@@ -1,6 +1,7 @@
 """``evaluate``: every fold with its own model pooled into one figure, ensembles, and what it refuses."""
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -8,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
+from rich.markdown import Markdown
 
 from brain_tumor_mri.commands import main as cli
+from brain_tumor_mri.commands.evaluate import one_column
 from brain_tumor_mri.data.protocols import split_rows
 from brain_tumor_mri.labels import LABELS
+from brain_tumor_mri.reports.tables import markdown_table
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +190,12 @@ def test_collections_stand_in_the_printed_tables(
     assert cli.main(["evaluate", *flags, "--protocol", "leave-collection-out", "--collection", "b"]) == 0
     shown = capsys.readouterr().out
     assert "further collections" in shown and "sequence t1" in shown and "weighs alike" in shown
+
+
+def test_on_a_console_of_80_characters_a_table_of_one_row_stands_upright_and_no_interval_is_cut():
+    row = ["a model with a long name", "patient-disjoint fold 1, test", *["94.7 % (90.9-97.4)"] * 4]
+    table = markdown_table(["model", "protocol", "accuracy", "balanced accuracy", "macro F1", "AUROC"], [row])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(Markdown(one_column(table)))
+    assert console.export_text().count("94.7 % (90.9-97.4)") == 4
+    assert one_column("two\n\nlines\n") == "two\n\nlines\n"

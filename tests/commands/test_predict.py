@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from brain_tumor_mri.commands.predict import CsvOutput, JsonOutput, check_target
+from brain_tumor_mri.commands.predict import CsvOutput, JsonOutput, TableOutput, check_target
 from brain_tumor_mri.commands.script import exit_status
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.inference.prediction import Prediction, Tally, csv_columns, csv_row
@@ -230,3 +231,20 @@ def test_json_holds_no_number_that_is_none_and_nothing_where_the_model_cannot_an
             tally.add(prediction)
         output.finish(tally, count)
         assert len(json.loads(capsys.readouterr().out)["predictions"]) == count
+
+
+def test_a_console_of_80_characters_cuts_no_class_and_no_decision(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    table = TableOutput(None)
+    for name in ("folder/of/a/patient/series/slice-0001.png", "b.png"):
+        table.add(
+            Prediction(
+                name, "pituitary", 0.9, dict.fromkeys(LABELS, 0.25), decision="uncertain",
+                prediction_set=("glioma", "pituitary"),
+            )
+        )  # fmt: skip
+    table.finish(Tally(), 2)
+    shown = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown and "Pituitary tumour" in shown and "uncertain" in shown
+    assert max(map(len, shown.splitlines())) <= 80

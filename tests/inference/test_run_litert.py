@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed")
 
@@ -167,6 +168,18 @@ def test_the_example_answers_as_the_classifier_and_without_torch(folder: Path, s
         found = {name: float(value) for name, value in (line.split() for line in done.stdout.splitlines())}
         expected = TumorClassifier.from_pretrained(folder).predict(path).probabilities
         assert found == pytest.approx(expected, abs=1e-4) and list(found) == list(expected)
+
+
+def test_the_example_refuses_a_picture_of_16_bits_which_pillow_would_clip(folder: Path, tmp_path: Path):
+    Image.fromarray(np.full((40, 40), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    command = [
+        sys.executable,
+        str(REPO_ROOT / "examples" / "classify_litert.py"),
+        str(folder),
+        str(tmp_path / "deep.png"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "8 bits" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
