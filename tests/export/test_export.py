@@ -42,9 +42,7 @@ def add_trust(folder: Path) -> None:
     calibration = Calibration(0.7, {90: np.full((2, 4), 0.5), 95: np.full((2, 4), 0.65)})
     check = InDistribution(stage, np.zeros(width), np.eye(2, width), np.ones(2), 1.0, 1.0)
     slices = sorted((folder.parent / "phantoms").glob("Testing/*/*.png"))
-    trust = Trust(
-        find_model(folder).sha256(), calibration, replace(calibration, temperature=1.5), check, None, {}
-    )
+    trust = Trust(find_model(folder).sha256(), calibration, replace(calibration, temperature=1.5), check, None, {})
     (folder / "trust.json").write_text(json.dumps(trust.to_dict()))
     scores = [a.unlikeness for a in TumorClassifier.from_pretrained(folder, device="cpu").predict(slices)]
     trust = replace(trust, in_distribution=replace(check, threshold=float(np.sort(scores)[-3:-1].mean())))
@@ -101,7 +99,7 @@ def export_to(home: Path, name: str, export_format: str, output: Path, *flags: s
     )
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=[ARCHITECTURES[0], pytest.param(ARCHITECTURES[1], marks=pytest.mark.slow)])
 def pair(request: pytest.FixtureRequest, home: Path) -> tuple[Path, Path]:
     """A model, and a folder that holds its ONNX and its int8 export; the command makes a folder of each."""
     output, small = home / f"{request.param}-onnx", home / f"{request.param}-int8"
