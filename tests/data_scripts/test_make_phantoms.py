@@ -4,10 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from app_server import EXAMPLES
 from PIL import Image, ImageChops
 
+from brain_tumor_mri import TumorClassifier
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.labels import LABELS
+from brain_tumor_mri.trust.decision import ANSWER, UNCERTAIN
 from data_scripts.make_phantoms import (
     DESCRIPTION,
     draw_phantom,
@@ -126,6 +129,27 @@ def test_marked_examples_differ_from_their_plain_twins_only_in_the_corner(tmp_pa
     marked = make_phantom("notumor", np.random.default_rng(2), marked=True)
     left, top, right, _ = ImageChops.difference(plain, marked).getbbox()
     assert left < 30 and right < 120 and top > 230
+
+
+def test_examples_fill_the_frame_and_are_those_in_the_repository(tmp_path):
+    write_examples(tmp_path)
+    for label in LABELS:
+        with (
+            Image.open(tmp_path / f"phantom-{label}.png") as made,
+            Image.open(EXAMPLES / f"phantom-{label}.png") as kept,
+        ):
+            assert made.size == (256, 256)
+            np.testing.assert_allclose(np.asarray(made, int), np.asarray(kept, int), atol=1)
+            head = np.asarray(made) > 90
+        assert max(np.ptp(np.flatnonzero(head.any(axis))) for axis in (0, 1)) > 235
+
+
+def test_all_examples_of_the_page_are_answered():
+    classifier = TumorClassifier.from_pretrained(EXAMPLES.parent / "model-lite")
+    for path in sorted(EXAMPLES.glob("*.png")):
+        answer = classifier.predict(path)
+        assert answer.decision in (ANSWER, UNCERTAIN), f"{path.name}: {answer.decision}"
+        assert answer.label == ("notumor" if "template" in path.name else path.stem.removeprefix("phantom-"))
 
 
 @pytest.mark.parametrize("arguments", [("tumour", 256), ("glioma", 8)])

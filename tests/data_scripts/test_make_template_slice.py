@@ -30,7 +30,7 @@ def test_a_brain_is_centred_in_a_square_with_its_proportions():
     plane[5:45, 70:90] = 0.5
     pixels = np.asarray(framed(plane, 100))
     rows, columns = np.nonzero(pixels)
-    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (8, 91, 29, 70)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (1, 98, 25, 73)
     assert pixels.shape == (100, 100) and set(np.unique(pixels)) == {0, 128}
     with pytest.raises(UserError):
         framed(np.zeros((9, 9)), 100)
