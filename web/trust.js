@@ -60,7 +60,7 @@ export function predictionSet(probabilities, thresholds) {
  * @returns {number} above 1 the slice is unlike those that the model knows.
  */
 export function unlikeness(features, check) {
-  if (check.names) return Math.exp(Math.min(Math.max(-strongest(features, check), -50), 50));
+  if (check.names) return Math.exp(Math.min(Math.max(-strongest(features, check), -7), 7));
   if (features.length !== check.mean.length) throw new Error("trust.json belongs to another network");
   const centred = check.mean.map((mean, i) => features[i] - mean);
   let rest = centred.reduce((sum, value) => sum + value * value, 0);

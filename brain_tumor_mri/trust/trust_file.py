@@ -174,7 +174,7 @@ class KnownCollections:
     def unlikeness(self, features: np.ndarray) -> np.ndarray:
         """Return the odds (N,) against the nearest collection, over its limit, of features (N, D): above 1 unlike."""
         values = features.astype(np.float64) @ self.weights.T + self.biases
-        return np.exp(np.clip(-values.max(1), -50, 50))
+        return np.exp(np.clip(-values.max(1), -7, 7))  # 0.001 to 1100 is enough to read
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as in trust.json, with six digits a number."""
