@@ -5,6 +5,7 @@ as it is. Libraries and weights are copied, never committed; the texts of the cl
 """
 
 import argparse
+import gzip
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ SOURCES = (
 )
 RUNTIME = HERE / "node_modules" / "onnxruntime-web"
 VENDORED = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+"""The second is packed by gzip, to a quarter."""
 FORMS = ("onnx", "onnx-int8")
 
 
@@ -113,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fill(part: Path, folder: ModelFolder, page: dict[str, Any]) -> None:
     weights = folder.weights[0].relative_to(folder.path)
     copies = {name: HERE / name for name in SOURCES}
-    copies |= {f"vendor/{name}": RUNTIME / "dist" / name for name in VENDORED}
+    script, runtime = VENDORED
+    copies[f"vendor/{script}"] = RUNTIME / "dist" / script
     copies |= {f"model/{name}": folder.path / name for name in ("config.json", EXPORT_FILE, weights.as_posix())}
     copies["LICENSE"] = HERE.parent / "LICENSE"
     if page["trusted"]:
@@ -122,6 +125,8 @@ def _fill(part: Path, folder: ModelFolder, page: dict[str, Any]) -> None:
     for name, source in copies.items():
         (part / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, part / name)
+    packed = gzip.compress((RUNTIME / "dist" / runtime).read_bytes(), mtime=0)
+    (part / "vendor" / f"{runtime}.gz").write_bytes(packed)
     html = string.Template((HERE / "index.html").read_text(encoding="utf-8")).substitute(notice=RESEARCH_NOTICE)
     (part / "index.html").write_text(html, encoding="utf-8")
     (part / "page.json").write_text(json.dumps(page, indent=2) + "\n", encoding="utf-8")

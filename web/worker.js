@@ -26,6 +26,17 @@ async function bytesOf(path, size, tell) {
   return content.subarray(0, loaded);
 }
 
+/** onnxruntime-web itself, packed by build.py: 14 MB become under 4, whatever the server. */
+async function runtime() {
+  const path = "vendor/ort-wasm-simd-threaded.wasm.gz";
+  const response = await fetch(at(path));
+  if (!response.ok) throw new Error(`${path} is missing (${response.status})`);
+  const content = new Uint8Array(await response.arrayBuffer());
+  if (content[0] !== 0x1f) return content; // a server called it an encoding, so that the browser has unpacked it
+  const unpacked = new Blob([content]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(unpacked).arrayBuffer());
+}
+
 const jsonOf = async (path) => {
   const response = await fetch(at(path));
   if (!response.ok) throw new Error(`${path} is missing (${response.status})`);
@@ -51,7 +62,7 @@ async function open() {
   if (network.length !== entry.size_bytes || sha256 !== entry.sha256) {
     throw new Error(`${entry.file} is not the file that export.json describes`);
   }
-  ort.env.wasm.wasmPaths = { wasm: at("vendor/ort-wasm-simd-threaded.wasm").href };
+  ort.env.wasm.wasmBinary = await runtime();
   ort.env.wasm.numThreads = 1; // more need shared memory, and workers that the page's policy does not bind
   ort.env.logLevel = "error"; // a warning, that `explain` may be given, is none for visitors
   const session = await ort.InferenceSession.create(network, { executionProviders: ["wasm"], logSeverityLevel: 3 });

@@ -299,6 +299,16 @@ def test_the_build_tells_in_one_line_what_it_cannot_use(exported: Path, tmp_path
     assert [path.name for path in full.iterdir()] == ["notes.txt"]
 
 
+def test_all_that_a_visitor_of_the_released_page_downloads_is_under_25_mb(tmp_path: Path):
+    if not (WEB / "node_modules" / "onnxruntime-web").is_dir():
+        pytest.skip(INSTALL)
+    released = WEB.parent / "model-lite"
+    if not (released / "onnx" / "model.onnx").is_file():
+        pytest.skip(f"{released} has no ONNX file")
+    assert build("--model", str(released), "--output", str(tmp_path / "dist")) == 0
+    assert sum(file.stat().st_size for file in (tmp_path / "dist").rglob("*") if file.is_file()) < 25e6
+
+
 def test_the_spaces_front_page_says_what_it_is_not_for():
     text = (WEB / "README.md").read_text(encoding="utf-8")
     assert text.startswith("---\n") and "\nsdk: static\n" in text and RESEARCH_NOTICE in text
