@@ -59,7 +59,7 @@ def test_the_files_for_containers_say_what_the_node_knows() -> None:
 @pytest.mark.skipif(not shutil.which("Orthanc"), reason="apt install orthanc orthanc-dicomweb")
 def test_the_screen_that_is_copied_and_pasted_ends_with_an_answer(tmp_path, tiny_model_dir) -> None:
     screen = block("bash", "Orthanc runs")
-    for line in re.findall(r"^(?:sudo apt-get|pip) .*\n", screen, re.MULTILINE):
+    for line in re.findall(r"^(?:sudo apt-get|python3 -m venv) .*\n", screen, re.MULTILINE):
         screen = screen.replace(line, "")
     for port in ("8042", "4242", "11112"):
         screen = screen.replace(port, str(free_port()))
