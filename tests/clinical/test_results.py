@@ -69,6 +69,13 @@ def test_broken_headers_are_repaired_with_a_note_without_values(tmp_path, header
     assert not any(secret in note for note in results.notes for secret in SECRETS)
 
 
+def test_slices_that_say_the_same_position_are_answered_with_a_note(tmp_path) -> None:
+    results = results_of(series("places", ImagePositionPatient=[-128, -128, 0.0]), tmp_path / "in")
+    assert set(results.datasets) == {"SR", "SC"}
+    assert "several slices have the same position" in results.notes
+    assert any(note.startswith("no SEG") for note in results.notes)
+
+
 def test_bytes_of_latin_1_without_a_character_set_are_read_as_such(tmp_path) -> None:
     folder = write(series("latin", PatientName="Muller^Jorg"), tmp_path / "in")
     for path in folder.iterdir():
