@@ -10,6 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from rich.console import Console
+from rich.markdown import Markdown
+
 from ..data.protocols import EXTERNAL, FOLDS, LEAVE_COLLECTION_OUT, NOTES, OFFICIAL, ProtocolArguments
 from ..errors import UserError
 from ..evaluation.record import describe_data, describe_model, run_record
@@ -81,9 +85,6 @@ def run(args: argparse.Namespace) -> int:
         json.dump(record, sys.stdout, indent=2)
         print()
         return 0
-    from rich.console import Console
-    from rich.markdown import Markdown
-
     console = Console()
     for text in evaluation_tables(record, args.split):
         console.print(Markdown(one_column(text) if console.width < WIDE else text))
@@ -103,13 +104,14 @@ def one_column(table: str) -> str:
 
 def _one_model(args: argparse.Namespace, protocol: ProtocolArguments) -> dict[str, Any]:
     """Evaluate one model, or ensemble, on one part, and on what else the flags name."""
-    from ..data.br35h import load_external  # datasets: seconds
-    from ..data.collections import load_collections
-    from ..evaluation.split import evaluate_collections, evaluate_external, evaluate_split
+    from ..data import br35h, collections  # datasets: seconds
+    from ..evaluation.split import evaluate_collections, evaluate_external, evaluate_split  # torch: seconds
 
     progress = not args.json
-    tumours = load_external(args.external_dir) if args.external_dir else None
-    further = load_collections(args.collections_dir, protocol.collection)["test"] if args.collections_dir else None
+    tumours = br35h.load_external(args.external_dir) if args.external_dir else None
+    further = None
+    if args.collections_dir:
+        further = collections.load_collections(args.collections_dir, protocol.collection)["test"]
     classifier = load_classifier(args)
     if tumours or further is not None:
         require_project_classes(classifier.labels, "--external_dir and --collections_dir")
@@ -130,9 +132,7 @@ def _one_model(args: argparse.Namespace, protocol: ProtocolArguments) -> dict[st
 
 def _all_folds(args: argparse.Namespace, protocol: ProtocolArguments) -> dict[str, Any]:
     """Evaluate the model of each fold on the fold's test part, and pool the answers: each slice is tested once."""
-    import numpy as np
-
-    from ..evaluation.split import predict_split, split_figures  # datasets: seconds
+    from ..evaluation.split import predict_split, split_figures  # torch: seconds
 
     without = (OFFICIAL, EXTERNAL, LEAVE_COLLECTION_OUT)
     if protocol.protocol in without or args.split != "test" or args.external_dir or args.collections_dir:
@@ -161,7 +161,7 @@ def _all_folds(args: argparse.Namespace, protocol: ProtocolArguments) -> dict[st
 def _all_collections(args: argparse.Namespace) -> dict[str, Any]:
     """Ask each family's slices of the model that had the family left out, and pool the answers."""
     from ..data.collections import TRAINING_LABELS, load_collections, read_collections  # datasets: seconds
-    from ..evaluation.split import evaluate_collections
+    from ..evaluation.split import evaluate_collections  # torch: seconds
 
     if not args.collections_dir or args.all_folds or args.external_dir:
         raise UserError("--all_collections: give --collections_dir, and neither --all_folds nor --external_dir")
@@ -208,7 +208,7 @@ def _one_of(models: Sequence[dict[str, Any]], given: Sequence[str], named: dict[
 
 
 def _load_slices(args: argparse.Namespace, protocol: ProtocolArguments, labels: Sequence[str] = LABELS) -> SliceData:
-    from ..data.slices import load_slices
+    from ..data.slices import load_slices  # datasets: seconds
 
     # the healthy slices of both set the threshold of the external figures and measure it
     parts = {args.split, "validation", "test"} if args.external_dir else {args.split}

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
             f"federate needs {missing[0]}, which is not installed here; `make federated` makes .venv-federated with it "
             "(or: pip install 'brain-tumor-mri[federated]' in an environment of its own)"
         )
-    from ..federated import simulate
+    from ..federated import simulate  # Flower: optional
 
     chosen = [*args.set, *([f"output_dir={json.dumps(args.output_dir)}"] if args.output_dir else [])]
     try:

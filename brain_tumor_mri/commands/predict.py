@@ -17,6 +17,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from ..errors import UserError, first_line
 from ..files import check_writable, is_stream, replacing
 from ..images.find import DICOM_SUFFIXES, IMAGE_SUFFIXES, SEQUENCE_PATH, VOLUME_SUFFIXES, find_images
@@ -152,10 +156,6 @@ class TableOutput:
 
     def finish(self, tally: Tally, total: int) -> None:
         """Print the table, what could not be read, the summary and the notice."""
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
         # where output is piped there is no width to keep to, and a path cut in two helps nobody
         console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
         wide = console.width >= WIDE

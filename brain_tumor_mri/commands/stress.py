@@ -94,7 +94,7 @@ def measured(
 def show(args: argparse.Namespace, record: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> None:
     """Draw the plot that is asked for, and print tables, or JSON; ``beside`` are records to compare with."""
     if args.plot:
-        from ..reports.plots import plot_stress  # matplotlib
+        from ..reports.plots import plot_stress  # matplotlib: half a second
 
         plot_stress([record, *beside], args.plot)
     if args.json:

@@ -6,7 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
 
+from ..images.read import ImageSource, load_image
+from ..inference.run_pytorch import StageFeatures
 from ..labels import LABEL2ID, LABELS, NO_TUMOR
 from ..trust.calibration import Outputs, fit_calibration
 from ..trust.decision import COVERAGES, DECISIONS, DEFAULT_COVERAGE, FOREIGN_LIMIT, decide, is_unfamiliar, picture_fault
@@ -14,7 +18,6 @@ from ..trust.trust_file import Calibration, Trust
 from .metrics import CALIBRATION_BINS, classification_figures, mean_figure
 
 if TYPE_CHECKING:
-    from ..images.read import ImageSource
     from ..inference.classifier import TumorClassifier
     from ..trust.calibration import Outputs
 
@@ -42,11 +45,6 @@ def network_outputs(
         names: (N,) names, where they matter.
         mirror: False leaves the mirror images out, where only the features matter: logits are (N, 1, 4) then.
     """
-    import torch
-
-    from ..images.read import load_image
-    from ..inference.run_pytorch import StageFeatures
-
     tap = StageFeatures(getattr(classifier.model, "timm_model", classifier.model), stage)
     logits: list[np.ndarray] = []
     features: list[np.ndarray] = []
@@ -182,8 +180,6 @@ def foreign_figures(trust: Trust, foreign: Outputs, known: Sequence[Outputs]) ->
         ``refused_without_faults``; ``refused_by_kind``; ``let_through``: names and scores of those that pass;
         ``n_known``. Foreign pictures are no sample of anything, so there are no intervals.
     """
-    from sklearn.metrics import roc_auc_score
-
     score, faulty = _scores(trust, foreign)
     of_known = [_scores(trust, outputs) for outputs in known]
     known_score = np.concatenate([s for s, _ in of_known])

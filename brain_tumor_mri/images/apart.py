@@ -160,7 +160,7 @@ def serve_requests(memory_bytes: int, answer: Callable[[dict[str, Any]], Reply])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this by closing the pipe
     quiet_decoders()
     with suppress(ImportError, ValueError, OSError):  # Windows has no such limits
-        import resource
+        import resource  # not on Windows
 
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -69,7 +69,7 @@ class LiteRtNetwork(ExportedNetwork):
 def require_litert() -> Any:
     """Import ai-edge-litert's interpreter module; UserError where it is not installed."""
     try:
-        from ai_edge_litert import interpreter
+        from ai_edge_litert import interpreter  # optional
     except ImportError as error:
         message = f"a LiteRT model needs ai-edge-litert ({first_line(error)}): pip install ai-edge-litert"
         raise UserError(message) from error

@@ -75,7 +75,7 @@ class OnnxNetwork(ExportedNetwork):
 def require_onnxruntime() -> Any:
     """Import onnxruntime; UserError where it is not installed."""
     try:
-        import onnxruntime
+        import onnxruntime  # half a second that PyTorch does not need
     except ImportError as error:
         raise UserError(f"an ONNX model needs onnxruntime ({first_line(error)}): pip install onnxruntime") from error
     return onnxruntime

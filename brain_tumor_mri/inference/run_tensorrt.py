@@ -79,7 +79,7 @@ def require_tensorrt() -> Any:
     """Import tensorrt, and see that there is a GPU for it; the UserError names all that is missing."""
     missing = [] if torch.cuda.is_available() else ["an NVIDIA GPU that PyTorch sees"]
     try:
-        import tensorrt
+        import tensorrt  # optional
     except ImportError as error:
         tensorrt = None
         missing.append(f"the package tensorrt ({first_line(error)}; pip install tensorrt)")

@@ -69,7 +69,7 @@ def viewer(prediction: "VolumePrediction", shown: "Shown") -> str:
         prediction: with its volume.
         shown: the same, turned.
     """
-    from .examination_picture import PLANES, packed, palette
+    from .examination_picture import PLANES, packed, palette  # SimpleITK and SciPy: seconds
 
     first = prediction.key_slices[0]
     refused = prediction.decision == NOT_A_BRAIN_MRI
@@ -198,7 +198,7 @@ def answer_panel(
         together: the answer for all series of the patient, for the report.
         named: whether the heading names the sequence, as there are others.
     """
-    from .examination_report import report_pdf
+    from .examination_report import report_pdf  # matplotlib: half a second
 
     warnings = "".join(f"<li>{html.escape(line)}</li>" for line in prediction.warnings)
     if warnings:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..images.examination import ExaminationApart
     from ..images.volume import Volume
     from ..inference.study import StudyPrediction
-    from ..inference.volume import VolumeClassifier, VolumePrediction
+    from ..inference.volume import VolumeClassifier, VolumePrediction  # SimpleITK and SciPy: seconds
     from .handle import ModelHandle
 
 MAX_FILES = 2000
@@ -154,8 +154,8 @@ def _examined(
     stopped: Callable[[], bool],
 ) -> Iterator[Progress | Examination]:
     # torch and SimpleITK take seconds that the page need not wait for
-    from ..inference.volume import VolumeClassifier, VolumePrediction
-    from .examination_picture import Shown
+    from ..inference.volume import VolumeClassifier, VolumePrediction  # SimpleITK and SciPy: seconds
+    from .examination_picture import Shown  # SimpleITK and SciPy: seconds
 
     classifier = VolumeClassifier(model.get())
     shown: tuple[int, VolumePrediction] | None = None
@@ -222,7 +222,7 @@ def _answered(
 
 def combined(found: Sequence[Series], predictions: "Sequence[VolumePrediction]") -> "StudyPrediction | None":
     """The answer for all series of one patient; None of one series, and of those of several studies."""
-    from ..inference.study import combine_study
+    from ..inference.study import combine_study  # SimpleITK and SciPy: seconds
 
     studies = {series.study_uid for series in found}
     if len(found) < 2 or len(studies) > 1:
@@ -236,7 +236,7 @@ def examination_answer(model: "ModelHandle", paths: Sequence[str], with_heat_map
     Raises:
         UserError: there is no series in them.
     """
-    from ..inference.volume import VolumeClassifier, VolumePrediction
+    from ..inference.volume import VolumeClassifier, VolumePrediction  # SimpleITK and SciPy: seconds
 
     classifier = VolumeClassifier(model.get())
     volumes: list[dict[str, Any]] = []

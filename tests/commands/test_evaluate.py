@@ -14,7 +14,7 @@ from rich.markdown import Markdown
 
 from brain_tumor_mri.commands import main as cli
 from brain_tumor_mri.commands.evaluate import one_column
-from brain_tumor_mri.data.protocols import split_rows
+from brain_tumor_mri.data.tables import split_rows
 from brain_tumor_mri.labels import LABELS
 from brain_tumor_mri.reports.tables import markdown_table
 
