@@ -59,7 +59,7 @@ audit-deps: $(VENV)-tools/.ready
 test-lowest: $(VENV)-tools/.ready
 	$(VENV)-tools/bin/uv venv --quiet --clear --python $(PYTHON) $(VENV)-lowest
 	$(VENV)-tools/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct -e '.[train,page]' 'pytest>=8.3'
-	$(VENV)-lowest/bin/brain-tumor-mri predict examples/phantom-glioma.png --model model-lite --backend pytorch
+	$(VENV)-lowest/bin/brain-tumor-mri predict examples/phantom-glioma.png --model model-lite --backend torch
 	$(VENV)-lowest/bin/python -m pytest -m "not slow" tests/inference/test_hostile_folders.py tests/images/test_formats.py \
 		tests/images/test_archive.py
 
