@@ -90,11 +90,7 @@ def require_project_classes(names: Sequence[str], what: str) -> None:
 
 
 def own_labels(names: Sequence[str]) -> tuple[str, ...]:
-    """Check a laboratory's own classes, in the order in which they were given.
-
-    Raises:
-        UserError: fewer than two, one twice, one with signs other than letters, digits, _ and -, or this project's.
-    """
+    """Check a laboratory's own classes, in the order in which they were given."""
     names, shown = tuple(names), ",".join(names)
     if len(names) < 2 or len({name.lower() for name in names}) < len(names):
         raise UserError(f"--labels {safe_line(shown)}: give two classes or more, each once: --labels a,b,c")

@@ -54,11 +54,7 @@ class NodeConfig:
 
 
 def read_config(path: str | Path) -> NodeConfig:
-    """Read node.yaml.
-
-    Raises:
-        UserError: it is missing, no YAML, or says what the node does not know.
-    """
+    """Read node.yaml."""
     try:
         config = NodeConfig(**yaml.safe_load(Path(path).read_text(encoding="utf-8")))
         rules = tuple({k: [str(v) for v in _list(values)] for k, values in rule.items()} for rule in config.accept)

@@ -66,11 +66,7 @@ class Node:
         self._server: Any = None
 
     def listen(self) -> None:
-        """Take C-ECHO and C-STORE in threads of their own.
-
-        Raises:
-            UserError: the port is taken.
-        """
+        """Take C-ECHO and C-STORE in threads of their own."""
         # a header that is to be cleared never lies on disk as it came
         pynetdicom._config.STORE_RECV_CHUNKED_DATASET = not self.config.deidentify
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)  # it quotes headers

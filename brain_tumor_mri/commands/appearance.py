@@ -42,11 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fit, write, and print a summary.
-
-    Raises:
-        UserError: the model is not calibrated, or the data cannot be used.
-    """
+    """Fit, write, and print a summary."""
     classifier = TumorClassifier.from_pretrained(Path(args.model), device=args.device)
     if classifier.trust is None:
         raise UserError(f"{args.model} has no trust.json, which names the features; run `brain-tumor-mri calibrate`")

@@ -39,11 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Average, measure and write a folder like that of a training.
-
-    Raises:
-        UserError: the share is out of range, the folder is there, or the models are not of one architecture.
-    """
+    """Average, measure and write a folder like that of a training."""
     if not 0 <= args.share <= 1:
         raise UserError(f"--share {args.share}: give a number from 0 to 1")
     if args.output.exists():

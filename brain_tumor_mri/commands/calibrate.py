@@ -95,11 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fit, measure, write, and print a summary.
-
-    Raises:
-        UserError: the folder is no trained model's, there is no trust.json to measure, or the data cannot be used.
-    """
+    """Fit, measure, write, and print a summary."""
     folder = find_model(Path(args.model))
     trust = load_trust(folder.path, folder.sha256, folder.labels) if args.report else None
     if args.report and trust is None:
@@ -197,11 +193,7 @@ _PICTURES = ("foreign", "foreign_test", "familiar")
 
 
 def training_settings(folder: Path, sha256: str) -> tuple[ProtocolArguments, int, list[str]]:
-    """Read from ``metrics.json`` how the weights were trained: protocol, seed of its draw, flags of further slices.
-
-    Raises:
-        UserError: there is no such file, it is of other weights or not of a training, or nothing was held out.
-    """
+    """Read from ``metrics.json`` how the weights were trained: protocol, seed of its draw, flags of further slices."""
     file = folder / "metrics.json"
     try:
         record = json.loads(file.read_text(encoding="utf-8"))

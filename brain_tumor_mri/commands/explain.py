@@ -149,9 +149,6 @@ def write_explanation(explanation: Explanation, folder: Path, name: str) -> dict
 
     Returns:
         The files by kind, the keys of ``KINDS``.
-
-    Raises:
-        UserError: a file cannot be written.
     """
     if explanation.heat_map is None:
         return {}

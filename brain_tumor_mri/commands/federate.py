@@ -23,11 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulate the federation and print how it went.
-
-    Raises:
-        UserError: Flower is missing, or a setting or the data cannot be used.
-    """
+    """Simulate the federation and print how it went."""
     if missing := [name for name in ("flwr", "dp_accounting") if find_spec(name) is None]:
         raise UserError(
             f"federate needs {missing[0]}, which is not installed here; `make federated` makes .venv-federated with it "

@@ -230,11 +230,7 @@ class CsvOutput(AbstractContextManager["CsvOutput"]):
     """
 
     def __init__(self, target: Path, files: list[Path], model: str, labels: Sequence[str] = LABELS) -> None:
-        """Open the part file, taking over the answers of an earlier one.
-
-        Raises:
-            UserError: the file cannot be written, or another run is writing it.
-        """
+        """Open the part file, taking over the answers of an earlier one."""
         self.target, self.labels = target, labels
         self.part: Path | None = None
         self.done: list[Prediction] = []
@@ -317,9 +313,6 @@ def check_target(target: Path, with_json: bool = False) -> None:
     Args:
         target: of ``--csv``.
         with_json: whether stdout is to hold one JSON object and nothing else.
-
-    Raises:
-        UserError: it cannot, or it would overwrite an image or mix with the JSON.
     """
     if target.suffix.lower() in (*IMAGE_SUFFIXES, *DICOM_SUFFIXES):
         raise UserError(

@@ -47,9 +47,6 @@ def known_slices(collections_dir: str | Path, data_dir: str | Path | None = None
     Args:
         collections_dir: as of ``collections.read_collections``.
         data_dir: the Kaggle set; None leaves it out.
-
-    Raises:
-        UserError: as of ``read_collections``; a file of the Kaggle set is missing.
     """
     by_eye = {(row["source"], row["file"]): (row["sequence"], row["plane"]) for row in rows_of(_BY_EYE)}
     found = []

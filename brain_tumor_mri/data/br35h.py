@@ -45,9 +45,6 @@ def load_external(folder: str | Path) -> datasets.DatasetDict:
     Returns:
         ``train``, ``validation`` and ``test``; columns ``image``, ``label`` (int64, all ``ANY_TUMOR``), ``path`` and
         ``group`` (near-copies, never in two parts). Files that the versioned split does not list are left out.
-
-    Raises:
-        UserError: the folder holds none of the listed files.
     """
     root = Path(folder)
     rows = external_rows()

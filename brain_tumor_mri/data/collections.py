@@ -83,9 +83,6 @@ def read_collections(folder: str | Path) -> list[CollectionSlice]:
 
     Args:
         folder: holds ``collections.csv`` and the files it lists.
-
-    Raises:
-        UserError: the table is missing or lacks a column, or a file that it lists is missing.
     """
     root = Path(folder)
     try:
@@ -129,9 +126,6 @@ def load_collections(folder: str | Path, left_out: str | None = None) -> dataset
         ``train``, ``validation`` and ``test``; columns ``image``, ``label`` (int64, of ``TRAINING_LABELS``), ``path``,
         ``group``, and as text ``stratum`` (collection and label), ``collection``, ``family``, ``true_label``,
         ``sequence``, ``plane`` and ``skull_stripped``.
-
-    Raises:
-        UserError: as :func:`read_collections`; the family is not in the table, or has no slice of a class.
     """
     root = Path(folder)
     rows = [row for row in read_collections(root) if row.label in TRAINING_LABELS]

@@ -48,11 +48,7 @@ class SkippedFile:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Return the folder of each part of a data set.
-
-    Raises:
-        UserError: the folder, or one that is needed in it, is missing, or two are meant for one part.
-    """
+    """Return the folder of each part of a data set."""
     if not root.is_dir():
         raise UserError(
             f"{root}: no such folder; download the data with data_scripts/download_kaggle.py, or give --data_dir "
@@ -86,9 +82,6 @@ def scan_folders(root: Path, labels: Sequence[str] = LABELS) -> tuple[list[Found
 
     Returns:
         The image files, sorted by path; and files in class folders that are no images by name.
-
-    Raises:
-        UserError: as of ``split_folders``, or a class folder is missing or of an unknown name.
     """
     split_dirs = split_folders(root)
     label_of = FOLDER_TO_LABEL if tuple(labels) == LABELS else {name.lower(): name for name in labels}
@@ -116,11 +109,7 @@ def scan_folders(root: Path, labels: Sequence[str] = LABELS) -> tuple[list[Found
 
 
 def read_figshare_table(root: Path) -> list[FoundSlice]:
-    """List the Figshare slices of ``slices.csv`` with their published folds; patients become numbers.
-
-    Raises:
-        UserError: the table is missing or is not one that data_scripts/download_figshare.py wrote.
-    """
+    """List the Figshare slices of ``slices.csv`` with their published folds; patients become numbers."""
     table = root / "slices.csv"
     try:
         with table.open(newline="", encoding="utf-8") as file:

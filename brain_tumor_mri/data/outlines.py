@@ -39,9 +39,6 @@ def load_outlines(
 
     Returns:
         ``Training/glioma/Tr-gl_0010.jpg`` (Kaggle), ``images/1.jpg`` (Figshare), ``images/y0.jpg`` (Br35H) -> outlines.
-
-    Raises:
-        UserError: a file of outlines is missing or is not one, or lacks a slice that the Kaggle set copies.
     """
     file = Path(figshare_dir, FILE_NAME)
     figshare = read_outlines(file, "image_id")
@@ -54,11 +51,7 @@ def load_outlines(
 
 
 def external_outlines(folder: str | Path) -> dict[str, Outlines]:
-    """Return the outlines of Br35H's tumours, by ``images/y0.jpg``.
-
-    Raises:
-        UserError: the file of outlines is missing or is not one.
-    """
+    """Return the outlines of Br35H's tumours, by ``images/y0.jpg``."""
     rows = read_outlines(Path(folder, FILE_NAME), "file")
     return {
         f"images/{name}": [shares(border, row["width"], row["height"]) for border in row["borders"]]
@@ -67,11 +60,7 @@ def external_outlines(folder: str | Path) -> dict[str, Outlines]:
 
 
 def read_outlines(file: Path, key: str) -> dict[str, dict[str, Any]]:
-    """Return the lines of a borders.jsonl by their ``key``, as text.
-
-    Raises:
-        UserError: the file is missing or is not one.
-    """
+    """Return the lines of a borders.jsonl by their ``key``, as text."""
     try:
         return {str(row[key]): row for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
     except (OSError, ValueError, KeyError, TypeError) as error:

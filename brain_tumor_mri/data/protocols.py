@@ -117,9 +117,6 @@ def assign(found: Sequence[FoundSlice], arguments: ProtocolArguments, seed: int)
         found: what the data folder holds.
         arguments: the protocol.
         seed: of the validation draw under ``official``.
-
-    Raises:
-        UserError: the folder is not the one that the protocol is made for, or a part would be empty.
     """
     if arguments.protocol == FIGSHARE_5FOLD:
         result = Assignment([_by_fold(f.relative, f.label, f.group, f.fold, arguments.fold) for f in found])

@@ -76,11 +76,7 @@ class DataArguments:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes in output order; reads the training folder where ``labels`` is ``folders``.
-
-        Raises:
-            UserError: they are none; see ``labels.own_labels``.
-        """
+        """The classes in output order; reads the training folder where ``labels`` is ``folders``."""
         if self.labels is None:
             return LABELS
         if self.labels != FOLDERS:
@@ -140,10 +136,6 @@ def load_slices(
         progress: show a bar on stderr while verifying.
         parts: those that will be used; the files of the others are listed, and not decoded.
         labels: the classes; other ones than this project's have ``official`` alone.
-
-    Raises:
-        UserError: a folder is missing or empty, a file is unreadable and ``skip_unreadable`` is off, or the folder
-            does not fit the protocol.
     """
     root = Path(data_dir)
     protocol = protocol or ProtocolArguments()
@@ -190,9 +182,6 @@ def resolve_class_weights(setting: str, labels: Sequence[int], names: Sequence[s
 
     Returns:
         A weight for each class, or None for an unweighted loss.
-
-    Raises:
-        UserError: the setting is none of these, or ``inverse`` and a class has no training image.
     """
     if setting == "none":
         return None

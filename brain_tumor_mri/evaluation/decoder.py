@@ -44,9 +44,6 @@ def fit_decoder(
 
     Returns:
         The decoder, without a record; and how many slices, and how many cells of each class, it was fitted to.
-
-    Raises:
-        UserError: the network lists no stages of ``STRIDES``; a class has no cell.
     """
     (member,) = classifier.members
     network = getattr(member.model, "timm_model", member.model)

@@ -132,11 +132,7 @@ SERVER_ONLY = (
 
 
 def read_settings(config: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a YAML file and ``name=value`` overrides into one flat dictionary.
-
-    Raises:
-        UserError: the file cannot be read, or a setting is unknown or has no place in a federation.
-    """
+    """Read a YAML file and ``name=value`` overrides into one flat dictionary."""
     path = Path(config).expanduser()
     settings = read_config(path)
     for override in overrides:
@@ -152,11 +148,7 @@ def read_settings(config: str | Path, overrides: Sequence[str] = ()) -> dict[str
 
 
 def parse_settings(settings: Mapping[str, Any]) -> tuple[FederationArguments, RunArguments]:
-    """Return the settings as dataclasses: the federation's and, as ``train.py`` has them, those of a training.
-
-    Raises:
-        UserError: a value is of the wrong kind or out of range.
-    """
+    """Return the settings as dataclasses: the federation's and, as ``train.py`` has them, those of a training."""
     own = {name: value for name, value in settings.items() if name in FEDERATION}
     parser = OneLineParser(FederationArguments, allow_abbrev=False)
     parser.where = "docs/federated.md"
@@ -173,11 +165,7 @@ def for_clients(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_client_settings(settings: Mapping[str, Any], folder: str) -> tuple[FederationArguments, RunArguments]:
-    """Return settings that came over the network as dataclasses, for a training that writes into ``folder`` alone.
-
-    Raises:
-        UserError: a setting is none of ``FOR_CLIENTS``.
-    """
+    """Return settings that came over the network as dataclasses, for a training that writes into ``folder`` alone."""
     if refused := sorted(set(settings) - FOR_CLIENTS):
         raise UserError(f"the server sends the setting {refused[0]}, which no hospital takes")
     quiet = {

@@ -53,11 +53,7 @@ def _discreet(handler: Handler) -> Handler:
 
 
 def hospital_of(context: Context) -> Hospital:
-    """Return the hospital that this node is.
-
-    Raises:
-        UserError: the node does not say who it is, or its slices cannot be used.
-    """
+    """Return the hospital that this node is."""
     node, run = context.node_config, context.run_config
     if "data-dir" in node:
         if "name" not in node:

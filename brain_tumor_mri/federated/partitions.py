@@ -37,9 +37,6 @@ def partition(
 
     Returns:
         Rows in ascending order, (n,) int64, by the hospital's name, in the names' order.
-
-    Raises:
-        UserError: there are fewer patients than hospitals.
     """
     source = np.asarray(sources)
     if method == "pooled":

@@ -282,11 +282,7 @@ def federate(grid: Grid, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare_folder(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make the output folder, or find the begun run in it that goes on.
-
-    Raises:
-        UserError: it holds a finished run, or one with other settings.
-    """
+    """Make the output folder, or find the begun run in it that goes on."""
     if (folder / "metrics.json").is_file():
         raise UserError(f"{folder}: holds a finished run; choose another output_dir, or remove it to train anew")
     decisive = {name: value for name, value in settings.items() if name not in FREE}

@@ -55,11 +55,7 @@ class Hospital:
 
 @cache
 def simulated_hospitals(settings_file: str) -> dict[str, Hospital]:
-    """Divide the training and validation parts of a protocol among hospitals, as the settings say.
-
-    Raises:
-        UserError: the settings or the data cannot be used, or a hospital would have no slice.
-    """
+    """Divide the training and validation parts of a protocol among hospitals, as the settings say."""
     federation, args = parse_settings(read_settings(settings_file))
     held = {}
     for part, slices in _pooled(args).items():
@@ -108,11 +104,7 @@ def _pooled(args: RunArguments) -> dict[str, datasets.Dataset]:
 
 @cache
 def own_hospital(name: str, folder: str) -> Hospital:
-    """Load a hospital's own folder: one with ``collections.csv``, or with ``Training/`` and ``Testing/``.
-
-    Raises:
-        UserError: it is neither, or holds no slice to train on.
-    """
+    """Load a hospital's own folder: one with ``collections.csv``, or with ``Training/`` and ``Testing/``."""
     if (Path(folder) / TABLE).is_file():
         parts = load_collections(folder)
     else:
@@ -130,11 +122,7 @@ def describe_network(model: PreTrainedModel) -> str:
 
 
 def build_network(description: str) -> PreTrainedModel:
-    """Build a network of :func:`describe_network`; its weights are random.
-
-    Raises:
-        UserError: it is no architecture of timm. Nothing is downloaded, and no folder is read.
-    """
+    """Build a network of :func:`describe_network`; its weights are random."""
     network = json.loads(description)
     architecture = str(network["architecture"])
     if not timm.is_model(architecture) or not architecture.replace("_", "").isalnum():
@@ -172,11 +160,7 @@ def frozen_tensors(model: PreTrainedModel, batch_norm: str) -> Weights:
 
 
 def load_weights(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
-    """Put tensors in their places; those that are not named keep their values.
-
-    Raises:
-        UserError: a name or a shape is not the network's.
-    """
+    """Put tensors in their places; those that are not named keep their values."""
     own = model.state_dict()
     for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:

@@ -77,9 +77,6 @@ def forward(classifier: TumorClassifier, pixel_values: np.ndarray, method: str) 
 
     Returns:
         Of each member its views, one or two; and ``classifier.answers``.
-
-    Raises:
-        UserError: the model has no feature map that the method could take.
     """
     inputs = classifier.inputs(pixel_values)
     views = [_views(member, x, method) for member, x in zip(classifier.members, inputs, strict=True)]

@@ -31,9 +31,6 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     Returns:
         Paths in the order given, those of a folder or pattern in natural order (``s2.png`` before ``s10.png``), each
         file once.
-
-    Raises:
-        UserError: a folder or a pattern yields no image, or a folder cannot be read.
     """
     found: dict[str, Path] = {}
     for given in paths:

@@ -131,11 +131,7 @@ class AppearanceHeads:
 
 
 def load_appearance(folder: ModelFolder) -> AppearanceHeads | None:
-    """Read the ``appearance.json`` of a model folder; None when it has none, or one of other weights.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Read the ``appearance.json`` of a model folder; None when it has none, or one of other weights."""
 
     def parse(content: Mapping[str, Any]) -> AppearanceHeads:
         heads = {task: Head.from_dict(content["heads"][task]) for task in TASKS}

@@ -23,9 +23,6 @@ def read_beside(
         schema: that it must have.
         parse: makes what is returned; KeyError, TypeError or ValueError where the content is not as it should be.
         command: that writes the file anew.
-
-    Raises:
-        UserError: the file is damaged.
     """
     file = folder.path / name
     if not file.is_file():

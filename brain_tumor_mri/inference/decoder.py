@@ -53,11 +53,7 @@ class Decoder:
 
 
 def load_decoder(folder: ModelFolder) -> Decoder | None:
-    """Read the ``decoder.json`` of a model folder; None when it has none, or one of other weights.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Read the ``decoder.json`` of a model folder; None when it has none, or one of other weights."""
 
     def parse(content: Mapping[str, Any]) -> Decoder:
         weights = np.array([content["weights"][name] for name in LABELS], np.float32)

@@ -48,10 +48,6 @@ def load_network(folder: ModelFolder, device: str | None, stage: str | None) -> 
         folder: of ``find_model``.
         device: as of ``TumorClassifier``.
         stage: whose features are wanted; an export gives its own (``require_features``). None for no features.
-
-    Raises:
-        UserError: the config is not one of :mod:`.model_config`; the weights are damaged, cut off, swapped or
-            incomplete; what runs them is missing; the network has no such stage.
     """
     require_timm(folder.source, folder.config)
     require_preprocessing(folder.source, folder.config)

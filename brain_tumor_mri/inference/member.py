@@ -87,11 +87,7 @@ class Member:
 
     @cached_property
     def torch_network(self) -> Network:
-        """What runs the PyTorch weights; they are loaded only now where another backend answers.
-
-        Raises:
-            UserError: the folder has an export only.
-        """
+        """What runs the PyTorch weights; they are loaded only now where another backend answers."""
         if self.folder is None or self.folder.export is None:
             return self.network
         folder = find_model(self.folder.path, backend=TORCH)
@@ -130,9 +126,6 @@ class Member:
         Args:
             logits: (N, views, C), one view, or two where the answer is averaged with the mirror image's.
             features: (N, D) of the slices as they are; not used without a ``trust.json``.
-
-        Raises:
-            UserError: a number is infinite or none at all.
         """
         if not (np.isfinite(logits).all() and (features is None or np.isfinite(features).all())):
             name = self.folder.source if self.folder else "this model"

@@ -22,10 +22,6 @@ def require_timm(source: str, config: Mapping[str, Any]) -> None:
     Args:
         source: the model, for messages.
         config: the content of ``config.json``.
-
-    Raises:
-        UserError: the model is none of timm's, so that its code could be anyone's; its architecture or ``model_args``
-            name files.
     """
     # timm's own repositories have no model_type; transformers knows them by the same key
     kind = config.get("model_type", _TIMM if "pretrained_cfg" in config else None)
@@ -47,11 +43,7 @@ def require_timm(source: str, config: Mapping[str, Any]) -> None:
 
 
 def require_preprocessing(source: str, config: Mapping[str, Any]) -> None:
-    """Refuse a ``pretrained_cfg`` that would fail later, or resize every picture to gigabytes.
-
-    Raises:
-        UserError: of a size, crop, mean or deviation that is missing or makes no sense.
-    """
+    """Refuse a ``pretrained_cfg`` that would fail later, or resize every picture to gigabytes."""
     cfg = config.get("pretrained_cfg")
     fault = _fault(cfg) if isinstance(cfg, dict) else "is missing"
     if fault:

@@ -125,11 +125,7 @@ class ModelFolder:
 
     @cached_property
     def tensors(self) -> dict[str, tuple[str, list[int]]]:
-        """Name -> format, such as ``F16``, and shape of every stored tensor; no tensor is read.
-
-        Raises:
-            UserError: a file is no safetensors file, or is cut off.
-        """
+        """Name -> format, such as ``F16``, and shape of every stored tensor; no tensor is read."""
         found: dict[str, tuple[str, list[int]]] = {}
         for file in self.weights:
             try:

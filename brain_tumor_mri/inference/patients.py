@@ -47,11 +47,7 @@ class PatientLimit:
 
 
 def load_patient_limit(folder: ModelFolder, coverage: int) -> PatientLimit | None:
-    """Read the ``patients.json`` of a model folder; None when it has none, or one of other weights.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Read the ``patients.json`` of a model folder; None when it has none, or one of other weights."""
 
     def parse(content: Mapping) -> PatientLimit:
         least = float(content["limits"][str(coverage)])

@@ -50,11 +50,7 @@ def folder_of(name: str) -> Path | None:
 
 
 def on_hub(name: str) -> tuple[str, str | None] | None:
-    """Return Hub id and commit of a released model; None where the name is none's.
-
-    Raises:
-        UserError: it is not on the Hub.
-    """
+    """Return Hub id and commit of a released model; None where the name is none's."""
     model = released().get(name)
     if model is None:
         return None
@@ -64,11 +60,7 @@ def on_hub(name: str) -> tuple[str, str | None] | None:
 
 
 def register(name: str, **published: Any) -> None:
-    """Write where a released model is on the Hub; ``published`` are fields of ``ReleasedModel``.
-
-    Raises:
-        UserError: there is no such model.
-    """
+    """Write where a released model is on the Hub; ``published`` are fields of ``ReleasedModel``."""
     models = released()
     check_name(name)
     models[name] = ReleasedModel(models[name].words, **published)

@@ -34,9 +34,6 @@ class LiteRtNetwork(ExportedNetwork):
             name: of the file, for messages.
             device: cpu or None; there is no other.
             threads: that share one slice; None for the physical cores that this process may use.
-
-        Raises:
-            UserError: ai-edge-litert is missing or cannot run the file, or another device was asked for.
         """
         runtime = require_litert()
         if device not in (None, "cpu"):

@@ -32,9 +32,6 @@ class OnnxNetwork(ExportedNetwork):
             device: cpu or cuda; None takes cuda where this onnxruntime has it.
             threads: that share one batch; None for the physical cores that this process may use.
             spinning: let idle threads wait in a loop, which answers sooner and takes the cores from everything else.
-
-        Raises:
-            UserError: onnxruntime is missing, cannot run the file, or has no such device.
         """
         runtime = require_onnxruntime()
         options = runtime.SessionOptions()

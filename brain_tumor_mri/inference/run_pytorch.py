@@ -85,9 +85,6 @@ def stage_of(network: nn.Module) -> str:
 
     Of an EfficientNet-Lite0, each kind of head CT left out of the fit in turn, the last two told more of it from brain
     MRI than any one stage, and than all of them.
-
-    Raises:
-        UserError: the network does not list its stages, as timm's convolutional networks do.
     """
     stages = getattr(network, "feature_info", None)
     if not isinstance(stages, list) or len(stages) < 2:
@@ -105,9 +102,6 @@ class TorchNetwork:
             module: takes pixel_values (N, 3, H, W), returns an object with ``logits`` (N, 4).
             device: where it is to run.
             stage: whose features are wanted; None for no features.
-
-        Raises:
-            UserError: the network has no such stage.
         """
         self.device, self.largest_batch = str(device), CPU_BATCH if device.type == "cpu" else None
         # convolutions of oneDNN and cuDNN run faster on channels-last weights; the answers are equal within 1e-5

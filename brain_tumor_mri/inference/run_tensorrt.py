@@ -32,9 +32,6 @@ class TensorRtNetwork(ExportedNetwork):
             content: of the engine; bytes, so that what was checked is what runs.
             name: of the file, for messages.
             device: cuda, cuda:1, ...; None for the first GPU.
-
-        Raises:
-            UserError: tensorrt or the GPU is missing, or the engine is of another GPU or TensorRT version.
         """
         self._tensorrt = tensorrt = require_tensorrt()
         self.name, self.device = name, str(device or "cuda")

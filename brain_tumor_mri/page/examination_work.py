@@ -64,11 +64,7 @@ class Examination:
 
 @contextmanager
 def found_series(paths: Sequence[str]) -> "Iterator[ExaminationApart]":
-    """List the series among uploads, under names that a visitor knows; readable, apart, until the context ends.
-
-    Raises:
-        UserError: no files, too many or too large, gone, or without a volume; it names no path of this machine.
-    """
+    """List the series among uploads, under names that a visitor knows; readable, apart, until the context ends."""
     from ..images.examination import ExaminationApart  # SimpleITK takes seconds that the page need not wait for
 
     if not paths:
@@ -231,11 +227,7 @@ def combined(found: Sequence[Series], predictions: "Sequence[VolumePrediction]")
 
 
 def examination_answer(model: "ModelHandle", paths: Sequence[str], with_heat_map: bool) -> dict[str, Any]:
-    """Return what the API's ``/examine`` gives for files.
-
-    Raises:
-        UserError: there is no series in them.
-    """
+    """Return what the API's ``/examine`` gives for files."""
     from ..inference.volume import VolumeClassifier, VolumePrediction  # SimpleITK and SciPy: seconds
 
     classifier = VolumeClassifier(model.get())

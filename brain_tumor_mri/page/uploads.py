@@ -73,9 +73,6 @@ class Files(ExitStack):
 
         Args:
             paths: of the files.
-
-        Raises:
-            UserError: no files, or over ``MAX_FILES``.
         """
         super().__init__()
         self.entries: list[tuple[str, Reader]] = []
@@ -167,11 +164,7 @@ def csv_uri(predictions: Sequence[Prediction]) -> str:
 
 
 def batch_answer(classifier: "TumorClassifier", model_name: str, paths: Sequence[str]) -> dict[str, Any]:
-    """Return what the API's ``/batch`` gives for files.
-
-    Raises:
-        UserError: no files, or too many.
-    """
+    """Return what the API's ``/batch`` gives for files."""
     with Files(paths) as files:
         predictions = [row.prediction for row in answer_files(classifier, files, thumbnails=False)]
         return {

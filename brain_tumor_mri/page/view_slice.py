@@ -69,11 +69,7 @@ GONE = "its upload is no longer here (uploads are removed after ten minutes); ch
 
 
 def content_of(source: Source) -> tuple[str, str | bytes]:
-    """Return name and content, or path, of a slice that was uploaded before.
-
-    Raises:
-        UserError: it is gone, or cannot be read.
-    """
+    """Return name and content, or path, of a slice that was uploaded before."""
     paths, number = source
     if missing := [path for path in paths if not Path(path).is_file()]:
         raise UserError(f"{shown_name(Path(missing[0]).name)}: {GONE}")
@@ -163,11 +159,7 @@ def panel_title(prediction: "Prediction") -> str:
 
 
 def heat_maps_of(classifier: TumorClassifier, image: Image.Image) -> list[Explanation]:
-    """Return where the model looked, for each kind of tumour; "no tumour" has no place.
-
-    Raises:
-        UserError: the model has no feature map to explain.
-    """
+    """Return where the model looked, for each kind of tumour; "no tumour" has no place."""
     return [found for found in explain_classes(classifier, image) if found.target != NO_TUMOR]
 
 
@@ -427,11 +419,7 @@ def _meaning(prediction: "Prediction", coverage: int) -> tuple[str, str]:
 
 
 def slice_report(model: "ModelHandle", path: "str | Source") -> bytes:
-    """Return the answer of a file that was answered before as a page of PDF.
-
-    Raises:
-        UserError: it is gone, or cannot be answered.
-    """
+    """Return the answer of a file that was answered before as a page of PDF."""
     from .slice_report import SliceReport  # matplotlib: half a second, for those who want a report
 
     image, facts = read_upload(*content_of(_source(path))[::-1])

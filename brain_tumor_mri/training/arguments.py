@@ -106,9 +106,6 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
 
     Args:
         argv: the command line without the program's name. The YAML file may be left out.
-
-    Raises:
-        UserError: an unknown key or flag, a value of the wrong kind, a missing file.
     """
     classes = (
         ModelArguments, DataArguments, ProtocolArguments, ExternalArguments, CollectionArguments, GuidanceArguments,
@@ -140,11 +137,7 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the settings of a YAML file.
-
-    Raises:
-        UserError: it cannot be read, or holds no lines of the form ``name: value``.
-    """
+    """Return the settings of a YAML file."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
@@ -167,11 +160,7 @@ def _read_config(path: Path, actions: Sequence[argparse.Action]) -> dict[str, An
 
 
 def parse_size_schedule(setting: str | None, image_size: int, epochs: float) -> list[tuple[int, int]]:
-    """Return ``[(size in pixels, epochs), ...]`` in order.
-
-    Raises:
-        UserError: not of the form SIZE:EPOCHS,..., or the epochs do not add up to ``epochs``.
-    """
+    """Return ``[(size in pixels, epochs), ...]`` in order."""
     if not setting:
         return [(image_size, max(1, int(-(-epochs // 1))))]
     try:

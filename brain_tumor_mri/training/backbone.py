@@ -56,9 +56,6 @@ def build_model(
 
     Returns:
         ``TimmWrapperForImageClassification``: ``pixel_values`` (N, 3, H, W) -> ``logits`` (N, C).
-
-    Raises:
-        UserError: the weights cannot be had, or the architecture is unknown.
     """
     ids = dict(enumerate(names))
     labels = {"num_labels": len(ids), "id2label": ids, "label2id": {name: i for i, name in ids.items()}}

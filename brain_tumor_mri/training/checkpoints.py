@@ -34,9 +34,6 @@ def claim_output_dir(folder: Path) -> FileLock:
     """Make a run's folder, try it, and keep other trainings out of it as long as the lock lives.
 
     What a killed write left there is removed.
-
-    Raises:
-        UserError: it cannot be written to, another training runs in it, or it holds a finished run.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

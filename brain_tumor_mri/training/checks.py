@@ -49,9 +49,6 @@ def check_arguments(args: RunArguments, optimizer: tuple[type[torch.optim.Optimi
     Args:
         args: all of a run's.
         optimizer: class and options in place of those of ``--optim``.
-
-    Raises:
-        UserError: names the flag, and what to give.
     """
     _check_numbers(args)
     _check_recipe(args)

@@ -41,11 +41,7 @@ class Parts:
 
 
 def load_parts(args: RunArguments, *, progress: bool = False) -> Parts:
-    """Load what the arguments name.
-
-    Raises:
-        UserError: a folder or file cannot be used; see ``data.slices.load_slices``.
-    """
+    """Load what the arguments name."""
     slices = load_slices(
         args.data.data_dir,
         args.protocol,

@@ -155,11 +155,7 @@ def tune_for_cpu(args: TrainingArguments) -> None:
 
 
 def create_repository(args: TrainingArguments) -> str:
-    """Create the Hub repository of ``--push_to_hub``, before hours are spent; return its full name.
-
-    Raises:
-        UserError: there is no network, no login, or no permission.
-    """
+    """Create the Hub repository of ``--push_to_hub``, before hours are spent; return its full name."""
     name = args.hub_model_id or Path(args.output_dir).absolute().name
     try:
         return create_repo(name, token=args.hub_token, private=args.hub_private_repo, exist_ok=True).repo_id
@@ -180,9 +176,6 @@ def prepare_output_dir(args: RunArguments, parameters: int, data: Mapping[str, s
 
     Returns:
         The checkpoint that ``--resume_from_checkpoint`` names, or else the run's last whole one; None to start anew.
-
-    Raises:
-        UserError: the disk is too full, the folder holds a different run, or the named checkpoint is not whole.
     """
     folder = Path(args.training.output_dir)
     main_process = args.training.process_index == 0

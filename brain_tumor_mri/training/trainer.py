@@ -259,9 +259,6 @@ def check_one_slice(model: torch.nn.Module, size: int) -> None:
     Args:
         model: of ``pixel_values`` (N, 3, H, W); it stays as it is.
         size: of the slices, in pixels.
-
-    Raises:
-        UserError: it cannot: somewhere a single value is left, of which no mean and deviation can be taken.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _too_few_values():
         copy.deepcopy(model).train()(torch.zeros(1, 3, size, size))

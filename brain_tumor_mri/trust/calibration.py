@@ -94,9 +94,6 @@ def fit_trust(
     Returns:
         The trust, and of ``fit_brain_mri`` what is said of known, validation and disturbed slices, (N,), and of foreign
         pictures, (M,), by fits without their kinds; None without foreign pictures.
-
-    Raises:
-        UserError: a class has no validation slice.
     """
     counts = np.bincount(validation.labels[validation.labels >= 0], minlength=len(labels))
     if not counts.all():

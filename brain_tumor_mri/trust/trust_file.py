@@ -307,9 +307,6 @@ def load_trust(folder: Path, sha256: Callable[[], str], labels: Sequence[str] = 
         folder: holds the weights.
         sha256: gives the fingerprint of the weights; asked only where there is a trust.json, as it reads them all.
         labels: the model's classes, in output order.
-
-    Raises:
-        UserError: the file is damaged, or belongs to other weights.
     """
     file = folder / FILE_NAME
     content = read_trust_file(file)
@@ -328,11 +325,7 @@ def load_trust(folder: Path, sha256: Callable[[], str], labels: Sequence[str] = 
 
 
 def read_trust_file(file: Path) -> dict[str, Any] | None:
-    """The object in a trust.json; None when there is no such file.
-
-    Raises:
-        UserError: it cannot be read, or is no JSON object.
-    """
+    """The object in a trust.json; None when there is no such file."""
     if not file.is_file():
         return None
     try:
