@@ -44,8 +44,5 @@ def _read(*names: str) -> str:
 
 CSS = _read("page.css", "examination.css")
 
-# One rule is here because Gradio confines CSS to its content: on phones it hides the footer's API link but not the dot.
-HEAD = (
-    "<style>@media (max-width: 640px) { footer .divider { display: none; } }</style>\n"
-    f"<script>\n{_read('page.js', 'examination.js')}</script>\n"
-)
+# One rule is here because Gradio confines CSS to its content: a dot follows the one link that the footer has.
+HEAD = f"<style>footer .divider {{ display: none; }}</style>\n<script>\n{_read('page.js', 'examination.js')}</script>\n"
