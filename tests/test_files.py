@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from brain_tumor_mri import machine
 from brain_tumor_mri.errors import UserError, first_line
 from brain_tumor_mri.files import check_writable, read_json, write_json, write_text
 from brain_tumor_mri.machine import cpu_count
@@ -85,3 +86,15 @@ def test_an_error_becomes_its_first_line() -> None:
 
 def test_processors_are_those_that_the_process_may_use() -> None:
     assert 1 <= cpu_count() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("limit", ["cpu.max", "cpu.cfs_quota_us"])
+def test_a_containers_limit_counts_as_its_processors(
+    limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_control_groups", lambda: [tmp_path])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 64, raising=False)
+    (tmp_path / limit).write_text("250000 100000" if limit == "cpu.max" else "250000")
+    (tmp_path / "cpu.cfs_period_us").write_text("100000")
+    assert machine.cpu_count.__wrapped__() == 3

@@ -374,6 +374,9 @@ def test_an_ensemble_answers_with_the_mean_of_its_members(
     second = TumorClassifier.from_pretrained(second_model_dir, device="cpu")
     both = TumorClassifier.from_pretrained([tiny_model_dir, second_model_dir], device="cpu")
     assert len(both.members) == 2 and both.image_size == classifier.image_size
+    for wanted in ("model", "network", "processor"):
+        with pytest.raises(UserError, match=r"ask \.members\[0\]"):
+            getattr(both, wanted)
     for path, answer in zip(slices[:5], both.predict(slices[:5], batch_size=2), strict=True):
         rows = [row(member.predict(path)) for member in (classifier, second)]
         assert np.abs(rows[0] - rows[1]).max() > 1e-3
