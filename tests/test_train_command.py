@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -176,3 +177,15 @@ def test_the_script_itself_exits_with_2_and_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "Training/" in done.stderr
+
+
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("brain_tumor_mri.training.arguments.parse_arguments", interrupt)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on from the last checkpoint\n"
