@@ -7,6 +7,7 @@ from typing import Any
 
 from ..data.protocols import EXTERNAL, LEAVE_COLLECTION_OUT, NOTES
 from ..labels import LABELS, TITLES
+from ..trust.decision import NOT_A_BRAIN_MRI
 
 EXTERNAL_TERMS = f"`{EXTERNAL}`: {NOTES[EXTERNAL]}"
 
@@ -211,16 +212,23 @@ def stress_table(record: dict[str, Any]) -> str:
 
 
 def stress_summary(records: Sequence[dict[str, Any]]) -> str:
-    """Return one Markdown row a model: clean and mean accuracy, their difference, and what ``answer`` is worth."""
+    """Return one Markdown row a model: clean and mean accuracy, their difference, what ``answer`` is worth, refusals."""
     rows = []
     for record in records:
         stress = record["stress"]
         shares = [percent(stress["clean"]["accuracy"]), percent(stress["mean_accuracy"])]
         answered = [percent(stress["answered"][key]) for key in ("share", "accuracy")]
         change = points(stress["difference"], scale=1)
-        rows.append([model_title(record), record["protocol"], *shares, change, *answered])
+        light = [
+            level["decisions"][NOT_A_BRAIN_MRI]
+            for disturbance in stress["disturbances"].values()
+            for level in disturbance["levels"][:3]
+            if level.get("decisions")
+        ]
+        refused = percent({"value": sum(light) / len(light)}) if light else "-"
+        rows.append([model_title(record), record["protocol"], *shares, change, *answered, refused])
     header = ["model", "protocol", "clean", "disturbed, mean", "points", "decided `answer`", "of these right"]
-    return markdown_table(header, rows)
+    return markdown_table([*header, "refused at strengths 1 to 3"], rows)
 
 
 def model_title(record: dict[str, Any]) -> str:
