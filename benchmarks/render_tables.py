@@ -39,10 +39,13 @@ from brain_tumor_mri.reports.trust_tables import check_tables, trust_tables
 Records = Sequence[dict[str, Any]]
 
 
-def speed_table(records: Records) -> str:
-    """Return the summary rows that the scripts of ``benchmarks/speed`` put into their records as ``summary``."""
-    rows = [list(row) for record in records for row in record["summary"]]
-    return markdown_table(["what", "against", "measured"], rows)
+def summary_rows(*header: str) -> Callable[[Records], str]:
+    """Return what renders the rows that scripts of ``benchmarks`` put into their records as ``summary``."""
+
+    def render(records: Records) -> str:
+        return markdown_table(list(header), [list(row) for record in records for row in record["summary"]])
+
+    return render
 
 
 def _results(records: Records) -> str:
@@ -81,7 +84,8 @@ RENDERERS: dict[str, Callable[[Records], str]] = {
     "check": _each(check_tables),
     "stress": lambda records: f"{stress_summary(records)}\n{stress_table(records[0])}",
     "explain": lambda records: f"{explain_table(records)}\n{explain_note(records[0])}",
-    "speed": speed_table,
+    "speed": summary_rows("what", "against", "measured"),
+    "hostile": summary_rows("what", "tried", "came of it"),
     "latency": latency_text,
     "protocols": protocol_table,
     "external": _external,

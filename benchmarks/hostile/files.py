@@ -151,16 +151,19 @@ def _answers(output: str) -> list[dict[str, Any]]:
 
 
 def summary(record: dict[str, Any]) -> list[list[str]]:
-    """Rows to print."""
-    rows = [["files", "pictures", "one line", "unforeseen", "crashes", "hangs", "differ", "worst s", "worst MB"]]
-    for name in ("spoiled", "costly"):
+    """Rows to print: what was tried, how often, what came of it."""
+    rows = []
+    for name, what in (("spoiled", "spoiled files, each read twice"), ("costly", "costly files, each read twice")):
         found = record[name]
-        counts = (found[key] for key in ("pictures", "refused_in_a_line", "unforeseen_errors", "crashes", "hangs"))
-        worst = found["worst_cpu_seconds"]["seconds"], found["worst_memory_mb"]["mb"]
-        differ = found["differ_between_readings"]
-        rows.append([f"{found['files']} {name}", *map(str, counts), str(differ), *map(str, worst)])
+        bad = sum(found[key] for key in ("unforeseen_errors", "crashes", "hangs"))
+        rows.append([what, str(found["files"]), f"crashes, hangs, unforeseen errors: {bad}"])
+        rows[-1][2] += f"; other pixels the second time: {found['differ_between_readings']}"
+    worst = record["costly"]
+    cpu, memory = worst["worst_cpu_seconds"]["seconds"], worst["worst_memory_mb"]["mb"]
+    rows.append(["the costliest of them", "-", f"{cpu:.1f} s of a core, {memory:.0f} MB"])
     batch = record["batch"]
-    return [*rows, [f"batch of {batch['files']}", f"{batch['rows']} rows", f"exit status {batch['exit_status']}"]]
+    told = f"{batch['rows']} rows, exit status {batch['exit_status']}, {batch['bytes_on_stderr']} bytes on stderr"
+    return [*rows, ["spoiled files as one batch of `predict`", str(batch["files"]), told]]
 
 
 if __name__ == "__main__":

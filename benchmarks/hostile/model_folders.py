@@ -74,8 +74,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "worst_cpu_seconds": round(max(one["seconds"] for one in found[1:] or found), 2),
         "faults": [one for one in found if one.get("answered") is not True and "said" not in one],
     }
-    summary = [[key, str(value)] for key, value in record.items() if not isinstance(value, list)]
-    return record | {"summary": summary}
+    odd = len(record["faults"])
+    came = f"neither a line nor a finite answer: {odd}; code of theirs ran: {'yes' if ran else 'no'}"
+    return record | {"summary": [["model folders tampered with", str(len(found)), came]]}
 
 
 def named(trace: Path) -> dict[str, Tampering]:
