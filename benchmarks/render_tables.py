@@ -48,6 +48,9 @@ def summary_rows(*header: str) -> Callable[[Records], str]:
     return render
 
 
+speed_table = summary_rows("what", "against", "measured")
+
+
 def _results(records: Records) -> str:
     return "\n".join([summary_table(records), *(class_table(r) + "\n" + interval_note(r) for r in records)])
 
@@ -84,7 +87,7 @@ RENDERERS: dict[str, Callable[[Records], str]] = {
     "check": _each(check_tables),
     "stress": lambda records: f"{stress_summary(records)}\n{stress_table(records[0])}",
     "explain": lambda records: f"{explain_table(records)}\n{explain_note(records[0])}",
-    "speed": summary_rows("what", "against", "measured"),
+    "speed": speed_table,
     "hostile": summary_rows("what", "tried", "came of it"),
     "latency": latency_text,
     "protocols": protocol_table,
