@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..inference.decoder import Decoder
 from ..inference.run_litert import quiet_stderr
-from ..inference.run_pytorch import StageFeatures, stage_of
+from ..inference.run_pytorch import StageFeatures, decoded, stage_of
 
 FLOAT_CONVOLUTIONS = 3
 """How many of the first convolutions stay float32. They hold few weights, and what eight bits lose in them goes through
@@ -53,40 +54,49 @@ def feature_stage(network: torch.nn.Module, wanted: str | None, size: tuple[int,
 class LogitsAndFeatures(torch.nn.Module):
     """A copy of a network, on the CPU and in eval mode, whose answer is a tuple of plain tensors."""
 
-    def __init__(self, network: torch.nn.Module, stage: str | None, *, half: bool = False) -> None:
+    def __init__(
+        self, network: torch.nn.Module, stage: str | None, *, half: bool = False, decoder: Decoder | None = None
+    ) -> None:
         """Copy the network.
 
         Args:
             network: a transformers model; it is not changed.
             stage: of ``feature_stage``; None for no features.
             half: compute in float16; input and outputs are float32 all the same.
+            decoder: of the model's ``decoder.json``, whose cells come last; None for none.
         """
         super().__init__()
+        self.decoder = decoder
         self.network = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format)
         self.stage, self.dtype = stage, torch.float16 if half else torch.float32
         self.network.to(self.dtype)
         self.eval()
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """Return logits (N, 4) and, where a stage is named, its spatial means (N, D)."""
+        """Return logits (N, C), the means (N, D) of the stage if one is named, and the decoder's cells (N, C, h, w)."""
         pixel_values = pixel_values.to(self.dtype)
-        if self.stage is None:
-            return (self.network(pixel_values=pixel_values).logits.float(),)
-        means: list[Tensor] = []  # in the order of the stages, which is that of the pass
+        # both in the order of the stages, which is that of the pass
+        means: list[Tensor] = []
+        maps: list[Tensor] = []
         inner = getattr(self.network, "timm_model", self.network)
         # not StageFeatures, which detaches its means from the graph that is exported here
+        wanted = [(name, lambda output: means.append(output.float().mean((2, 3)))) for name in _split(self.stage)]
+        wanted += [(name, maps.append) for name in _split(self.decoder and self.decoder.stages)]
         handles = [
-            inner.get_submodule(name).register_forward_hook(
-                lambda module, inputs, output: means.append(output.float().mean((2, 3)))
-            )
-            for name in self.stage.split("+")
+            inner.get_submodule(name).register_forward_hook(lambda module, inputs, output, take=take: take(output))
+            for name, take in wanted
         ]
         try:
             logits = self.network(pixel_values=pixel_values).logits.float()
         finally:
             for handle in handles:
                 handle.remove()
-        return logits, torch.cat(means, 1)
+        found = [logits, *([torch.cat(means, 1)] if means else [])]
+        return (*found, *([decoded(maps, self.decoder)] if self.decoder else []))
+
+
+def _split(stages: str | None) -> list[str]:
+    return stages.split("+") if stages else []
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ from ai_edge_quantizer.utils.qsv_utils import min_max_update
 from torch import Tensor
 
 from ..errors import UserError, first_line
-from ..inference.network import FEATURES, INPUT, LOGITS, physical_cores
+from ..inference.decoder import Decoder
+from ..inference.network import CELLS, FEATURES, INPUT, LOGITS, physical_cores
 from .outputs import FLOAT_CONVOLUTIONS, LogitsAndFeatures, hushed
 
 PACKAGES = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer")
@@ -37,16 +38,22 @@ INT8_SETTINGS = {
 _SIGNATURE = "serving_default"
 
 
-def write_litert(network: torch.nn.Module, file: Path, *, stage: str | None, size: tuple[int, int]) -> None:
+def write_litert(
+    network: torch.nn.Module, file: Path, *, stage: str | None, size: tuple[int, int], decoder: Decoder | None = None
+) -> None:
     """Write a network as float32 LiteRT for one slice, its input (1, 3, H, W) as the other exports have it.
+
+    Of heat maps it gives the decoder's, which is part of the pass; the others take gradients.
 
     Args:
         network: a transformers model; it is not changed.
         file: to be written.
         stage: of ``feature_stage``; None for no ``features``.
         size: (height, width) of the input in pixels.
+        decoder: of the model's ``decoder.json``; None for none.
     """
-    whole = _Named(LogitsAndFeatures(network, stage)).eval()
+    names = [LOGITS, *([FEATURES] if stage else []), *([CELLS["decoder"]] if decoder else [])]
+    whole = _Named(LogitsAndFeatures(network, stage, decoder=decoder), names).eval()
     try:
         with hushed():
             written = litert_torch.convert(whole, sample_kwargs={INPUT: torch.zeros(1, 3, *size)})
@@ -69,7 +76,8 @@ def write_int8(source: Path, file: Path, slices: Sequence[np.ndarray]) -> None:
     with hushed():
         quantizer = quantizing.Quantizer(str(source))
         quantizer.add_static_config(".*", Operation.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
-        kept = [f"^{_SIGNATURE}_({LOGITS}|{FEATURES})_output", *(f"^{re.escape(name)}" for name in _first(source))]
+        ends = "|".join((LOGITS, FEATURES, *CELLS.values()))
+        kept = [f"^{_SIGNATURE}_({ends})_output", *(f"^{re.escape(name)}" for name in _first(source))]
         for operation in (Operation.INPUT, Operation.OUTPUT):
             quantizer.update_quantization_recipe(".*", operation, algorithm_key=quantizing.AlgorithmName.NO_QUANTIZE)
         for name in kept:
@@ -101,9 +109,9 @@ def _first(file: Path) -> list[str]:
 class _Named(torch.nn.Module):
     """Outputs by name, which become the names in the file."""
 
-    def __init__(self, whole: LogitsAndFeatures) -> None:
+    def __init__(self, whole: LogitsAndFeatures, names: Sequence[str]) -> None:
         super().__init__()
-        self.whole = whole
+        self.whole, self.names = whole, names
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        return dict(zip((LOGITS, FEATURES), self.whole(pixel_values), strict=False))
+        return dict(zip(self.names, self.whole(pixel_values), strict=True))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, first_line
-from .network import FEATURES, INPUT, LOGITS, ExportedNetwork, physical_cores
+from .network import CELLS, FEATURES, INPUT, LOGITS, ExportedNetwork, physical_cores
 
 _STDERR_LOCK = threading.Lock()
 
@@ -49,18 +49,23 @@ class LiteRtNetwork(ExportedNetwork):
             raise UserError(f"{name} cannot be run ({first_line(error)}); export the model again") from error
         inputs, outputs = self._runner.get_input_details(), self._runner.get_output_details()
         self._require_names(list(inputs), list(outputs))
-        self.outputs = [output for output in (LOGITS, FEATURES) if output in outputs]
+        self.outputs = [output for output in (LOGITS, FEATURES, *CELLS.values()) if output in outputs]
+        self.maps = tuple(method for method, output in CELLS.items() if output in outputs)
 
     def __call__(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Run the network; see :class:`~brain_tumor_mri.inference.network.Network`."""
+        return self.explain(pixel_values)[:2]
+
+    def explain(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
+        """As :meth:`~brain_tumor_mri.inference.run_onnx.OnnxNetwork.explain`; no part of the graph can be left out."""
         found: dict[str, list[np.ndarray]] = {output: [] for output in self.outputs}
         for pixels in pixel_values:
             with self._lock:
                 answer = self._runner(**{INPUT: pixels[None]})
             for output, rows in found.items():
                 rows.append(answer[output])
-        features = np.concatenate(found[FEATURES]) if FEATURES in found else None
-        return np.concatenate(found[LOGITS]), features
+        whole = {output: np.concatenate(rows) for output, rows in found.items()}
+        return whole.pop(LOGITS), whole.pop(FEATURES, None), whole
 
 
 def require_litert() -> Any:
