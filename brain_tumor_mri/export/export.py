@@ -146,7 +146,7 @@ def _write_file(
     if runtime_of(export_format) == "litert":
         entry["input"][0] = 1
         if full != twin or full == file:
-            write.write_litert(reference.model, full, **settings)
+            write.write_litert(reference.model, full, **settings, decoder=reference.members[0].decoder)
     else:
         entry["opset"] = write.OPSET
         half = export_format == TENSORRT

@@ -20,7 +20,6 @@ from PIL import Image
 
 from ..errors import UserError
 from ..images.read import ImageSource, UnreadableImageError, damage, is_single, load_image, name_of
-from ..labels import LABELS
 from ..machine import cpu_count
 from ..trust.decision import COVERAGES, DEFAULT_COVERAGE, decide, picture_fault
 from ..trust.trust_file import Trust
@@ -91,7 +90,9 @@ class TumorClassifier:
         if not model:
             raise UserError("no model is named; give one folder or Hub id, or several")
         self.members: tuple[Member, ...] = tuple(model)
-        self.labels: tuple[str, ...] = LABELS
+        self.labels: tuple[str, ...] = self.members[0].labels
+        if any(member.labels != self.labels for member in self.members):
+            raise UserError("these models have different classes; an ensemble needs the same in all")
         heights, widths = zip(*(member.image_size for member in self.members), strict=True)
         self.image_size: tuple[int, int] = (max(heights), max(widths))
         self.device = self.members[0].network.device

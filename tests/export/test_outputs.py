@@ -18,10 +18,10 @@ def test_the_decoders_cells_come_last_and_are_those_of_pytorch(tiny_model_dir: P
     with torch.inference_mode():
         maps = stage_maps(inner, stages, pixels)[1]
         rng = np.random.default_rng(0)
-        weights = rng.normal(size=(4, sum(part.shape[1] for part in maps))).astype(np.float32)
+        weights = rng.normal(size=(4, sum(part.shape[1] for part in maps)), scale=0.02).astype(np.float32)
         decoder = Decoder("0" * 64, stages, weights, rng.normal(size=4).astype(np.float32), {})
         logits, features, cells = LogitsAndFeatures(network, "layer3+layer4", decoder=decoder)(pixels)
-        assert torch.allclose(cells, decoded(maps, decoder), atol=1e-6) and cells.std() > 0.01
+        assert torch.allclose(cells, decoded(maps, decoder), atol=1e-4) and cells.std() > 0.01
         plain = LogitsAndFeatures(network, "layer3+layer4")(pixels)
         assert len(plain) == 2 and torch.allclose(plain[0], logits) and torch.allclose(plain[1], features)
         assert len(LogitsAndFeatures(network, None)(pixels)) == 1
