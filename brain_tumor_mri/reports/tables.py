@@ -212,7 +212,7 @@ def stress_table(record: dict[str, Any]) -> str:
 
 
 def stress_summary(records: Sequence[dict[str, Any]]) -> str:
-    """Return one Markdown row a model: clean and mean accuracy, their difference, what ``answer`` is worth, refusals."""
+    """Return one Markdown row a model: clean and mean accuracy, their difference, what decisions are worth."""
     rows = []
     for record in records:
         stress = record["stress"]
