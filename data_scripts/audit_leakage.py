@@ -3,7 +3,6 @@
 ``python data_scripts/audit_leakage.py DATA_DIR --output_dir runs/audit``
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -11,18 +10,12 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone that is not installed
 
 from brain_tumor_mri.commands import audit
-from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.commands.script import run_script
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 done, 1 leaks found and ``--fail_on_leak`` given, 2 the user's input is wrong."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    audit.add_arguments(parser)
-    try:
-        return audit.run(parser.parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_script(__doc__, audit.add_arguments, audit.run, argv)
 
 
 if __name__ == "__main__":

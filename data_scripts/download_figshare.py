@@ -32,6 +32,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone that is not installed
 
+from brain_tumor_mri.commands.script import run_script
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.labels import LABELS
 
@@ -243,31 +244,29 @@ def convert(archives: list[Path], output_dir: Path, *, progress: Any = None) -> 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; 0 done, 1 stopped by the user, 2 the user's input (or the network) is wrong."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    """Run the command; see ``script.exit_status``."""
+    return run_script(__doc__, add_arguments, run, argv)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
     parser.add_argument("--output_dir", default="data/figshare-brain-tumor", help="where the data goes (%(default)s)")
     parser.add_argument("--archive_dir", help="folder with the archives and cvind.mat, downloaded by hand")
     parser.add_argument("--api_url", default=API_URL, help="figshare's API (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else")
-    args = parser.parse_args(argv)
-    try:
-        counts = _run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the command again to continue", file=sys.stderr)
-        return 1
+
+
+def run(args: argparse.Namespace) -> None:
+    """Download, convert and print a summary."""
+    counts = _run(args)
     if args.json:
         print(json.dumps(counts))
-    else:
-        by_class = ", ".join(f"{name} {count:,}" for name, count in counts["by_class"].items())
-        Console(highlight=False).print(
-            f"{counts['slices']:,} slices of {counts['patients']:,} patients ({by_class}; "
-            f"{counts['enlarged']} enlarged from 256 px) in {args.output_dir}",
-            markup=False,
-        )
-    return 0
+        return
+    by_class = ", ".join(f"{name} {count:,}" for name, count in counts["by_class"].items())
+    print(
+        f"{counts['slices']:,} slices of {counts['patients']:,} patients ({by_class}; "
+        f"{counts['enlarged']} enlarged from 256 px) in {args.output_dir}"
+    )
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:

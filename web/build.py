@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from brain_tumor_mri.commands.script import run_script
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.heat_maps.explain import COLOURS
 from brain_tumor_mri.inference.model_folder import DEFAULT_MODEL, EXPORT_FILE, ModelFolder, find_model
@@ -91,7 +92,11 @@ def page_settings(folder: ModelFolder, form: str, trusted: bool) -> dict[str, An
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Build the page from the command line; return the exit status."""
-    parser = argparse.ArgumentParser(description="Build the page that classifies in the browser.")
+    return run_script(__doc__, add_arguments, run, argv)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
     parser.add_argument(
         "--model",
         default=HERE.parent / DEFAULT_MODEL,
@@ -101,15 +106,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to be written")
     parser.add_argument("--format", choices=FORMS, default=FORMS[0], help="which file answers (default: %(default)s)")
-    args = parser.parse_args(argv)
-    try:
-        page = build(args.model, args.output, args.format)
-    except UserError as error:
-        print(f"build.py: {error}", file=sys.stderr)
-        return 2
+
+
+def run(args: argparse.Namespace) -> None:
+    """Build, and say what was built."""
+    page = build(args.model, args.output, args.format)
     size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
     print(f"{page['model']}: {args.output}, {size / 1e6:.1f} MB\n{RESEARCH_NOTICE}")
-    return 0
 
 
 def _fill(part: Path, folder: ModelFolder, page: dict[str, Any]) -> None:
