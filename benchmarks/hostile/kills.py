@@ -3,8 +3,8 @@
     python benchmarks/hostile/kills.py --output results/hostile/kills.json
 
 The run counts how often it opens a file to write, renames or removes one in its folder. Each trial is killed at one of
-these moments, drawn by a seed, right before it or right after (an opened file is empty then), or at a time by the
-clock. The same command then ends it. Synthetic slices, a toy network, one process a run.
+these moments, drawn by a seed, right before it or right after (an opened file is empty then), and every seventh at a
+time by the clock. The same command then ends it. Synthetic slices, a toy network, one process a run.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from data_scripts.make_phantoms import write_phantoms
 
 START = multiprocessing.get_context("forkserver")
 RUN_LIMIT_S = 300
-WHENS = ("before", "after", "clock")
+WHENS = ("before", "after") * 3 + ("clock",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +55,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for number in range(args.kills):
             if time.monotonic() > stop:
                 break
-            when, trial = WHENS[number % 3], f"trial-{number}"
-            at = draw.uniform(0, seconds) if when == "clock" else draw.randint(1, moments)
+            when, trial = WHENS[number % len(WHENS)], f"trial-{number}"
+            at = draw.uniform(0, seconds / 2) if when == "clock" else draw.randint(1, moments)
             killed = train(scratch, trial, at, when)
             ended = train(scratch, trial)
             folder = scratch / trial
