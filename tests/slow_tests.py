@@ -6,6 +6,7 @@ A file, or a file and a test's name without its parameters. Tests with the mark 
 SLOW = {
     "test_app_browser.py",
     "benchmarks/test_hostile.py::test_tampered_folders_answer_or_are_refused_and_code_that_runs_is_noticed",
+    "benchmarks/test_hostile.py::test_a_killed_training_ends_in_the_weights_of_one_that_was_not",
     "benchmarks/test_latency.py::test_a_run_times_every_format_of_the_export_beside_eager_and_the_peer",
     "benchmarks/test_shortcut.py::test_a_blind_classifier_tells_two_collections_apart_by_their_borders",
     "benchmarks/test_shortcut.py::test_a_run_writes_figures_without_paths_and_takes_up_what_it_kept",

@@ -4,12 +4,13 @@ import argparse
 import itertools
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.hostile import files, model_folders
+from benchmarks.hostile import files, kills, model_folders, page
 from benchmarks.hostile.children import ask
 from benchmarks.hostile.samples import mutations, whole_files
 from brain_tumor_mri.images.read import load_image
@@ -77,3 +78,17 @@ def test_tampered_folders_answer_or_are_refused_and_code_that_runs_is_noticed(
 
     monkeypatch.setattr(model_folders, "named", runs)
     assert model_folders.measure(argparse.Namespace(**vars(args) | {"folders": 0}))["code_of_a_folder_ran"]
+
+
+def test_a_part_of_the_visit_that_does_not_end_in_its_time_is_told_and_shown():
+    assert page.within(5, lambda: {"found": 1}) == {"found": 1}
+    stuck = page.within(0.2, lambda: time.sleep(30))
+    record = dict.fromkeys(("files", "names", "uploads", "slow", "kill"), stuck)
+    rows = page.summary(record | {"log": {"tracebacks": 0, "names_of_files": 0}})
+    assert rows[0] == ["files", "did not end in 0.2 s", "-"] and len(rows) == 6
+
+
+def test_a_killed_training_ends_in_the_weights_of_one_that_was_not():
+    record = kills.measure(argparse.Namespace(kills=2, seconds=600, seed=0))
+    assert record["two_uninterrupted_runs_agree"]
+    assert record["kills"] == record["ended_in_the_same_weights"] == 2 and record["with_leftovers"] == 0
