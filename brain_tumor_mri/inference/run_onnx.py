@@ -36,7 +36,7 @@ class OnnxNetwork(ExportedNetwork):
         runtime = require_onnxruntime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or physical_cores()
-        options.log_severity_level = 3  # errors; they are raised as well
+        options.log_severity_level = 4  # no errors either, as they are raised
         for kind in ("intra_op", "inter_op"):
             options.add_session_config_entry(f"session.{kind}.allow_spinning", str(int(spinning)))
         providers = _providers(runtime, device)

@@ -6,7 +6,7 @@ import pytest
 
 from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.inference.load import check_device
-from brain_tumor_mri.inference.run_onnx import _providers
+from brain_tumor_mri.inference.run_onnx import OnnxNetwork, _providers
 
 
 def runtime(*providers: str) -> SimpleNamespace:
@@ -27,3 +27,25 @@ def test_cuda_is_taken_where_onnxruntime_has_it_and_refused_where_not() -> None:
     assert _providers(with_cuda, "cpu") == _providers(runtime(), None) == ["CPUExecutionProvider"]
     with pytest.raises(UserError, match="cannot run on cuda"):
         _providers(runtime(), "cuda")
+
+
+@pytest.mark.parametrize("place", ["weights.bin", "../weights.bin", "{folder}/weights.bin"])
+def test_a_graph_that_names_another_file_is_refused_and_opens_none(place, tmp_path, monkeypatch, capfd):
+    onnx = pytest.importorskip("onnx")
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    for folder in (tmp_path, tmp_path / "inside"):
+        (folder / "weights.bin").write_bytes(bytes(16))
+    weights = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4])
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", place.format(folder=tmp_path)), ("offset", "0"), ("length", "16")):
+        weights.external_data.add(key=key, value=value)
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4]) for name in ("pixel_values", "logits")
+    ]
+    add = onnx.helper.make_node("Add", ["pixel_values", "w"], ["logits"])
+    graph = onnx.helper.make_graph([add], "g", values[:1], values[1:], [weights])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    with pytest.raises(UserError, match=r"model\.onnx cannot be run \(.*\); export the model again") as error:
+        OnnxNetwork(model.SerializeToString(), "model.onnx", "cpu")
+    assert "\n" not in str(error.value) and capfd.readouterr().err == ""
