@@ -225,16 +225,17 @@ def _read_folder(source: str, path: Path, backend: str | None, project_labels: b
         raise UserError(f"{source} has only a TensorRT engine, machine code; if you built it, use --backend tensorrt")
     if chosen not in there:
         raise UserError(_lacking(source, chosen, there))
-    weights = _weights_of(path, chosen)
-    for file in weights:
+    weights, stored = _weights_of(path, chosen), _weights_of(path, TORCH)
+    for file in {*weights, *stored}:
         if not file.is_file():  # a pipe would be waited for
             raise UserError(f"{file} is not a regular file; copy or download it again")
         with file.open("rb") as stream:
             if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
                 raise UserError(f"{file} is only a git-lfs pointer; run `git lfs pull` there to get the weights")
     export = _read_export(path, chosen) if chosen in EXPORT_FILES else None
-    stored = _weights_of(path, TORCH)
-    if export and stored and ModelFolder(source, path, config, stored).sha256() != export["source"]["weights_sha256"]:
+    beside = ModelFolder(source, path, config, stored)
+    if export and stored and beside.sha256() != export["source"]["weights_sha256"]:
+        _ = beside.tensors  # refuses weights that are cut off, which are no other weights
         again = f"write it again: brain-tumor-mri export --model {source} --format {chosen}"
         raise UserError(f"{weights[0]} was made from other weights than those of {stored[0].name} here; {again}")
     return ModelFolder(source, path, config, weights, chosen, export)

@@ -145,6 +145,18 @@ def test_weights_that_are_cut_off_are_told_as_a_broken_download_although_trust_j
     assert "is not a whole safetensors file" in refusal(folder) and "download it again" in refusal(folder)
 
 
+def test_weights_beside_an_onnx_file_are_looked_at_as_alone(tiny_onnx_dir: Path, tmp_path: Path):
+    weights = Path(shutil.copytree(tiny_onnx_dir, tmp_path / "onnx")) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    assert "is not a whole safetensors file" in refusal(weights.parent)
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "was made from other weights" in refusal(weights.parent)
+    weights.unlink()
+    os.mkfifo(weights)
+    assert "model.safetensors is not a regular file" in refusal(weights.parent)
+
+
 @pytest.mark.parametrize("head", [b"\xff" * 8, b"\x00" * 8, (2**40).to_bytes(8, "little"), (4).to_bytes(8, "little")])
 def test_a_header_of_weights_that_lies_is_one_line(folder: Path, head: bytes):
     weights = folder / "model.safetensors"
