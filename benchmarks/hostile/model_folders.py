@@ -8,6 +8,7 @@ line; code that it brings leaves a file behind where it runs.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from benchmarks.harness import run
 from benchmarks.hostile.children import ask
 
 ANSWERER = Path(__file__).with_name("answerer.py")
-CONFIG, WEIGHTS, TRUST = "config.json", "model.safetensors", "trust.json"
+CONFIG, WEIGHTS, TRUST, EXPORT = "config.json", "model.safetensors", "trust.json", "export.json"
 Tampering = Callable[[Path], object]
 
 
@@ -52,7 +53,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                     return
                 folder = Path(scratch) / "model"
                 shutil.rmtree(folder, ignore_errors=True)
-                shutil.copytree(args.model, folder)
+                kept = () if name.startswith("ONNX") else (EXPORT, "*.onnx")  # else PyTorch and its weights never run
+                shutil.copytree(args.model, folder, ignore=shutil.ignore_patterns(*kept))
                 tamper(folder)
                 names.append(name)
                 yield folder
@@ -118,6 +120,24 @@ def named(trace: Path) -> dict[str, Tampering]:
 
         return tamper
 
+    def onnx(change: Callable[[bytes], bytes]) -> Tampering:
+        def tamper(folder: Path) -> None:
+            record = json.loads((folder / EXPORT).read_text())
+            entry = record["files"]["onnx"]
+            content = change((folder / entry["file"]).read_bytes())
+            (folder / entry["file"]).write_bytes(content)
+            entry["sha256"] = hashlib.sha256(content).hexdigest()  # as one who knows of it would
+            (folder / EXPORT).write_text(json.dumps(record))
+
+        return tamper
+
+    def spoiled(content: bytes) -> bytes:
+        rng = np.random.default_rng(len(content))
+        head = bytearray(content[:4096])
+        for place in rng.integers(len(head), size=8):
+            head[place] = rng.integers(256)
+        return bytes(head) + content[4096:]
+
     def weights(change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> Tampering:
         def tamper(folder: Path) -> None:
             (folder / TRUST).unlink(missing_ok=True)  # else it says that these are other weights
@@ -159,7 +179,20 @@ def named(trace: Path) -> dict[str, Tampering]:
         "no classes": config(label_names=[]),
         "an id that is no number": config(label_names=None, id2label={"\u00b2": "glioma"}),
     }
-    for name in (CONFIG, TRUST):
+    changes |= {
+        "ONNX: whole": lambda folder: None,
+        "ONNX: of 0 bytes": onnx(lambda content: b""),
+        "ONNX: cut in half": onnx(lambda content: content[: len(content) // 2]),
+        "ONNX: other bytes": onnx(spoiled),
+        "ONNX: text": onnx(lambda content: b"[" * 100_000),
+        "ONNX: a pipe": pipe("onnx/model.onnx"),
+        "ONNX: weights cut off": cut(0.5),
+        "ONNX: a pipe as weights": pipe(WEIGHTS),
+        "ONNX: a pipe as export.json": pipe(EXPORT),
+        "ONNX: no export.json": lambda folder: (folder / EXPORT).unlink(),
+    }
+    changes |= {f"ONNX: {c[:9]!r} as export.json": text(EXPORT, c) for c in (deep, "", "[]", "nan")}
+    for name in (CONFIG, TRUST, "decoder.json", "appearance.json"):
         changes |= {f"{name}: {c[:9]!r}": text(name, c) for c in (deep, '{"a":' * 100_000, "", "[]", "nan", "9" * 9000)}
     changes |= {f"a pipe as {name}": pipe(name) for name in (CONFIG, WEIGHTS, TRUST, "preprocessor_config.json")}
     for key, value in (
