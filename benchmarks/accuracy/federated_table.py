@@ -34,6 +34,9 @@ NOTE = (
 TOGETHER = {
     "FedAvg": {"strategy": "fedavg"},
     "FedAvg-often": {"strategy": "fedavg"},  # twice as many rounds of half as many slices
+    # the mean of n hospitals steps as a batch n times as large does: a learning rate times the square root of n
+    "FedAvg-scaled": {"strategy": "fedavg"},
+    "FedAvg-frozen": {"strategy": "fedavg", "batch_norm": "frozen"},
     "FedProx": {"strategy": "fedprox"},
     "FedAdam": {"strategy": "fedadam", "server_learning_rate": 0.01},
     "FedAvg-private": {"clipping_norm": 1.0, "noise_multiplier": 1.0, "batch_norm": "frozen"},
@@ -77,7 +80,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     write_text(file, yaml.safe_dump(common))
     hospitals = simulated_hospitals(str(file))
     names = sorted(hospitals, key=lambda name: -len(hospitals[name].train))
-    pooled = {"partition": "pooled"}
+    pooled = {"partition": "pooled", "clients": 1}
     # as many slices drawn as all hospitals draw together; where it has fewer, some more than once
     sizes = {name: len(hospitals[name].train) for name in names}
     total = round(args.share * sum(sizes.values()))
@@ -85,8 +88,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         name: {"hospitals": name, "slices_per_round": total, "num_train_epochs": max(1.0, total / sizes[name])}
         for name in names
     }
-    often = {"rounds": 2 * args.rounds, "slices_per_round": args.share / 2}
-    federated = {f"federated, {n}": TOGETHER[n] | (often if n.endswith("often") else {}) for n in args.together}
+    further = {
+        "FedAvg-often": {"rounds": 2 * args.rounds, "slices_per_round": args.share / 2},
+        "FedAvg-scaled": {"learning_rate": float(common["learning_rate"]) * len(names) ** 0.5},
+    }
+    federated = {f"federated, {name}": TOGETHER[name] | further.get(name, {}) for name in args.together}
     cases = {"pooled": pooled, **dict(list(federated.items())[:1])}  # what says most comes first
     cases |= {f"{name} alone": settings for name, settings in alone.items()} | federated
     left_out = _left_out(args)
