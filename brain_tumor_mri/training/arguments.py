@@ -27,6 +27,7 @@ from .backbone import DEFAULT_BACKBONE
 from .checks import check_arguments
 from .losses import GuidanceArguments
 
+OBJECTS, LISTS = ("_kwargs", "_config"), ("report_to", "optim_target_modules")
 FOLDERS = {
     "data_dir", "external_dir", "collections_dir", "outlines_dir", "teacher", "model_name_or_path",
     "resume_from_checkpoint",
@@ -140,7 +141,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return the settings of a YAML file."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # no UTF-8, no such day, nested without end
         raise UserError(f"{path}: cannot read this configuration ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a configuration; give lines of the form 'name: value'")
@@ -148,15 +149,19 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path, actions: Sequence[argparse.Action]) -> dict[str, Any]:
-    choices = {action.dest: action.choices for action in actions}
+    known = {action.dest: action for action in actions}
     config = read_config(path)
-    if unknown := sorted(map(str, config.keys() - choices.keys())):
+    if unknown := sorted(map(str, config.keys() - known.keys())):
         raise UserError(f"{path}: unknown setting {', '.join(unknown)}; see train.py --help for the names")
-    for key, value in config.items():  # argparse looks at those of flags only
-        if choices[key] and value is not None and value not in choices[key]:
-            raise UserError(f"{path}: {key}: {value} is none of {', '.join(map(str, choices[key]))}")
-    # YAML reads 1e-4 as a string, lists as lists; argparse converts strings, so hand it those for plain numbers.
-    return {k: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for k, v in config.items()}
+    for key, value in config.items():
+        choices, many = known[key].choices, known[key].nargs == "+" or key in LISTS
+        if (isinstance(value, list) and not many) or (isinstance(value, dict) and not key.endswith(OBJECTS)):
+            raise UserError(f"{path}: {key}: give one value, written as for --{key}")
+        if choices and not isinstance(value, list | None) and value not in choices:  # argparse looks at flags only
+            raise UserError(f"{path}: {key}: {value} is none of {', '.join(map(str, choices))}")
+    # YAML reads 1e-4 as a string and 2024-01-31 as a day; argparse converts strings, so hand it those.
+    kept = bool | str | list | dict | None
+    return {key: value if isinstance(value, kept) else str(value) for key, value in config.items()}
 
 
 def parse_size_schedule(setting: str | None, image_size: int, epochs: float) -> list[tuple[int, int]]:

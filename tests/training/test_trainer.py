@@ -467,6 +467,34 @@ def test_folders_in_a_file_may_begin_with_the_home_folder(tmp_path, monkeypatch)
     assert parse_arguments([str(tmp_path / "c.yaml")]).data.data_dir == str(tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[" * 3000, "cannot read this configuration"),
+        ("learning_rate: " + "9" * 5000, "cannot read this configuration"),
+        ("data_dir: 2001-99-99", "cannot read this configuration"),
+        ("data_dir: !!python/object/apply:os.getcwd []", "cannot read this configuration"),
+        ("data_dir: {a: 1}", "data_dir: give one value"),
+        ("learning_rate: [1]", "learning_rate: give one value"),
+        ("class_weights: [1, 2, 3, 4]", "class_weights: give one value, written as for --class_weights"),
+        ("optim: nonsense", "optim: nonsense is none of adamw_torch"),
+    ],
+)
+def test_a_file_that_holds_anything_else_is_one_line_that_names_it(tmp_path, text, told):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=told) as error:
+        parse_arguments([str(tmp_path / "c.yaml")])
+    assert "c.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_days_numbers_lists_and_objects_of_a_file_are_taken_as_flags_would_be(tmp_path):
+    lines = ["data_dir: 2024-01-31", "output_dir: 5", "lr_scheduler_kwargs: {num_cycles: 0.25}", "report_to: [none]"]
+    (tmp_path / "c.yaml").write_text("\n".join([*lines, "lr_scheduler_type: cosine", "learning_rate: 1e-4", "seed: 7"]))
+    args = parse_arguments([str(tmp_path / "c.yaml")])
+    assert (args.data.data_dir, args.training.output_dir) == ("2024-01-31", "5")
+    assert args.training.lr_scheduler_kwargs == {"num_cycles": 0.25} and args.training.seed == 7
+
+
 def test_an_unknown_setting_in_a_file_is_named(tmp_path):
     (tmp_path / "c.yaml").write_text("learning_rat: 1e-4\n")
     with pytest.raises(UserError, match="learning_rat"):
