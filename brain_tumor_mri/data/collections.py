@@ -90,6 +90,8 @@ def read_collections(folder: str | Path) -> list[CollectionSlice]:
             rows = list(csv.DictReader(file))
         found = []
         for row in rows:
+            if None in row.values():
+                raise KeyError("a line is shorter than the first")
             group = f"{row['family']}/{row.get('patient') or row['file']}"
             group, part = collection_rows().get(row["file"]) or (group, part_of(group))
             rest = {key: row.get(key) or "" for key in ("sequence", "plane", "skull_stripped")}
@@ -98,7 +100,7 @@ def read_collections(folder: str | Path) -> list[CollectionSlice]:
                     row["file"], row["collection"], row["family"], row["label"], **rest, group=group, part=part
                 )
             )
-    except (OSError, KeyError, UnicodeError) as error:
+    except (OSError, KeyError, UnicodeError, csv.Error) as error:
         raise UserError(
             f"{root / TABLE}: no table of slices ({error}); give --collections_dir a folder whose {TABLE} has the "
             "columns file, collection, family and label"

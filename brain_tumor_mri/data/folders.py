@@ -124,7 +124,7 @@ def read_figshare_table(root: Path) -> list[FoundSlice]:
             )
             for row in rows
         ]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, csv.Error) as error:
         raise UserError(
             f"{table}: no table of Figshare slices ({type(error).__name__}); give --data_dir the folder that "
             "data_scripts/download_figshare.py wrote"

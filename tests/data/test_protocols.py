@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from brain_tumor_mri.data.collections import read_collections
 from brain_tumor_mri.data.folders import read_figshare_table
 from brain_tumor_mri.data.protocols import (
     FOLDS,
@@ -166,6 +167,20 @@ def test_figshare_5fold_uses_the_published_folds_and_numbers_the_patients(figsha
 def test_a_folder_without_the_figshare_table_is_refused(phantom_dir):
     with pytest.raises(UserError, match=r"slices\.csv"):
         load_slices(phantom_dir, ProtocolArguments("figshare-5fold"))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [("a.png,one", "shorter than the first"), ("x" * 200_000 + ",one,one,glioma", "field larger"), ("\udcff", "utf-8")],
+)
+@pytest.mark.parametrize("read", [read_collections, read_figshare_table])
+def test_a_table_that_is_damaged_is_one_line(tmp_path, read, line, told):
+    head = "file,collection,family,label" if read is read_collections else "image_id,patient_id,label_name,fold"
+    for name in ("collections.csv", "slices.csv"):
+        (tmp_path / name).write_bytes(f"{head}\n{line}\n".encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=told if read is read_collections else r"slices\.csv: no table") as error:
+        read(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.real_data
