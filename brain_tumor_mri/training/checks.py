@@ -129,7 +129,7 @@ def _check_recipe(args: RunArguments) -> None:
 def _check_training(t: TrainingArguments) -> None:
     defaults = {field.name: field.default for field in fields(TrainingArguments)}
     for name, why in NOT_OURS.items():
-        if getattr(t, name) not in (defaults[name], None):
+        if getattr(t, name) not in (defaults[name], None, [], ""):  # as some versions have it
             raise UserError(f"--{name}: {why}; leave it out")
     if any(str(option.value) == "tpu_metrics_debug" for option in t.debug):
         raise UserError("--debug tpu_metrics_debug: this training runs on no TPU; leave it out")
