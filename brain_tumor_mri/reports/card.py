@@ -161,7 +161,7 @@ def _texts(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         "classes": [class_named(name) for name in _names(record)],
         "own": _names(record) != LABELS,
         "no_tumor": NO_TUMOR,
-        "protocols": NOTES,
+        "protocols": NOTES if _names(record) == LABELS else {OFFICIAL: NOTES[OFFICIAL]},
         "percent": percent,
         "record": record,
         "test": record["splits"].get("test"),
