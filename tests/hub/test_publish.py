@@ -20,6 +20,7 @@ from brain_tumor_mri.hub import plan_model as publish
 from brain_tumor_mri.hub import push as pushing
 from brain_tumor_mri.inference import registry
 from brain_tumor_mri.inference.model_folder import find_model
+from brain_tumor_mri.training.backbone import build_model, save_release
 from hub.server import READ_TOKEN, TOKEN, Fault, LocalHub
 
 pytest_plugins = ["hub.fixtures"]
@@ -199,6 +200,27 @@ def test_a_registered_version_is_found_by_name_at_its_commit_and_then_without_th
         told = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert told.stdout.split() == ["model-lite", row["revision"], first.sha256()], told.stderr
         hub.stop()
+
+
+def test_timm_loads_what_was_pushed_by_its_own_route(
+    hub: LocalHub, sleeps: list[float], versions: dict[str, Path], tmp_path: Path
+):
+    folder = tmp_path / "release"
+    save_release(build_model(str(versions["v1"])), folder, half=False)
+    record = json.loads((versions["v1"] / "metrics.json").read_text())
+    record["model"]["weights_sha256"] = find_model(folder).sha256()
+    write_json(folder / "metrics.json", record)
+    assert publish_model(folder) == 0
+    client = (
+        "import sys, timm, torch\n"
+        "from safetensors.torch import load_file\n"
+        "theirs = timm.create_model(f'hf-hub:{sys.argv[1]}', pretrained=True).state_dict()\n"
+        "ours = load_file(sys.argv[2])\n"
+        "assert set(ours) <= set(theirs) and all(torch.equal(theirs[name], ours[name]) for name in ours)\n"
+    )
+    line = [sys.executable, "-c", client, REPO, str(folder / "model.safetensors")]
+    done = subprocess.run(line, env=hub.environment(tmp_path / "home"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_training_that_pushes_ends_in_the_same_files_and_card(hub: LocalHub, phantom_dir: Path, tmp_path: Path):
