@@ -167,7 +167,7 @@ def _check_made(t: TrainingArguments, optimizer: tuple[type[torch.optim.Optimize
         get_scheduler(t.lr_scheduler_type, made, t.get_warmup_steps(10), 10, t.lr_scheduler_kwargs)
         flag = "--dataloader_num_workers and the like"
         loading = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context")
-        DataLoader([0], **{name: getattr(t, f"dataloader_{name}") for name in loading})
+        DataLoader([0], **{name: getattr(t, f"dataloader_{name}", None) for name in loading})
         flag = f"--report_to {' '.join(t.report_to)}"
         callbacks = get_reporting_integration_callbacks(t.report_to)
         if missing := {*t.report_to} - {*get_available_reporting_integrations(), "all", "none"}:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..errors import UserError
 from ..evaluation.metrics import measured
@@ -97,7 +97,7 @@ class WeightedLossTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         """Create the schedule over ``schedule_epochs`` epochs; one on a plateau follows ``greater_is_better``."""
-        if self.args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
+        if self.args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
             mode = {"mode": "max" if self.args.greater_is_better else "min"}
             self.args.lr_scheduler_kwargs = mode | (self.args.lr_scheduler_kwargs or {})
         if self.schedule_epochs:
