@@ -75,7 +75,7 @@ def epoch_rows(log_history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
 def describe_training(trainer: WeightedLossTrainer, result: TrainOutput, class_weights: Any) -> dict[str, Any]:
     """Return what metrics.json says of a finished training; the time is that of its last unbroken part, if any."""
     state = trainer.state
-    trained_here = state.global_step > trainer._initial_global_step
+    trained_here = state.global_step > trainer.first_step
     return {
         "epochs": state.epoch,
         "steps": state.global_step,

@@ -79,6 +79,7 @@ class WeightedLossTrainer(Trainer):
         self.model.to(memory_format=torch.channels_last)
         if self.args.bf16 and self.args.device.type == "cpu":
             keep_depthwise_in_float32(self.model)
+        self.first_step = 0
         self._reset_epoch_totals()
         self.add_callback(_EpochStart(self))
         self.add_callback(_Divergence())
@@ -283,6 +284,10 @@ class _EpochStart(TrainerCallback):
 
     def __init__(self, trainer: WeightedLossTrainer) -> None:
         self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the step from which this process trains on."""
+        self.trainer.first_step = state.global_step
 
     def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Pass the epoch's number on; ``Trainer`` itself does so in one process only."""
