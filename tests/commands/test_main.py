@@ -16,6 +16,7 @@ from brain_tumor_mri.commands import main as cli
 from brain_tumor_mri.commands import predict as predicting
 from brain_tumor_mri.commands.progress import DelayedProgress
 from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.inference import registry
 from brain_tumor_mri.inference.classifier import TumorClassifier
 from brain_tumor_mri.labels import LABELS, RESEARCH_NOTICE
 
@@ -357,6 +358,7 @@ def test_info_without_a_model_still_answers_but_a_wrong_model_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "CLONE", tmp_path)  # as after a plain `pip install`
     assert cli.main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["model"] is None and "model" in facts["problem"]
