@@ -228,7 +228,7 @@ def stress_summary(records: Sequence[dict[str, Any]]) -> str:
         refused = percent({"value": sum(light) / len(light)}) if light else "-"
         rows.append([model_title(record), record["protocol"], *shares, change, *answered, refused])
     header = ["model", "protocol", "clean", "disturbed, mean", "points", "decided `answer`", "of these right"]
-    return markdown_table([*header, "refused at strengths 1 to 3"], rows)
+    return markdown_table([*header, "refused, 1 to 3"], rows)
 
 
 def model_title(record: dict[str, Any]) -> str:

@@ -141,8 +141,8 @@ def unseen_table(record: Mapping[str, Any]) -> str:
         return ""
     mean = sum(row["covered"]["value"] for row in figures.values()) / len(figures)
     rows.insert(0, ["mean of collections", "", percent({"value": mean}), "", "", "", ""])
-    header = ["collection that neither trained the model nor fitted the sets", "slices"]
-    header += [f"{DEFAULT_COVERAGE} % sets: true class in", "mean size", "unfamiliar", "answered", "right of these"]
+    header = ["never seen: neither trained nor fitted", "slices"]
+    header += [f"{DEFAULT_COVERAGE} % sets hold", "size", "unfamiliar", "answered", "right of these"]
     return markdown_table(header, rows)
 
 

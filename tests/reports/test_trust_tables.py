@@ -52,7 +52,7 @@ def test_the_tables_show_the_recorded_figures(record: dict):
 
 
 def test_collections_that_no_fit_saw_have_a_table_where_they_were_measured(record: dict):
-    assert "nor fitted the sets" not in trust_tables(record)
+    assert "neither trained nor fitted" not in trust_tables(record)
     figure = {"value": 0.8, "low": 0.7, "high": 0.9}
     rows = {"size": {"value": 1.5}, "unfamiliar": figure, "answered": figure, "right": None, "n": 40}
     record["measured"]["unseen"] = {"a": rows | {"covered": figure}, "b": rows | {"covered": {"value": 0.6}}}
