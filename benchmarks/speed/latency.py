@@ -53,7 +53,7 @@ def find_contestants(models: Sequence[str], exports: Sequence[Path]) -> list[lis
         for backend in record["files"]:
             folder = find_model(export, backend=backend)
             precision = PRECISIONS.get(folder.stored_as[0], folder.stored_as[0].lower())
-            own = {"precision": precision, "weights_sha256": folder.run_sha256()}
+            own = {"precision": precision}
             group.append(_ours(folder.path, backend, group[0].entry | own))
     return list(groups.values())
 
