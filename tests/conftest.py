@@ -97,6 +97,7 @@ def tiny_onnx_dir(tiny_model_dir: Path, phantom_dir: Path, tmp_path_factory: pyt
 
     from brain_tumor_mri.commands.main import main
 
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install '.[export]'")
     folder = Path(shutil.copytree(tiny_model_dir, tmp_path_factory.mktemp("tiny-onnx") / "tiny"))
     images = sorted(map(str, phantom_dir.glob("Testing/*/*.png")))[:4]
     assert main(["export", "--format", "onnx", "--model", str(folder), "--check_images", *images]) == 0
