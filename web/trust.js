@@ -53,7 +53,7 @@ export function predictionSet(probabilities, thresholds) {
 }
 
 /**
- * The odds against the nearest of the collections that trained, over its limit; of a model of one collection, squared
+ * The odds against the nearest of the collections that trained, over its limit; of a model of few of them, squared
  * Mahalanobis distance under probabilistic PCA (Tipping & Bishop 1999), as a multiple of the threshold.
  * @param {ArrayLike<number>} features spatial means of the stage that trust.json names.
  * @param {object} check `in_distribution` of trust.json.

@@ -21,7 +21,8 @@ SCHEMA = 1
 def log_mean(rows: np.ndarray) -> np.ndarray:
     """Combine probabilities (..., n, C) of n slices to (..., C): the mean of their logarithms, normalised.
 
-    Of the rules that were compared by patient, the best; a slice that stands alone moves it less than the mean.
+    A slice that stands alone moves it less than the mean. No rule compared by patient was clearly better
+    (``docs/volumes.md``).
     """
     logs = np.log(np.clip(rows, 1e-6, 1)).mean(-2)
     powers = np.exp(logs - logs.max(-1, keepdims=True))

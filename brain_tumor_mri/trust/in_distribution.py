@@ -17,6 +17,9 @@ OWN_KEPT = 0.95
 """Share of a collection's slices that trained nothing which its own regression takes for its own."""
 STRENGTH = 0.1
 """Inverse of the L2 penalty; weaker fits take more slices of scanners never seen for known ones."""
+COLLECTIONS = 7
+"""Collections from which on they are told from each other. What parts two or three says nothing of a scanner unlike
+all of them; with seven and more it was measured on families left out."""
 FEWEST = 30
 """Training slices of a collection that has a regression; with fewer it is only what the others are told from."""
 KEPT = 0.99
@@ -32,7 +35,7 @@ def fit_in_distribution(
     validation_kinds: Sequence[str],
     stage: str,
 ) -> InDistribution | KnownCollections:
-    """Fit what tells each collection's slices from all others; where only one trained, how far a slice is from it.
+    """Fit what tells each collection's slices from all others; where few trained, how far a slice is from all of them.
 
     Args:
         known: (M, D) of training slices; M at least 2.
@@ -44,7 +47,7 @@ def fit_in_distribution(
     names, counts = np.unique(np.asarray(known_kinds), return_counts=True)
     held_kinds = np.asarray(validation_kinds)
     told = [str(name) for name in names[(counts >= FEWEST) & np.isin(names, held_kinds)]]
-    if len(names) < 2 or not told:
+    if len(names) < COLLECTIONS or not told:
         return _fit_distance(known, known_kinds, validation, validation_kinds, stage)
     features, kinds = np.concatenate([known, validation]), np.array([*known_kinds, *validation_kinds])
     weights = [

@@ -151,18 +151,36 @@ def test_the_limit_keeps_most_validation_slices_and_far_features_are_unfamiliar(
     assert (check.unlikeness(off_plane) > 1).all() and (check.unlikeness(far_along) > 1).mean() > 0.9
 
 
+def test_collections_weigh_alike_in_the_fit_and_in_the_limit_whatever_their_size():
+    known = np.concatenate([on_plane(300, 0.1, 1), on_plane(20, 0.1, 3, shift=5.0)])
+    kinds = ["large"] * 300 + ["small"] * 20
+    check = in_distribution.fit_in_distribution(known, kinds, known, kinds, "s")
+    assert check.mean.mean() == pytest.approx(2.5, abs=0.3)
+    assert (check.unlikeness(known[300:]) <= 1).all()  # one slice of the small one weighs as much as 15 of the other
+
+
+def apart(sizes: list[int], seed: int) -> np.ndarray:
+    """Features of collections of these sizes, each on an axis of its own."""
+    centres = np.repeat(4 * np.eye(len(sizes)), sizes, axis=0)
+    return np.random.default_rng(seed).normal(size=centres.shape) + centres
+
+
 def test_each_collection_is_told_from_the_others_and_what_is_like_none_is_unfamiliar():
-    rng = np.random.default_rng(0)
-    centres = {"one": [4, 0, 0], "two": [0, 4, 0], "few": [0, 0, 4]}
-    sizes = {"one": 200, "two": 60, "few": 20}
-    kinds = [kind for kind, size in sizes.items() for _ in range(size)]
-    known, held = (rng.normal(size=(280, 3)) + [centres[kind] for kind in kinds] for _ in range(2))
+    sizes = [200, 60, 40, 40, 40, 40, 20]
+    kinds = np.repeat(list("abcdefg"), sizes).tolist()
+    known, held = apart(sizes, 1), apart(sizes, 2)
     check = in_distribution.fit_in_distribution(known, kinds, held, kinds, "s")
-    assert check.names == ["one", "two"]  # 20 slices say too little of a collection
+    assert check.names == list("abcdef")  # 20 slices say too little of a collection
     unlike = check.unlikeness(held) > 1
-    assert unlike[:200].mean() == unlike[200:260].mean() == 0.05 and unlike[260:].mean() > 0.8
-    alone = in_distribution.fit_in_distribution(known[:200], kinds[:200], held[:200], kinds[:200], "s")
-    assert isinstance(alone, InDistribution)  # there are no others to tell it from
+    assert 0 < unlike[:200].mean() <= 0.05 and unlike[200:260].mean() <= 0.05 and unlike[-20:].mean() > 0.8
+
+
+def test_of_few_collections_the_distance_to_all_of_them_tells_what_is_unfamiliar():
+    sizes = [200, 60]
+    kinds = np.repeat(["a", "b"], sizes).tolist()
+    check = in_distribution.fit_in_distribution(apart(sizes, 1), kinds, apart(sizes, 2), kinds, "s")
+    assert isinstance(check, InDistribution)
+    assert (check.unlikeness(np.array([[40.0, -40.0]])) > 1).all()  # beyond one side of what parts the two
 
 
 def brain_and_others() -> tuple[np.ndarray, list[str], np.ndarray, list[str]]:
