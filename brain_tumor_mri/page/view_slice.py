@@ -5,54 +5,34 @@ come together, so that class and opacity change in the browser (page.js) and the
 """
 
 import html
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..heat_maps.explain import MOSTLY, Explanation, colour, explain_classes
+from ..heat_maps.explain import Explanation, explain_classes
 from ..images.archive import shown_name
-from ..images.facts import SliceFacts
 from ..inference.classifier import TumorClassifier
-from ..labels import CLASSES, NO_TUMOR, RESEARCH_NOTICE, TITLES, class_named
-from ..trust.decision import ANSWER, COVERAGES, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
-from .fragments import (
-    bars,
-    classes_in_words,
-    data_uri,
-    decision_mark,
-    drawing,
-    info,
-    percent,
-    picture_uri,
-    png_uri,
-    problem_panel,
-)
+from ..labels import CLASSES, NO_TUMOR
+from ..trust.decision import NOT_A_BRAIN_MRI, UNFAMILIAR
+from .fragments import classes_in_words, data_uri, problem_panel
+from .slice_panel import HEADINGS, answer_panel, meaning_of, panel_title, waiting_panel
+from .slice_viewer import map_words, viewer, waiting_viewer
 from .uploads import Files, file_input, read_upload, unforeseen
 
 if TYPE_CHECKING:
-    from ..inference.prediction import Prediction
     from .handle import ModelHandle
 
-PREVIEW_PIXELS = 1024  # longest side of the picture sent back to the browser
-OPACITY = 60  # percent, where the slider starts
 KEPT = 30  # answers of one visitor in the history
 NO_MAP = {
     NOT_A_BRAIN_MRI: "No heat map: the picture was refused.",
     UNFAMILIAR: "No heat map: the slice is unlike those that the model knows.",
 }
 TEMPLATE = "template-icbm152-axial.png"
-HEADINGS = {
-    ANSWER: "Model's answer",
-    UNCERTAIN: "Uncertain",
-    UNFAMILIAR: "Unfamiliar brain MRI: an answer not to rely on",
-}
 
 # On a phone the examples lie below the answer; where that is in view already, nothing moves.
 SHOW_ANSWER = """() => {
@@ -150,272 +130,9 @@ def _source(path: "str | Source") -> Source:
     return ((path,), 0) if isinstance(path, str) else path
 
 
-def panel_title(prediction: "Prediction") -> str:
-    """The answer in a few words."""
-    if prediction.decision == NOT_A_BRAIN_MRI:
-        return "Not a brain MRI"
-    words = classes_in_words(prediction.prediction_set or [str(prediction.label)])
-    return f"{words} (unfamiliar)" if prediction.decision == UNFAMILIAR else words
-
-
 def heat_maps_of(classifier: TumorClassifier, image: Image.Image) -> list[Explanation]:
     """Return where the model looked, for each kind of tumour; "no tumour" has no place."""
     return [found for found in explain_classes(classifier, image) if found.target != NO_TUMOR]
-
-
-def heat_uri(heat: np.ndarray) -> str:
-    """Return a map in [0, 1] as a PNG that lies over the slice: its colour, as opaque as the map is high."""
-    # A table of 256 colours with their opacities takes a fifth of what four channels take.
-    picture = Image.fromarray(np.rint(255 * heat).astype(np.uint8)).convert("P")
-    picture.putpalette(colour(np.arange(256) / 255).tobytes())
-    picture.info["transparency"] = bytes(range(256))
-    return png_uri(picture)
-
-
-def waiting_viewer() -> str:
-    """The place of the picture, before there is one."""
-    return (
-        f'<section class="viewer waiting" {drawing()}><p>The slice and where the model looks appear here.</p></section>'
-    )
-
-
-def viewer(
-    image: Image.Image,
-    explanations: "Sequence[Explanation]" = (),
-    facts: SliceFacts = SliceFacts(),  # noqa: B008 - frozen
-    note: str = "",
-) -> str:
-    """Draw the slice in its own aspect ratio and, beside it, the same under the heat map.
-
-    Args:
-        image: the slice as read.
-        explanations: one a class; switched and faded by page.js.
-        facts: of its header.
-        note: shown in place of the heat map's controls.
-    """
-    width, height = image.size
-    # The frame has the slice's ratio, also before the picture is decoded, so that nothing jumps.
-    ratio, uri = f'style="--ratio:{width / height:.5f}"', picture_uri(image, PREVIEW_PIXELS)
-    sides = "".join(
-        f'<span class="side {place}" title="Side of the patient, by the DICOM header">{letter}</span>'
-        for place, letter in (("left", facts.left), ("right", facts.right))
-        if letter
-    )
-
-    def figure(kind: str, alt: str, caption: str, over: str = "") -> str:
-        return (
-            f'<figure class="{kind}"><div class="stack" {ratio}><div class="pane"><img src="{uri}" alt="{alt}" '
-            f'draggable="false">{over}</div>{sides}</div><figcaption>{caption}</figcaption></figure>'
-        )
-
-    figures = figure("whole", "The slice as it was read", f"Slice as read, {width} × {height} pixels")
-    style, target, controls = "", "", f'<p class="note">{html.escape(note)}</p>' if note else ""
-    extra = ""
-    if explanations:
-        uris = ";".join(f"--heat-{e.target}:url({heat_uri(e.shown_map)})" for e in explanations)
-        probabilities = explanations[0].prediction.probabilities
-        target = max((str(e.target) for e in explanations), key=lambda name: probabilities[name])
-        # where "no tumour" is the answer, no map lies over the slice until a class is chosen
-        target = "none" if explanations[0].prediction.label == NO_TUMOR else target
-        style = f' style="{uris};--heat-none:none;--heat:var(--heat-{target})"'
-        heat = '<div class="heat" aria-hidden="true"></div>'
-        figures += figure("mapped", "The slice under the heat map", "Under the heat map; hold M for the slice", heat)
-        controls = _heat_controls(explanations, target)
-        seen = explanations[0].image
-        extra = (
-            "<details><summary>What the model sees</summary>"
-            f'<figure class="seen"><img src="{png_uri(seen)}" alt="The slice as the model sees it" '
-            f'width="{seen.width}" height="{seen.height}">'
-            f"<figcaption>Squashed to {seen.width}\u00a0×\u00a0{seen.height} pixels"
-            "</figcaption></figure></details>"
-        )
-    rows = "".join(f"<div><dt>{what}</dt><dd>{html.escape(value)}</dd></div>" for what, value in facts.lines)
-    header = f'<dl class="header-facts" aria-label="From the DICOM header">{rows}</dl>' if rows else ""
-    state = f'{drawing()} data-target="{target}"'
-    return (
-        f'<section class="viewer" aria-label="The slice" {state}{style}>{_tools()}<div class="figures">{figures}</div>'
-        f"{header}{controls}{extra}</section>"
-    )
-
-
-def _tools() -> str:
-    """Zoom, invert and window; they change the picture on the screen alone, never what the model sees."""
-    buttons = "".join(
-        f'<button type="button" data-tool="{name}"{pressed} title="{words}" aria-label="{words}">{sign}</button>'
-        for name, sign, words, pressed in (
-            ("in", "+", "Zoom in", ""),
-            ("out", "−", "Zoom out", ""),
-            ("reset", "Reset", "Reset zoom, window and level", ""),
-            ("invert", "Invert", "Invert the grey scale", ' aria-pressed="false"'),
-        )
-    )
-    sliders = "".join(
-        f'<label><span>{title}</span><input type="range" name="{name}" min="{low}" max="{high}" value="{value}" '
-        f'aria-label="{words}"></label>'
-        for name, title, words, low, high, value in (
-            ("window", "Window", "Window: width of the grey values shown, percent", 5, 200, 100),
-            ("level", "Level", "Level: middle of the grey values shown, percent", 0, 100, 50),
-        )
-    )
-    functions = "".join(f'<feFunc{c} type="linear" slope="1" intercept="0"/>' for c in "RGB")
-    return (
-        f'<div class="tools" role="group" aria-label="Display">{buttons}{sliders}</div><svg width="0" height="0" '
-        'aria-hidden="true" class="filter"><filter id="grey-window" color-interpolation-filters="sRGB">'
-        f"<feComponentTransfer>{functions}</feComponentTransfer></filter></svg>"
-    )
-
-
-def _heat_controls(explanations: "Sequence[Explanation]", target: str) -> str:
-    shown = [(str(e.target), TITLES[str(e.target)]) for e in explanations]
-    choices = "".join(
-        f'<label><input type="radio" name="heat-class" value="{name}"{" checked" if name == target else ""}>'
-        f"<span>{html.escape(title)}</span></label>"
-        for name, title in [*shown, ("none", "None")]
-    )
-    notes = "".join(
-        f'<p class="map-note" data-class="{name}"{"" if name == target else " hidden"}>{html.escape(words)}</p>'
-        for name, words in [*((str(e.target), _map_words(e)) for e in explanations), ("none", "No map is shown.")]
-    )
-    meaning = info(
-        "What the heat map means",
-        "Where the model finds evidence for the class. It is no outline of a tumour, and no proof that the model "
-        "looked at the right thing. It is drawn inside the head only, and all classes share one scale: a class "
-        "that is hardly probable is hardly seen. No tumour has no place, so it has no map.",
-    )
-    return (
-        f'<div class="controls"><label class="opacity"><span>Opacity <output>{OPACITY}</output> %</span>'
-        f'<input type="range" name="heat-opacity" min="0" max="100" step="5" value="{OPACITY}"></label>'
-        f'<fieldset class="switch"><legend>Heat map: what speaks for {meaning}</legend>'
-        f'<div class="choices">{choices}</div></fieldset>{notes}'
-        '<div class="scale"><span>little</span><span class="ramp" aria-hidden="true"></span><span>most</span></div>'
-        "</div>"
-    )
-
-
-def _map_words(explanation: Explanation) -> str:
-    """What must be known before a map is looked at."""
-    title = TITLES[str(explanation.target)].lower()
-    share = percent(explanation.prediction.probabilities[str(explanation.target)])
-    if explanation.outside_head > MOSTLY:
-        return (
-            f"Do not rely on this: {100 * explanation.outside_head:.0f} % of the evidence for {title} lies outside the "
-            "head, where no tumour can be."
-        )
-    if explanation.is_empty:
-        return f"The map is empty: the model finds hardly any evidence for {title} ({share}) in one place."
-    return (
-        f"{title.capitalize()} {share}; {100 * explanation.outside_head:.0f} % of the evidence lies outside the head."
-    )
-
-
-def waiting_panel(model_name: str, labels: Sequence[str]) -> str:
-    """The answer's place, before there is one."""
-    return (
-        '<section class="panel"><h2>Answer</h2><p class="words subdued">Choose, drop or paste one '
-        "slice, or try an example. The probabilities appear here.</p>"
-        f'{bars(None, labels)}<p class="source">Model: {html.escape(model_name)}</p></section>'
-    )
-
-
-def answer_panel(prediction: "Prediction", file_name: str, model_name: str, coverage: int) -> str:
-    """Say what the model answers, and how far to trust it.
-
-    Args:
-        prediction: of the file.
-        file_name: shown as the source.
-        model_name: shown beside it.
-        coverage: percent, of the prediction set that is shown first; page.js switches.
-    """
-    if prediction.decision is None:
-        body = _undecided(prediction)
-    elif prediction.decision == NOT_A_BRAIN_MRI:
-        body = _refused(prediction)
-    else:
-        parts = [_decided(prediction, c, hidden=c != coverage) for c in sorted(COVERAGES, key=coverage.__ne__)]
-        body = "".join(parts) + _coverage_switch(coverage)
-        if prediction.decision == UNFAMILIAR:
-            body += _folded(prediction, "Nobody measured what such numbers are worth on slices like this one.")
-        else:
-            body += f'<h3 class="quantity">Calibrated probabilities</h3>{bars(prediction.probabilities)}'
-    return (
-        f'<section class="panel" {drawing()} data-first="{coverage}">{body}{_report(prediction, model_name)}'
-        f'<p class="source">File: {html.escape(file_name)} · Model: {html.escape(model_name)}</p></section>'
-    )
-
-
-def _folded(prediction: "Prediction", words: str) -> str:
-    """Probabilities that are not to be used."""
-    return (
-        '<details class="meaningless"><summary>What the network gives for its classes all the same</summary>'
-        f"<p>{words}</p>{bars(prediction.probabilities)}</details>"
-    )
-
-
-def _report(prediction: "Prediction", model_name: str) -> str:
-    """The answer to take along: a page of PDF, JSON, and on paper."""
-    record = prediction.to_dict() | {"model": model_name, "notice": RESEARCH_NOTICE}
-    uri = data_uri("application/json", json.dumps(record, indent=2).encode())
-    name = html.escape(f"{Path(prediction.name).stem}-answer.json")
-    return (
-        '<p class="report"><button type="button" data-report>Report as PDF</button>'
-        f'<a href="{uri}" download="{name}">Report as JSON</a>'
-        '<button type="button" data-tool="print">Print</button></p>'
-    )
-
-
-def _undecided(prediction: "Prediction") -> str:
-    probabilities = prediction.probabilities
-    second = sorted(probabilities, key=probabilities.__getitem__)[-2]
-    shares = (
-        f"The model gives {prediction.title.lower()} {percent(prediction.confidence)} of its probability, and "
-        f"{TITLES[second].lower()} {percent(probabilities[second])}."
-    )
-    return (
-        f'<h2>Most probable class</h2><p class="finding">{html.escape(prediction.title)}</p>'
-        f'<p class="words">{html.escape(class_named(str(prediction.label)).description)}</p>'
-        f'<h3 class="quantity">Probabilities, not calibrated</h3>{bars(probabilities)}'
-        f'<p class="words subdued">{html.escape(shares)}</p><p class="words subdued" id="no-check">These weights come '
-        "without a trust.json: nothing checks whether this is a brain MRI, and no prediction set says how sure the "
-        "answer is. The model always chooses one of its classes, whatever the picture.</p>"
-    )
-
-
-def _refused(prediction: "Prediction") -> str:
-    """Why there is no answer; what the network says of its classes all the same lies folded below."""
-    return (
-        f'<h2>{decision_mark(NOT_A_BRAIN_MRI)}No answer</h2><p class="finding">Not a brain MRI</p>'
-        f'<p class="words">The model refuses this picture: {html.escape(str(prediction.reason))}.</p>'
-        + _folded(prediction, "These numbers mean nothing for such a picture.")
-    )
-
-
-def _decided(prediction: "Prediction", coverage: int, *, hidden: bool) -> str:
-    """Heading, finding and set at one coverage; a picture is unfamiliar at each."""
-    left = prediction.prediction_sets[coverage]
-    decision, words = _meaning(prediction, coverage)
-    promise = f"For slices like those that it was fitted on, such sets hold the true class in about {coverage} of 100."
-    if decision == UNFAMILIAR:
-        promise = "For such slices nobody measured how often the set holds the true class."
-    what = info("What this list is", f"Prediction set at {coverage} %. {promise}{_score(prediction)}")
-    note = f"Classes left at {coverage} %: {', '.join(TITLES[name].lower() for name in left)}."
-    return (
-        f'<div class="decision" data-coverage="{coverage}"{" hidden" if hidden else ""}>'
-        f"<h2>{decision_mark(decision)}{HEADINGS[decision]}</h2>"
-        f'<p class="finding">{html.escape(classes_in_words(left))}</p>'
-        f'<p class="words">{html.escape(words)}</p><div class="words subdued">{html.escape(note)} {what}</div></div>'
-    )
-
-
-def _meaning(prediction: "Prediction", coverage: int) -> tuple[str, str]:
-    """The decision at a coverage, and what it means in words."""
-    left = prediction.prediction_sets[coverage]
-    if prediction.decision == UNFAMILIAR:
-        return UNFAMILIAR, f"Do not rely on this: {prediction.reason}."
-    if prediction.decision == UNCERTAIN and prediction.reason:  # by its heat map, whatever the set
-        return UNCERTAIN, f"Do not rely on this: {prediction.reason}, where no tumour can be."
-    if len(left) > 1:
-        return UNCERTAIN, "The model cannot tell these apart here."
-    return ANSWER, class_named(left[0]).description
 
 
 def slice_report(model: "ModelHandle", path: "str | Source") -> bytes:
@@ -437,31 +154,10 @@ def slice_report(model: "ModelHandle", path: "str | Source") -> bytes:
     elif prediction.decision == NOT_A_BRAIN_MRI:
         words = "No answer", "Not a brain MRI", f"The model refuses this picture: {prediction.reason}."
     else:
-        decision, meaning = _meaning(prediction, classifier.coverage)
+        decision, meaning = meaning_of(prediction, classifier.coverage)
         words = HEADINGS[decision], classes_in_words(prediction.prediction_set), meaning
-    map_words = _map_words(shown) if shown else ""
-    return SliceReport(*words, prediction, image, facts, model.name, shown, map_words).pdf()
-
-
-def _score(prediction: "Prediction") -> str:
-    if prediction.unlikeness is None:
-        return ""
-    return f" Unlikeness to the slices that the model knows: {prediction.unlikeness:.2f}; above 1 it is unfamiliar."
-
-
-def _coverage_switch(coverage: int) -> str:
-    choices = "".join(
-        f'<label><input type="radio" name="coverage" value="{c}"{" checked" if c == coverage else ""}>'
-        f"<span>{c} %</span></label>"
-        for c in COVERAGES
-    )
-    meaning = info(
-        "What this chooses",
-        "How often the list of classes is to hold the true one (coverage of the prediction set). At 95 % it holds it "
-        "more often than at 90 %, and so has more classes in it.",
-    )
-    legend = f"<legend>How sure the list of classes is to be {meaning}</legend>"
-    return f'<fieldset class="switch">{legend}<div class="choices">{choices}</div></fieldset>'
+    seen = map_words(shown) if shown else ""
+    return SliceReport(*words, prediction, image, facts, model.name, shown, seen).pdf()
 
 
 def build_slice_view(

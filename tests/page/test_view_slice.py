@@ -24,17 +24,10 @@ from brain_tumor_mri.inference.prediction import Prediction
 from brain_tumor_mri.labels import LABELS, RESEARCH_NOTICE
 from brain_tumor_mri.page.fragments import classes_in_words, decision_mark, percent
 from brain_tumor_mri.page.handle import ModelHandle
+from brain_tumor_mri.page.slice_panel import answer_panel
 from brain_tumor_mri.page.slice_report import SliceReport
-from brain_tumor_mri.page.view_slice import (
-    answer_panel,
-    answer_slice,
-    explain_slice,
-    heat_maps_of,
-    heat_uri,
-    history_list,
-    slice_report,
-    viewer,
-)
+from brain_tumor_mri.page.slice_viewer import heat_uri, viewer
+from brain_tumor_mri.page.view_slice import answer_slice, explain_slice, heat_maps_of, history_list, slice_report
 from brain_tumor_mri.trust.decision import ANSWER, DECISIONS, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
 from tests.trust.test_trust_file import trust_for, write
 
