@@ -10,7 +10,7 @@ EXPORT ?= model-lite
 # what the page needs: no PyTorch, as model-lite has its ONNX file
 $(VENV)/.ready-page: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
-	@test -d $(VENV) || echo 'Once: about 1 GB of packages into $(VENV), a minute or two; pip shows each as it comes.'
+	@test -d $(VENV) || echo 'Once: about 1 GB of packages into $(VENV), some minutes; pip shows each as it comes.'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -e '.[page]'
 	touch $@

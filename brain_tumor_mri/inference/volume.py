@@ -349,4 +349,6 @@ def _decide(
     agreeing = sum(answer.decision == ANSWER and answer.label == label for answer in stretch)
     if agreeing > len(stretch) / 2:
         return ANSWER, None
+    if sum(answer.decision == UNFAMILIAR for answer in stretch) > len(stretch) / 2:
+        return UNCERTAIN, "its most suspicious slices are unlike the brain MRI that the model knows"
     return UNCERTAIN, "its most suspicious slices are not sure, or not of one mind"

@@ -79,7 +79,7 @@ def build_examination_view(model: "ModelHandle") -> None:
     )
     with gr.Row(equal_height=False, elem_id="examination-view"):
         upload = file_input(
-            label="Examination: drop a volume, a zip, DICOM files or their folder",
+            label="Drop a volume, a zip or DICOM files",
             file_count="multiple",
             height=150,
             elem_id="examination-input",

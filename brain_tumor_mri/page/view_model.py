@@ -37,7 +37,8 @@ def model_facts(classifier: "TumorClassifier", name: str) -> tuple[str, str]:
     rows = {
         "Name": name,
         "Architecture": f"{facts['architecture']} (timm), input of {width} × {height} pixels",
-        "SHA-256 of the weights": facts["sha256"],
+        # of the safetensors, which the card and trust.json name, whichever file answers
+        "SHA-256 of the weights": folder.sha256() if folder else facts["sha256"],
         "Calibration (trust.json)": facts["trust"] or "none: nothing checks whether a picture is a brain MRI",
     }
     cells = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>" for key, value in rows.items())

@@ -25,7 +25,7 @@ from brain_tumor_mri.inference.prediction import Prediction
 from brain_tumor_mri.inference.upright import Upright
 from brain_tumor_mri.inference.volume import VolumeClassifier, VolumePrediction, combine, key_images
 from brain_tumor_mri.labels import LABELS, NO_TUMOR
-from brain_tumor_mri.trust.decision import ANSWER, UNCERTAIN
+from brain_tumor_mri.trust.decision import ANSWER, UNCERTAIN, UNFAMILIAR
 
 STEPS = np.array([4.0, 1.0, 1.0])
 """Millimetres along S, P and L."""
@@ -236,6 +236,18 @@ def test_the_command_answers_volumes_beside_what_cannot_be_read(tiny_model_dir: 
     capsys.readouterr()
     assert main([*arguments, str(scan), str(tmp_path)]) == 2
     assert "two commands" in capsys.readouterr().err
+
+
+def test_a_volume_of_slices_that_the_model_does_not_know_says_so():
+    upright = Upright(volume(head()))
+    rows = {"glioma": 0.97, "meningioma": 0.01, "notumor": 0.01, "pituitary": 0.01}
+    reasons = {}
+    for decision in (UNFAMILIAR, UNCERTAIN):
+        answer = Prediction("", "glioma", 0.97, rows, decision=decision)
+        found = combine(upright, dict.fromkeys(upright.head_slices(), answer))
+        assert found.decision == UNCERTAIN
+        reasons[decision] = found.reason
+    assert "unlike" in reasons[UNFAMILIAR] and "not sure" in reasons[UNCERTAIN]
 
 
 def test_what_a_patient_is_not_sure_enough_for_is_uncertain_and_the_file_is_of_its_weights(tmp_path: Path):

@@ -40,6 +40,12 @@ def test_the_view_shows_key_figures_weights_and_the_card_with_data_limits_and_li
     assert not card.startswith(("---", "#")), "the metadata and a second title are no part of the page"
 
 
+def test_weights_beside_an_onnx_file_are_named_by_their_own_hash(tiny_onnx_dir: Path):
+    classifier = TumorClassifier.from_pretrained(tiny_onnx_dir, device="cpu")
+    top, _ = model_facts(classifier, "tiny")
+    assert classifier.folder.sha256() in top and classifier.describe()["sha256"] not in top
+
+
 def test_plots_of_the_card_travel_inside_it(folder: Path):
     shutil.copy(ROOT / "model-lite" / "confusion_matrix.png", folder)
     _, card = facts(folder)
