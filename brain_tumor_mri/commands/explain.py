@@ -203,7 +203,7 @@ def _is_output(file: Path, folder: Path) -> bool:
 
 def _print_table(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Print a row an image, as many as ``predict`` shows, what could not be read, and where the files are."""
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("file", overflow="fold")
     table.add_column("class")

@@ -157,7 +157,7 @@ class TableOutput:
     def finish(self, tally: Tally, total: int) -> None:
         """Print the table, what could not be read, the summary and the notice."""
         # where output is piped there is no width to keep to, and a path cut in two helps nobody
-        console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+        console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
         wide = console.width >= WIDE
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         table.add_column("file", overflow="fold")

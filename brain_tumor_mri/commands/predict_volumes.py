@@ -127,7 +127,7 @@ def _only(answered: list[VolumePrediction], file: Path) -> VolumePrediction:
 
 def _print(predictions: list[VolumePrediction], studies: list[StudyPrediction]) -> None:
     # where output is piped there is no width to keep to, and a path cut in two helps nobody
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("volume", "class", "P(tumour)", "sequence", "plane", "key slices", "decision"):
         table.add_column(title)

@@ -248,3 +248,12 @@ def test_a_console_of_80_characters_cuts_no_class_and_no_decision(monkeypatch, c
     shown = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
     assert "\N{HORIZONTAL ELLIPSIS}" not in shown and "Pituitary tumour" in shown and "uncertain" in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_long_path_stands_on_one_line_where_output_is_piped(capsys):
+    name, reason = "/".join(["a-folder-of-a-patient"] * 12) + "/slice-0001.png", "a reason of words, " * 6 + "in full"
+    table = TableOutput(None)
+    table.add(Prediction(name, "glioma", 0.9, dict.fromkeys(LABELS, 0.25), decision="unfamiliar", reason=reason))
+    table.finish(Tally(), 1)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if name in line]
+    assert reason in line
