@@ -8,32 +8,32 @@ With the archives at hand already: ``--archive_dir FOLDER``. Source: Cheng et al
 import argparse
 import csv
 import hashlib
-import http.client
 import io
 import json
-import os
 import re
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any
+from typing import Any
 
+import httpx
 import numpy as np
 from PIL import Image, ImageDraw
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone that is not installed
 
+from brain_tumor_mri.commands.progress import ProgressBar
 from brain_tumor_mri.commands.script import run_script
-from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.errors import UserError, first_line
+from brain_tumor_mri.files import replacing
 from brain_tumor_mri.labels import LABELS
 
 ARTICLE = 1512427
@@ -47,11 +47,12 @@ _GLIOMA, _MENINGIOMA, _, _PITUITARY = LABELS
 LABEL_NAMES = {1: _MENINGIOMA, 2: _GLIOMA, 3: _PITUITARY}
 FOLDS_FILE = "cvind.mat"
 
-_CHUNK = 1 << 20
 _ATTEMPTS = 3
-_TIMEOUT = 60
+_HTTP: dict[str, Any] = {"follow_redirects": True, "timeout": 60}
 _MAX_MAT_BYTES = 64 << 20
 _SLICE_NAME = re.compile(r"(\d{1,6})\.mat")
+
+Source = Path | zipfile.Path
 
 
 @dataclass(frozen=True)
@@ -74,20 +75,20 @@ class Slice:
         pixels: uint8 (512, 512).
         border: float64 (P, 2), x to the right and y down in pixels of the 512x512 image; (0, 0) is the centre of the
             top left pixel.
+        enlarged: whether the source has fewer pixels.
     """
 
     label: int
     patient_id: str
     pixels: np.ndarray
     border: np.ndarray
+    enlarged: bool
 
 
 def list_files(api_url: str = API_URL) -> list[RemoteFile]:
     """Ask figshare which files the article has."""
     address = f"{api_url.rstrip('/')}/articles/{ARTICLE}"
     try:
-        with _open(address) as response:
-            entries = json.load(response)["files"]
         files = [
             RemoteFile(
                 Path(entry["name"]).name,  # a name is a name, never a path
@@ -95,10 +96,10 @@ def list_files(api_url: str = API_URL) -> list[RemoteFile]:
                 (entry.get("supplied_md5") or entry["computed_md5"]).lower(),
                 entry["download_url"],
             )
-            for entry in entries
+            for entry in httpx.get(address, **_HTTP).raise_for_status().json()["files"]
         ]
-    except (OSError, http.client.HTTPException) as error:
-        raise UserError(f"{address} cannot be reached ({_reason(error)}); {BY_HAND}") from error
+    except httpx.HTTPError as error:
+        raise UserError(f"{address} cannot be reached ({first_line(error)}); {BY_HAND}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{address} gave an answer that is no list of files; {BY_HAND}") from error
     wanted = [file for file in files if file.name.endswith(".zip") or file.name == FOLDS_FILE]
@@ -107,32 +108,25 @@ def list_files(api_url: str = API_URL) -> list[RemoteFile]:
     return wanted
 
 
-def download(file: RemoteFile, folder: Path, progress: Any = None) -> Path:
+def download(file: RemoteFile, folder: Path, progress: Callable[[int], None]) -> Path:
     """Get one file, going on where an earlier attempt stopped (``NAME.part``), and check its MD5."""
     path, part = folder / file.name, folder / f"{file.name}.part"
-    if path.exists():
-        if _md5(path) == file.md5:
-            return path
-        path.unlink()
-    failure = ""
-    for _ in range(_ATTEMPTS):
+    if path.exists() and _md5(path) == file.md5:
+        return path
+    for attempt in range(1, _ATTEMPTS + 1):
         try:
             _fetch(file, part, progress)
-        except (OSError, http.client.HTTPException) as error:
-            failure = _reason(error)
-            continue
-        if part.stat().st_size >= file.size:
             break
-        failure = "the connection ended early"
-    else:
-        raise UserError(f"{file.name}: {failure}; run the command again to continue, or {BY_HAND}")
+        except httpx.HTTPError as error:
+            if attempt == _ATTEMPTS:
+                told = f"{file.name}: {first_line(error)}; run the command again to continue, or {BY_HAND}"
+                raise UserError(told) from error
     if _md5(part) != file.md5:
         part.unlink()
         raise UserError(
             f"{file.name}: the MD5 differs from the published one; run the command again to download it anew"
         )
-    os.replace(part, path)
-    return path
+    return part.replace(path)
 
 
 def read_folds(data: bytes) -> np.ndarray:
@@ -151,7 +145,7 @@ def read_folds(data: bytes) -> np.ndarray:
                 values = file["cvind"][()]
         folds = np.asarray(values).ravel().astype(np.int64)
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{FOLDS_FILE}: not the file of folds ({_reason(error)}); download it again") from error
+        raise UserError(f"{FOLDS_FILE}: not the file of folds ({first_line(error)}); download it again") from error
     if not len(folds) or folds.min() < 1 or folds.max() > 5:
         raise UserError(f"{FOLDS_FILE}: folds are not numbers from 1 to 5; download it again")
     return folds
@@ -173,7 +167,7 @@ def read_slice(data: bytes, name: str) -> Slice:
             border = np.asarray(record["tumorBorder"][()], np.float64).ravel()
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(
-            f"{name}: not a slice of this data set ({_reason(error)}); download the archive again"
+            f"{name}: not a slice of this data set ({first_line(error)}); download the archive again"
         ) from error
     height, width = image.shape
     if height != width or mask.shape != image.shape or image.max() <= 0 or label not in LABEL_NAMES or len(border) % 2:
@@ -183,58 +177,42 @@ def read_slice(data: bytes, name: str) -> Slice:
     if width != SIZE:
         grey = np.asarray(Image.fromarray(grey).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
         points = (points + 0.5) * (SIZE / width) - 0.5  # what scales is the distance from the edge, not from a centre
-    return Slice(label, patient_id, grey, points)
+    return Slice(label, patient_id, grey, points, width != SIZE)
 
 
-def convert(archives: list[Path], output_dir: Path, *, progress: Any = None) -> dict[str, Any]:
+def convert(archives: list[Path], output_dir: Path, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Write images/, slices.csv and borders.jsonl from the archives."""
     folds_path = next((path for path in archives if path.name == FOLDS_FILE), None)
     if folds_path is None:
         raise UserError(f"{FOLDS_FILE} is missing; {BY_HAND}")
-    folds = read_folds(folds_path.read_bytes())
-    members = dict(_members(archives))
-    missing = sorted(set(range(1, len(folds) + 1)) - set(members))
-    if missing:
-        raise UserError(
-            f"{len(missing):,} of {len(folds):,} slices are missing, from {missing[0]}.mat on: "
-            f"an archive is not there; {BY_HAND}"
-        )
+    folds = read_folds(folds_path.read_bytes()).tolist()
     images = output_dir / "images"
-    images.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    borders: list[str] = []
+    borders: list[dict[str, Any]] = []
     enlarged = 0
-    open_archives: dict[Path, zipfile.ZipFile] = {}
-    try:
-        for image_id in range(1, len(folds) + 1):
-            path, member = members[image_id]
-            data = _member_bytes(path, member, open_archives)
-            one = read_slice(data, f"{path.name}/{member}" if member else path.name)
-            enlarged += _is_enlarged(data)
-            encoded = io.BytesIO()
-            Image.fromarray(one.pixels).save(encoded, "JPEG", quality=95)
-            _write(images / f"{image_id}.jpg", encoded.getvalue())
-            rows.append(
-                {
-                    "image_id": image_id,
-                    "label": one.label,
-                    "label_name": LABEL_NAMES[one.label],
-                    "patient_id": one.patient_id,
-                    "fold": int(folds[image_id - 1]),
-                }
+    with ExitStack() as opened:
+        sources = _find_slices(archives, opened)
+        if missing := sorted(set(range(1, len(folds) + 1)) - set(sources)):
+            raise UserError(
+                f"{len(missing):,} of {len(folds):,} slices are missing, from {missing[0]}.mat on: "
+                f"an archive is not there; {BY_HAND}"
             )
-            borders.append(json.dumps({"image_id": image_id, "border": one.border.round(1).tolist()}))
-            if progress is not None:
-                progress(image_id, len(folds))
-    finally:
-        for archive in open_archives.values():
-            archive.close()
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _write(output_dir / "slices.csv", table.getvalue().encode())
-    _write(output_dir / "borders.jsonl", "".join(f"{line}\n" for line in borders).encode())
+        images.mkdir(parents=True, exist_ok=True)
+        for image_id, fold in enumerate(folds, 1):
+            one = read_slice(_read(sources[image_id]), str(sources[image_id]))
+            enlarged += one.enlarged
+            Image.fromarray(one.pixels).save(images / f"{image_id}.jpg", quality=95)
+            name = LABEL_NAMES[one.label]
+            row = {"image_id": image_id, "label": one.label, "label_name": name, "patient_id": one.patient_id}
+            rows.append(row | {"fold": fold})
+            borders.append({"image_id": image_id, "border": one.border.round(1).tolist()})
+            progress(image_id, len(folds))
+    with replacing(output_dir / "borders.jsonl") as file:
+        file.writelines(f"{json.dumps(border)}\n" for border in borders)
+    with replacing(output_dir / "slices.csv", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     return {
         "slices": len(rows),
         "patients": len({row["patient_id"] for row in rows}),
@@ -272,8 +250,6 @@ def run(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     _h5py()  # better said before 880 MB are downloaded than after
     output = Path(args.output_dir)
-    columns = (TextColumn("{task.description}"), BarColumn())
-    console = Console(stderr=True)
     try:
         if args.archive_dir:
             archives = _local_archives(Path(args.archive_dir))
@@ -281,44 +257,31 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             folder = output / "archives"
             files = list_files(args.api_url)
             folder.mkdir(parents=True, exist_ok=True)
-            with Progress(*columns, DownloadColumn(), console=console, transient=True) as bar:
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+            with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
                 archives = []
                 for file in files:
                     task = bar.add_task(file.name, total=file.size)
                     archives.append(download(file, folder, lambda n, task=task: bar.update(task, completed=n)))
-                    bar.update(task, completed=file.size)
-        with Progress(*columns, MofNCompleteColumn(), console=console, transient=True) as bar:
-            task = bar.add_task("Converting slices", total=None)
-            return convert(archives, output, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        with ProgressBar() as bar:
+            return convert(archives, output, partial(bar, "Converting slices"))
     except OSError as error:
-        raise UserError(f"{error.filename or output}: {error.strerror or error}") from error
+        raise UserError(f"{error.filename or output}: {first_line(error)}") from error
 
 
-def _fetch(file: RemoteFile, part: Path, progress: Any) -> None:
+def _fetch(file: RemoteFile, part: Path, progress: Callable[[int], None]) -> None:
     """One attempt at the rest of a file; what arrives is kept in ``part`` whatever happens."""
     have = part.stat().st_size if part.exists() else 0
-    if have > file.size:
-        part.unlink()
-        have = 0
     if have == file.size:
         return
-    with _open(file.url, {"Range": f"bytes={have}-"} if have else {}) as response:
-        resumed = response.status == http.client.PARTIAL_CONTENT
+    wanted = {"Range": f"bytes={have}-"} if 0 < have < file.size else {}
+    with httpx.stream("GET", file.url, headers=wanted, **_HTTP) as response:
+        resumed = response.raise_for_status().status_code == httpx.codes.PARTIAL_CONTENT
+        have = have if resumed else 0
         with part.open("ab" if resumed else "wb") as out:
-            have = have if resumed else 0
-            while block := response.read(_CHUNK):
-                out.write(block)
-                have += len(block)
-                if progress is not None:
-                    progress(have)
-
-
-def _open(address: str, headers: dict[str, str] | None = None) -> http.client.HTTPResponse:
-    if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
-        raise OSError(f"{address} is no web address")
-    request = urllib.request.Request(address, headers={"User-Agent": "brain-tumor-mri", **(headers or {})})
-    response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT)
-    return response
+            for block in response.iter_raw():
+                have += out.write(block)
+                progress(have)
 
 
 def _local_archives(folder: Path) -> list[Path]:
@@ -330,49 +293,34 @@ def _local_archives(folder: Path) -> list[Path]:
     return found
 
 
-def _members(archives: list[Path]) -> Iterator[tuple[int, tuple[Path, str]]]:
-    """Slice number, archive and member of every slice. Nothing is unpacked, so no member can be written elsewhere."""
+def _find_slices(archives: list[Path], opened: ExitStack) -> dict[int, Source]:
+    """Where each slice is, by its number. Nothing is unpacked, so no member can be written elsewhere."""
+    found: dict[int, Source] = {}
     for path in archives:
-        if path.suffix == ".zip":
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    names = archive.namelist()
-            except (zipfile.BadZipFile, OSError) as error:
-                raise UserError(f"{path}: not a readable zip archive ({error}); download it again") from error
-        else:
-            names = [path.name]
-        for name in names:
-            match = _SLICE_NAME.fullmatch(name.rpartition("/")[2])
-            if match:
-                yield int(match[1]), (path, name if path.suffix == ".zip" else "")
+        try:
+            archive = opened.enter_context(zipfile.ZipFile(path)) if path.suffix == ".zip" else None
+        except (zipfile.BadZipFile, OSError) as error:
+            raise UserError(f"{path}: not a readable zip archive ({error}); download it again") from error
+        for name in archive.namelist() if archive else [path.name]:
+            if match := _SLICE_NAME.fullmatch(name.rpartition("/")[2]):
+                found[int(match[1])] = zipfile.Path(archive, name) if archive else path
+    return found
 
 
-def _member_bytes(path: Path, member: str, open_archives: dict[Path, zipfile.ZipFile]) -> bytes:
-    if not member:
-        return path.read_bytes()
+def _read(source: Source) -> bytes:
     try:
-        if path not in open_archives:
-            open_archives[path] = zipfile.ZipFile(path)
         # Sizes in a zip are claims: the read itself is bounded, so that a bomb stops here.
-        with open_archives[path].open(member) as file:
+        with source.open("rb") as file:
             data = file.read(_MAX_MAT_BYTES + 1)
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{path}: {member} is damaged ({error}); download the archive again") from error
+        raise UserError(f"{source} is damaged ({error}); download the archive again") from error
     if len(data) > _MAX_MAT_BYTES:
-        raise UserError(f"{path}: {member} is over {_MAX_MAT_BYTES >> 20} MB, more than a slice can be")
+        raise UserError(f"{source} is over {_MAX_MAT_BYTES >> 20} MB, more than a slice can be")
     return data
 
 
-def _is_enlarged(data: bytes) -> bool:
-    with _h5py().File(io.BytesIO(data), "r") as file:
-        return bool(file["cjdata/image"].shape[0] != SIZE)
-
-
 def _orient_border(points: np.ndarray, mask: np.ndarray, name: str) -> np.ndarray:
-    """The points as (x, y): of both readings of the vector, the one whose polygon covers the mask.
-
-    The source says "[x1, y1, x2, y2, ...]" and not which of the two is the row; the mask does.
-    """
+    """The points as (x, y): the source does not say which of the two is the row; the mask does."""
     readings = (points, points[:, ::-1])
     overlaps = [_overlap(reading, mask) for reading in readings]
     if max(overlaps) < 0.5:
@@ -399,29 +347,7 @@ def _h5py() -> ModuleType:
 
 
 def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        _feed(file, digest)
-    return digest.hexdigest()
-
-
-def _feed(file: IO[bytes], digest: Any) -> None:
-    while block := file.read(_CHUNK):
-        digest.update(block)
-
-
-def _write(path: Path, data: bytes) -> None:
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(data)
-    os.replace(beside, path)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code}"
-    if isinstance(error, urllib.error.URLError):
-        error = error.reason if isinstance(error.reason, BaseException) else error
-    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 if __name__ == "__main__":
