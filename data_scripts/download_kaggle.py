@@ -7,7 +7,6 @@
 import argparse
 import os
 import shutil
-import stat
 import sys
 import zipfile
 import zlib
@@ -18,7 +17,8 @@ from pathlib import Path, PurePosixPath
 from rich.console import Console
 from rich.progress import track
 
-from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.commands.script import run_script
+from brain_tumor_mri.errors import UserError, first_line
 from brain_tumor_mri.images.find import IMAGE_SUFFIXES
 from brain_tumor_mri.labels import FOLDER_TO_LABEL, LABELS
 
@@ -26,8 +26,7 @@ HANDLE = "masoudnickparvar/brain-tumor-mri-dataset"
 PAGE = f"https://www.kaggle.com/datasets/{HANDLE}"
 DEFAULT_OUTPUT_DIR = Path("data/brain-tumor-mri-dataset")
 MAX_UNPACKED_BYTES = 5 * 1024**3
-MAX_MEMBERS = 200_000
-"""Limits for a zip; the real one holds about 7,000 files and 0.16 GB."""
+"""Limit for a zip; the real one holds about 7,000 files and 0.16 GB."""
 
 _SPLITS = ("Training", "Testing")
 _USUAL_COUNTS = {"Training": 5712, "Testing": 1311}
@@ -56,23 +55,24 @@ def install_archive(archive: Path, output_dir: Path, *, force: bool = False) -> 
     """Unpack a zip downloaded by hand; see :func:`install` for what is left in which case."""
     try:
         with zipfile.ZipFile(archive) as bundle:
-            members = bundle.infolist()
-            _refuse_unsafe(archive, members)
+            # zipfile reads no more of a member than its declared size, so the sum is a true limit
+            if (total := sum(member.file_size for member in bundle.infolist())) > MAX_UNPACKED_BYTES:
+                gigabytes = f"{total / 1024**3:.1f} GiB; the limit is {MAX_UNPACKED_BYTES / 1024**3:.0f} GiB"
+                raise UserError(f"{archive}: would unpack to {gigabytes}")
 
-            def writer(member: zipfile.ZipInfo) -> Writer:
+            def writer(name: str) -> Writer:
                 def write(target: Path) -> None:
-                    with bundle.open(member) as source, open(target, "wb") as sink:
+                    with bundle.open(name) as source, open(target, "wb") as sink:
                         shutil.copyfileobj(source, sink)
 
                 return write
 
-            files = {m.filename: writer(m) for m in members if not m.is_dir()}
-            return install(files, output_dir, str(archive), force=force)
+            return install({name: writer(name) for name in bundle.namelist()}, output_dir, str(archive), force=force)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename or archive}: no such file") from error
     except IsADirectoryError as error:
         raise UserError(f"{archive}: this is a folder; --archive takes the zip file") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last of one that is encrypted
         raise UserError(f"{archive}: not a readable zip file ({error}); download it again from {PAGE}") from error
 
 
@@ -130,6 +130,8 @@ def install(files: dict[str, Writer], output_dir: Path, source: str, *, force: b
         shutil.rmtree(partial)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{output_dir}: this is a file; --output_dir takes a folder") from error
+    except OSError as error:
+        raise UserError(f"{error.filename or output_dir}: {first_line(error)}") from error
     counts = count_images(output_dir)
     if counts is None:
         raise UserError(f"{output_dir}: files vanished while they were written; run this again with --force")
@@ -152,31 +154,11 @@ def download(output_dir: Path, *, force: bool = False) -> Counts:
     return install_folder(folder, output_dir, force=force)
 
 
-def _refuse_unsafe(archive: Path, members: Sequence[zipfile.ZipInfo]) -> None:
-    """Raise before anything is written if a member could do harm."""
-    if len(members) > MAX_MEMBERS:
-        raise UserError(f"{archive}: holds {len(members):,} files; at most {MAX_MEMBERS:,} are unpacked")
-    # zipfile reads no more of a member than its declared size, so the sum is a true limit.
-    total = sum(m.file_size for m in members)
-    if total > MAX_UNPACKED_BYTES:
-        raise UserError(
-            f"{archive}: would unpack to {total / 1024**3:.1f} GiB; the limit is {MAX_UNPACKED_BYTES / 1024**3:.0f} GiB"
-        )
-    for member in members:
-        # orig_filename: zipfile cuts names at a NUL and turns the system's separator into a slash.
-        for name in (member.filename, member.orig_filename):
-            parts = name.replace("\\", "/").split("/")
-            if parts[0] == "" or ".." in parts or ":" in parts[0] or "\0" in name:
-                raise UserError(f"{archive}: refused, as member {name!r} would be written outside the folder")
-        kind = stat.S_IFMT(member.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise UserError(f"{archive}: refused, as member {member.filename!r} is a link or a special file")
-        if member.flag_bits & 1:
-            raise UserError(f"{archive}: is encrypted; download it again from {PAGE}")
-
-
 def _find_layout(names: Iterable[str], source: str) -> dict[str, PurePosixPath]:
-    """Which file goes where, ``{name: Training/glioma/x.jpg}``, for the outermost folder with both parts complete."""
+    """Which file goes where, ``{name: Training/glioma/x.jpg}``, for the outermost folder with both parts complete.
+
+    Nothing of a name but its last part is kept, so that none leads out of the folder.
+    """
     found: dict[tuple[str, ...], dict[str, PurePosixPath]] = {}
     split_names = {split.lower(): split for split in _SPLITS}
     for name in names:
@@ -233,33 +215,27 @@ def _summary(counts: Counts, output_dir: Path) -> str:
     return text
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0 done, 2 wrong input or no access, 1 interrupted or a full disk."""
-    parser = argparse.ArgumentParser(description=f"Fetch the Kaggle data set {HANDLE}.")
-    parser.add_argument(
-        "--output_dir", type=Path, default=DEFAULT_OUTPUT_DIR, help=f"default {DEFAULT_OUTPUT_DIR.as_posix()}"
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    parser.add_argument("--output_dir", type=Path, default=DEFAULT_OUTPUT_DIR, help="default: %(default)s")
     parser.add_argument("--archive", type=Path, metavar="FILE.zip", help=f"unpack this zip, downloaded from {PAGE}")
     parser.add_argument("--force", action="store_true", help="fetch again and replace Training and Testing")
-    options = parser.parse_args(arguments)
-    output_dir = options.output_dir
-    try:
-        counts = None if options.force or (output_dir / _PARTIAL).exists() else count_images(output_dir)
-        if counts is None and options.archive is not None:
-            counts = install_archive(options.archive, output_dir, force=options.force)
-        elif counts is None:
-            counts = download(output_dir, force=options.force)
-    except UserError as error:
-        print(f"download_kaggle: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("download_kaggle: interrupted; the same command takes it up again", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"download_kaggle: {error.filename or output_dir}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    print(_summary(counts, output_dir))
-    return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    """Find, unpack or download the data, and say how much it is."""
+    interrupted = (args.output_dir / _PARTIAL).exists()
+    counts = None if args.force or interrupted else count_images(args.output_dir)
+    if counts is None and args.archive:
+        counts = install_archive(args.archive, args.output_dir, force=args.force)
+    elif counts is None:
+        counts = download(args.output_dir, force=args.force)
+    print(_summary(counts, args.output_dir))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see ``script.exit_status``."""
+    return run_script(__doc__, add_arguments, run, argv)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import pytest
 import requests
 
 import data_scripts.download_kaggle as download_kaggle
-from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.labels import LABELS
 from data_scripts.download_kaggle import HANDLE, count_images, install_archive, main
 
@@ -103,36 +102,27 @@ def test_folder_names_of_older_copies_become_the_class_names(archive, out):
     "name",
     ["../evil.jpg", "Training/../../evil.jpg", "/tmp/evil.jpg", "C:/evil.jpg", "..\\evil.jpg", "\\\\host\\evil.jpg"],
 )
-def test_a_member_that_would_land_outside_is_refused_and_nothing_is_written(archive, out, tmp_path, name, capsys):
+def test_a_member_that_would_land_outside_is_left_out(archive, out, tmp_path, name):
     info = zipfile.ZipInfo("x")
     info.filename = name
     archive.write_bytes(zip_bytes(layout(), info))
-    before = tree(tmp_path)
-    assert main(["--archive", str(archive), "--output_dir", str(out)]) == 2
-    assert "outside the folder" in one_line(capsys)
-    assert tree(tmp_path) == before and not out.exists()
+    install_archive(archive, out)
+    assert tree(out) == layout() and set(tmp_path.iterdir()) == {archive, out.parent}
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
-def test_a_link_or_device_in_the_archive_is_refused_and_nothing_is_written(archive, out, kind, capsys):
+def test_a_link_or_device_in_the_archive_becomes_a_plain_file(archive, out, kind):
     info = zipfile.ZipInfo("Training/glioma/link.jpg")
     info.external_attr = (kind | 0o777) << 16
     archive.write_bytes(zip_bytes(layout(), info))
-    assert main(["--archive", str(archive), "--output_dir", str(out)]) == 2
-    assert "link or a special file" in one_line(capsys)
-    assert not out.exists()
+    install_archive(archive, out)
+    assert tree(out) == layout() | {"Training/glioma/link.jpg": b"/etc/passwd"}
 
 
 def test_an_archive_over_the_size_limit_is_refused(archive, out, monkeypatch, capsys):
     monkeypatch.setattr(download_kaggle, "MAX_UNPACKED_BYTES", 100)
     assert main(["--archive", str(archive), "--output_dir", str(out)]) == 2
     assert "limit" in one_line(capsys) and not out.exists()
-
-
-def test_an_archive_with_too_many_members_is_refused(archive, out, monkeypatch):
-    monkeypatch.setattr(download_kaggle, "MAX_MEMBERS", 10)
-    with pytest.raises(UserError, match="at most 10"):
-        install_archive(archive, out)
 
 
 def test_wrong_archives_are_one_line_errors(archive, out, tmp_path, capsys):
@@ -179,8 +169,8 @@ def test_an_interrupted_unpacking_leaves_nothing_that_looks_complete_and_can_be_
         copy(source, sink)
 
     monkeypatch.setattr(download_kaggle.shutil, "copyfileobj", interrupted)
-    assert main(["--archive", str(archive), "--output_dir", str(out)]) == 1
-    assert "interrupted" in one_line(capsys)
+    assert main(["--archive", str(archive), "--output_dir", str(out)]) == 130
+    assert "stopped" in one_line(capsys)
     assert not out.exists()
     assert main(["--archive", str(archive), "--output_dir", str(out)]) == 0
     assert tree(out) == layout()
