@@ -8,18 +8,16 @@ splits are keyed by published path (``Training/glioma/Tr-gl_0010.jpg``) and so s
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import itertools
 import json
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
 
 if __name__ == "__main__":
@@ -34,27 +32,19 @@ from brain_tumor_mri.audit.copies import (
     normalise,
     thumbnail,
 )
-from brain_tumor_mri.audit.inventory import Inventory, ProgressCallback, take_inventory
+from brain_tumor_mri.audit.inventory import take_inventory
 from brain_tumor_mri.commands.progress import ProgressBar
 from brain_tumor_mri.commands.script import run_script
-from brain_tumor_mri.data import collections
-from brain_tumor_mri.data.collections import TABLE
-from brain_tumor_mri.data.tables import IN_KAGGLE
-from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.errors import UserError, first_line
 from brain_tumor_mri.files import read_json, write_text
 from brain_tumor_mri.images.read import UnreadableImageError, load_image
 from brain_tumor_mri.labels import NO_TUMOR
+from data_scripts.deal_parts import LINK_SCORE, make_collections_split, make_external_split
 
 TRACE_CORRELATION = 0.99
 """An image is traced to a slice when their 64x64 thumbnails correlate above this, as they are or mirrored.
 
 Nothing lies near it: of the Kaggle images the traced ones stay above 0.999, all others below 0.94.
-"""
-LINK_SCORE = 0.97
-"""Two images, at least one of them untraced, share a group from this score.
-
-Lower than ``duplicates.COPY_SCORE``: to join two neighbouring slices of one person does no harm, it is even wanted. Two
-traced images are joined only by ``COPY_SCORE``, as their patients are known.
 """
 FOLDS = (1, 2, 3, 4, 5)
 _BLOCK = 1024
@@ -112,23 +102,18 @@ def read_slices(figshare_dir: str | Path, progress: Callable[[int, int], None] |
     """Read slices.csv and the images of the Figshare data set, as ``download_figshare.py`` lays them out."""
     table = Path(figshare_dir, "slices.csv")
     try:
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = pd.read_csv(table)
+        ids, folds = (rows[name].to_numpy(np.int64) for name in ("image_id", "fold"))
+        labels, patients = rows["label_name"].tolist(), pd.factorize(rows["patient_id"])[0]
     except OSError as error:
         raise UserError(
             f"{table}: {error.strerror}; --figshare_dir takes the folder written by data_scripts/download_figshare.py"
         ) from error
-    patients: dict[str, int] = {}
-    try:
-        ids = [int(row["image_id"]) for row in rows]
-        labels = [row["label_name"] for row in rows]
-        numbers = [patients.setdefault(row["patient_id"], len(patients)) for row in rows]
-        folds = [int(row["fold"]) for row in rows]
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError) as error:
         raise UserError(
             f"{table}: needs the columns image_id, label, label_name, patient_id, fold, with numbers for id and fold"
         ) from error
-    if not rows:
+    if rows.empty:
         raise UserError(f"{table}: lists no slice; download the data set again")
     thumbnails = np.empty((len(ids), THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.uint8)
     for position, image_id in enumerate(ids):
@@ -138,7 +123,7 @@ def read_slices(figshare_dir: str | Path, progress: Callable[[int, int], None] |
             raise UserError(f"{error}; download the Figshare data set again") from error
         if progress is not None:
             progress(position + 1, len(ids))
-    return Slices(np.array(ids), labels, np.array(numbers), np.array(folds), thumbnails)
+    return Slices(ids, labels, patients, folds, thumbnails)
 
 
 def trace(thumbnails: np.ndarray, slices: np.ndarray) -> Traces:
@@ -235,51 +220,49 @@ def make_splits(
     # Groups are formed of distinct contents: files with the same pixels are one thing and cannot be parted.
     content_patients = np.where(of_content.found, slices.patients[of_content.slices], -1)
     content_groups = group_images(content_patients, content_pairs)
-    pixels = inventory.pixels
-    groups, traced = content_groups[pixels], of_content.found[pixels]
-    slice_of, mirrored, scores = (a[pixels] for a in (of_content.slices, of_content.mirrored, of_content.scores))
-    labels = [
-        slices.labels[s] if known else label for s, known, label in zip(slice_of, traced, inventory.labels, strict=True)
-    ]
-    fixed, joined = _published_folds(groups[traced], slices.patients[slice_of[traced]], slices.folds[slice_of[traced]])
-    class_names = sorted(set(labels))
-    classes = np.array([class_names.index(label) for label in labels])
-    folds = assign_folds(groups, classes, fixed, seed)
-    names = _group_names(groups, {int(g): int(p) for g, p in _first_patient(groups[traced], slices, slice_of[traced])})
-
-    provenance, table = [], []
-    for n in sorted(range(len(inventory.paths)), key=lambda n: inventory.paths[n]):
-        path, group = inventory.paths[n], names[int(groups[n])]
-        provenance.append(
-            {
-                "path": path,
-                "figshare_id": str(slices.ids[slice_of[n]]) if traced[n] else "",
-                "mirrored": str(bool(mirrored[n])).lower() if traced[n] else "",
-                "score": f"{scores[n]:.4f}",
-                "group": group,
-            }
-        )
-        table.append(
-            {
-                "path": path,
-                "label": labels[n],
-                "source_label": inventory.labels[n],
-                "group": group,
-                "fold": str(folds[int(groups[n])]),
-            }
-        )
+    at, slice_of = inventory.pixels, of_content.slices[inventory.pixels]
+    files = pd.DataFrame({
+        "path": inventory.paths,
+        "source_label": inventory.labels,
+        "traced": of_content.found[at],
+        "label": np.where(of_content.found[at], np.array(slices.labels)[slice_of], inventory.labels),
+        "figshare_id": slices.ids[slice_of],
+        "mirrored": of_content.mirrored[at],
+        "score": of_content.scores[at],
+        "number": content_groups[at],
+        "patient": slices.patients[slice_of],
+        "published_fold": slices.folds[slice_of],
+    })  # fmt: skip
+    fixed, joined = _published_folds(files[files.traced])
+    folds = assign_folds(files.number.to_numpy(), files.label.astype("category").cat.codes.to_numpy(), fixed, seed)
+    files["group"] = files.number.map(_group_names(files))
+    files["fold"] = files.number.map(folds)
+    files = files.sort_values("path")
     across = content_pairs.select(content_pairs.score >= COPY_SCORE)
     content_folds = np.array([folds[int(g)] for g in content_groups])
-    counts = _counts(provenance, table, slices)
-    counts |= {
+    untraced = files[~files.traced]
+    counts = _counts(files, len(slices.ids)) | {
         "seed": seed,
         "unreadable_files": [path for path, _ in inventory.bad_files],
         "patients_joined_by_near_copies": joined,
-        "untraced_images_joined_to_a_patient": int(sum(names[int(g)][0] == "p" for g in groups[~traced])),
+        "untraced_images_joined_to_a_patient": int(untraced.group.str.startswith("p").sum()),
         "near_copies_across_folds": int((content_folds[across.first] != content_folds[across.second]).sum()),
-        "score_lowest_traced": round(float(scores[traced].min(initial=1)), 4),
-        "score_highest_untraced": round(float(scores[~traced].max(initial=-1)), 4),
+        "score_lowest_traced": round(float(files.score[files.traced].min()), 4),
+        "score_highest_untraced": round(float(untraced.score.max()), 4),
     }
+    known = {"figshare_id": files.figshare_id.astype(str), "mirrored": files.mirrored.astype(str).str.lower()}
+    written = files.assign(
+        **{name: values.where(files.traced, "") for name, values in known.items()},
+        score=files.score.map("{:.4f}".format),
+        fold=files.fold.astype(str),
+    )
+    provenance, table = (
+        written[columns].to_dict("records")
+        for columns in (
+            ["path", "figshare_id", "mirrored", "score", "group"],
+            ["path", "label", "source_label", "group", "fold"],
+        )
+    )
     return Splits(provenance, table, counts)
 
 
@@ -315,14 +298,14 @@ def run(args: argparse.Namespace) -> int:
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, rows in tables.items():
-            write_text(output / f"{name}.csv", _csv(rows))
+            write_text(output / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
         counts = counts or (read_json(output / "counts.json") if (output / "counts.json").is_file() else {})
         if (output / "br35h.csv").is_file():  # where it was not made anew it stays, and so do its counts
-            with (output / "br35h.csv").open(newline="", encoding="utf-8") as file:
-                counts["external"] = _part_counts(list(csv.DictReader(file)))
+            parts = pd.read_csv(output / "br35h.csv").groupby("part")["group"]
+            counts["external"] = {"images": parts.size().to_dict(), "groups": parts.nunique().to_dict()}
         write_text(output / "counts.json", json.dumps(counts, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"--output_dir {output}: {error.strerror}; choose a folder that can be written") from error
+        raise UserError(f"--output_dir {output}: {first_line(error)}; choose a folder that can be written") from error
     if args.json:
         print(json.dumps(counts))
         return 0
@@ -342,201 +325,62 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _published_folds(
-    groups: np.ndarray, patients: np.ndarray, folds: np.ndarray
-) -> tuple[dict[int, int], list[dict[str, Any]]]:
+def _published_folds(traced: pd.DataFrame) -> tuple[dict[int, int], list[dict[str, Any]]]:
     """The published fold of each group with traced images; where near-copies joined patients, the most frequent one."""
     fixed: dict[int, int] = {}
     joined = []
-    for group in np.unique(groups):
-        inside = groups == group
-        votes = Counter(folds[inside].tolist())
-        fixed[int(group)] = min(votes, key=lambda fold: (-votes[fold], fold))
-        members = sorted(set(patients[inside].tolist()))
-        if len(members) > 1:
-            joined.append({"patients": [_patient_name(p) for p in members], "published_folds": sorted(votes)})
+    for group, inside in traced.groupby("number"):
+        votes = inside.published_fold.value_counts().sort_index()
+        fixed[int(group)] = int(votes.idxmax())  # of folds with as many, the first
+        if inside.patient.nunique() > 1:
+            members = [_patient_name(patient) for patient in sorted(inside.patient.unique())]
+            joined.append({"patients": members, "published_folds": votes.index.tolist()})
     return fixed, joined
 
 
-def _first_patient(groups: np.ndarray, slices: Slices, slice_of: np.ndarray) -> list[tuple[int, int]]:
-    lowest: dict[int, int] = {}
-    for group, patient in zip(groups.tolist(), slices.patients[slice_of].tolist(), strict=True):
-        lowest[group] = min(patient, lowest.get(group, patient))
-    return list(lowest.items())
-
-
-def _group_names(groups: np.ndarray, patient_of_group: dict[int, int]) -> dict[int, str]:
+def _group_names(files: pd.DataFrame) -> dict[int, str]:
     """p001... for groups with a known patient, n0001... by first appearance for the others."""
-    names: dict[int, str] = {}
-    for group in dict.fromkeys(groups.tolist()):
-        if group in patient_of_group:
-            names[group] = _patient_name(patient_of_group[group])
-        else:
-            names[group] = f"n{sum(name[0] == 'n' for name in names.values()) + 1:04d}"
-    return names
+    patients = files[files.traced].groupby("number").patient.min()
+    others = files.number[~files.number.isin(patients.index)].unique()
+    named = {group: _patient_name(patient) for group, patient in patients.items()}
+    return named | {group: f"n{place:04d}" for place, group in enumerate(others, 1)}
 
 
 def _patient_name(number: int) -> str:
     return f"p{number + 1:03d}"
 
 
-def _counts(provenance: Sequence[dict[str, str]], table: Sequence[dict[str, str]], slices: Slices) -> dict[str, Any]:
+def _counts(files: pd.DataFrame, figshare_slices: int) -> dict[str, Any]:
     """The figures of the data's README, and the sizes of the folds."""
-    rows = [{**p, **t, "part": p["path"].split("/")[0]} for p, t in zip(provenance, table, strict=True)]
-    tumours = [r for r in rows if r["source_label"] != NO_TUMOR]
-    traced = [r for r in rows if r["figshare_id"]]
-    upright = [r for r in traced if r["mirrored"] == "false"]
-    test, training = ([r for r in traced if r["part"] == part] for part in ("Testing", "Training"))
-    training_patients = {r["group"] for r in training}
-    training_slices = {r["figshare_id"] for r in training}
-    untraced = Counter(f"{r['part']}/{r['source_label']}" for r in tumours if not r["figshare_id"])
-    per_fold = {fold: Counter(r["label"] for r in rows if r["fold"] == str(fold)) for fold in FOLDS}
+    files = files.assign(part=files.path.str.partition("/")[0])
+    tumours, traced = files[files.source_label != NO_TUMOR], files[files.traced]
+    upright, mirrored = traced[~traced.mirrored], traced[traced.mirrored]
+    test, training = (traced[traced.part == name] for name in ("Testing", "Training"))
+    corrected = files[files.label != files.source_label]
+    untraced = Counter((tumours.part + "/" + tumours.source_label)[~tumours.traced])
+    groups = files.drop_duplicates(["group", "label"]).label
     return {
-        "images": len(rows),
+        "images": len(files),
         "tumour_images": len(tumours),
         "traced": len(traced),
-        "traced_notumor": sum(r["source_label"] == NO_TUMOR for r in traced),
-        "figshare_slices": len(slices.ids),
-        "slices_found": len({r["figshare_id"] for r in traced}),
-        "slices_found_mirrored": len({r["figshare_id"] for r in traced if r["mirrored"] == "true"}),
-        "slices_found_unmirrored": len({r["figshare_id"] for r in upright}),
+        "traced_notumor": int((traced.source_label == NO_TUMOR).sum()),
+        "figshare_slices": figshare_slices,
+        "slices_found": traced.figshare_id.nunique(),
+        "slices_found_mirrored": mirrored.figshare_id.nunique(),
+        "slices_found_unmirrored": upright.figshare_id.nunique(),
         "files_unmirrored": len(upright),
-        "test_tumour_images": sum(r["part"] == "Testing" for r in tumours),
+        "test_tumour_images": int((tumours.part == "Testing").sum()),
         "test_traced": len(test),
-        "test_traced_of_training_patients": sum(r["group"] in training_patients for r in test),
-        "test_traced_same_slice_in_training": sum(r["figshare_id"] in training_slices for r in test),
-        "test_patients": len({r["group"] for r in test}),
+        "test_traced_of_training_patients": int(test.group.isin(training.group).sum()),
+        "test_traced_same_slice_in_training": int(test.figshare_id.isin(training.figshare_id).sum()),
+        "test_patients": test.group.nunique(),
         "untraced_tumour_images": dict(sorted(untraced.items())),
-        "corrected_labels": [
-            {
-                "path": r["path"],
-                "label": r["label"],
-                "source_label": r["source_label"],
-                "figshare_id": int(r["figshare_id"]),
-            }
-            for r in rows
-            if r["label"] != r["source_label"]
-        ],
-        "groups": len({r["group"] for r in rows}),
-        "groups_by_class": dict(
-            sorted(Counter(label for _, label in {(r["group"], r["label"]) for r in rows}).items())
-        ),
-        "largest_untraced_groups": Counter(r["group"] for r in rows if r["group"][0] == "n").most_common(5),
-        "images_by_fold": {str(fold): dict(sorted(per_fold[fold].items())) for fold in FOLDS},
+        "corrected_labels": corrected[["path", "label", "source_label", "figshare_id"]].to_dict("records"),
+        "groups": files.group.nunique(),
+        "groups_by_class": dict(sorted(Counter(groups).items())),
+        "largest_untraced_groups": Counter(g for g in files.group if g[0] == "n").most_common(5),
+        "images_by_fold": {str(fold): dict(sorted(Counter(files.label[files.fold == fold]).items())) for fold in FOLDS},
     }
-
-
-def _part_counts(rows: Sequence[dict[str, str]]) -> dict[str, Any]:
-    parts = sorted({row["part"] for row in rows})
-    return {
-        "images": {part: sum(row["part"] == part for row in rows) for part in parts},
-        "groups": {part: len({row["group"] for row in rows if row["part"] == part}) for part in parts},
-    }
-
-
-def _csv(rows: Sequence[dict[str, str]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def make_external_split(
-    external_dir: str | Path,
-    kaggle_dir: str | Path,
-    *,
-    seed: int = 0,
-    progress: ProgressCallback | None = None,
-) -> list[dict[str, str]]:
-    """Group the external tumours by near-copies, and deal whole groups to the parts: the rows of br35h.csv."""
-    ours = take_inventory(Path(external_dir, "images"), progress=progress)
-    groups, linked = _groups_and_linked(ours, [take_inventory(kaggle_dir, progress=progress)])
-    images = np.bincount(groups[ours.pixels])
-    free = [group for group in range(len(images)) if group not in linked]
-    order = np.random.default_rng(seed).permutation(free).tolist()
-    totals = {"br35h": int(images[free].sum())}
-    part_of = _deal([*order, *linked], dict(enumerate(images.tolist())), lambda _: "br35h", totals, linked, (0.5, 0.1))
-    return [
-        {"path": f"images/{path}", "group": f"b{groups[pixel] + 1:03d}", "part": part_of[int(groups[pixel])]}
-        for path, pixel in zip(ours.paths, ours.pixels, strict=True)
-    ]
-
-
-def make_collections_split(
-    collections_dir: str | Path,
-    kaggle_dir: str | Path,
-    external_dir: str | Path,
-    *,
-    seed: int = 0,
-    progress: ProgressCallback | None = None,
-) -> list[dict[str, str]]:
-    """Group further slices by patient and near-copies, and deal whole groups of each collection: collections.csv."""
-    try:
-        with Path(collections_dir, TABLE).open(newline="", encoding="utf-8") as file:
-            rows = {row["file"]: row for row in csv.DictReader(file)}
-    except OSError as error:
-        raise UserError(
-            f"{Path(collections_dir, TABLE)}: {error.strerror}; give --collections_dir its folder"
-        ) from error
-    ours = take_inventory(collections_dir, progress=progress)
-    others = [take_inventory(folder, progress=progress) for folder in (kaggle_dir, Path(external_dir, "images"))]
-    content_of = {path: int(pixel) for path, pixel in zip(ours.paths, ours.pixels, strict=True) if path in rows}
-    by_patient = defaultdict(list)
-    for path, content in content_of.items():
-        if rows[path]["patient"]:
-            by_patient[rows[path]["collection"], rows[path]["patient"]].append(content)
-    same_patient = [pair for contents in by_patient.values() for pair in itertools.pairwise(contents)]
-    groups, linked = _groups_and_linked(ours, others, same_patient)
-
-    members = defaultdict(list)
-    for path, content in content_of.items():
-        members[int(groups[content])].append(path)
-    order = np.random.default_rng(seed).permutation(sorted(members)).tolist()
-    images = {group: len(paths) for group, paths in members.items()}
-    totals = Counter(rows[path]["collection"] for path in content_of)
-    shares = (collections.TEST_SHARE, collections.VALIDATION_SHARE)
-    part_of = _deal(order, images, lambda group: rows[members[group][0]]["collection"], totals, linked, shares)
-    names = {group: f"{rows[paths[0]]['family']}-{n:04d}" for n, (group, paths) in enumerate(members.items(), 1)}
-    return [
-        {"file": path, "group": names[int(groups[content])], "part": part_of[int(groups[content])]}
-        for path, content in content_of.items()
-    ]
-
-
-def _groups_and_linked(
-    ours: Inventory, others: Sequence[Inventory], same_patient: Sequence[tuple[int, int]] = ()
-) -> tuple[np.ndarray, set[int]]:
-    """Group of each of our pictures by near-copies and patients, and the groups with a near-copy in another set."""
-    count = len(ours.thumbnails)
-    pairs = find_copies(np.concatenate([ours.thumbnails, *(o.thumbnails for o in others)]), min_score=LINK_SCORE)
-    inside = pairs.select(pairs.second < count)
-    ends = np.array(same_patient, np.int64).reshape(-1, 2)
-    groups = connected_groups(
-        count, np.concatenate([ends[:, 0], inside.first]), np.concatenate([ends[:, 1], inside.second])
-    )
-    across = pairs.select((pairs.first < count) & (pairs.second >= count))
-    return groups, set(groups[across.first].tolist())
-
-
-def _deal(
-    order: Sequence[int],
-    images: Mapping[int, int],
-    collection_of: Callable[[int], str],
-    totals: Mapping[str, int],
-    linked: set[int],
-    shares: tuple[float, float],
-) -> dict[int, str]:
-    """Give whole groups, the largest first, to the part that their collection owes most; linked ones to none."""
-    wanted = {"test": shares[0], "validation": shares[1], "train": 1 - shares[0] - shares[1]}
-    dealt: dict[str, Counter] = defaultdict(Counter)
-    part_of: dict[int, str] = {}
-    for group in sorted(order, key=lambda group: -images[group]):  # stable: in the given order among those of one size
-        name = collection_of(group)
-        owed = {part: share * totals[name] - dealt[name][part] for part, share in wanted.items()}
-        part_of[group] = IN_KAGGLE if group in linked else max(owed, key=owed.__getitem__)
-        dealt[name][part_of[group]] += images[group]
-    return part_of
 
 
 def main(argv: list[str] | None = None) -> int:
