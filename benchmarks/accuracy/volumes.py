@@ -6,10 +6,7 @@ The rule that combines slices was fitted to none of these. One series a person, 
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
-import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +67,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{args.volumes_dir}: none of the volumes is there; give --volumes_dir another folder")
     more = [(path, FLAIR_TRUTH) for pattern in FLAIR for path in sorted(args.volumes_dir.glob(pattern))]
     classifier, said, of_patient = VolumeClassifier.from_pretrained(args.model), [], defaultdict(list)
-    large = _large(classifier)
     for path, truth in track(cases + more, "Answering", console=Console(stderr=True)):
         row: dict[str, Any] = {"volume": str(path.relative_to(args.volumes_dir)), "truth": truth}
         try:
@@ -109,27 +105,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
     shares = {name: _share(hits) for name, hits in lists.items() if hits}
     cells += [[name, f"{share['hits']} of {share['n']}"] for name, share in shares.items()]
-    cells.append(["384 slices of 512 x 512", *(f"{value:g} {unit}" for unit, value in large.items())])
     return {
-        "benchmark": "volumes", "protocol": PROTOCOL, "model": model, **shares, "large": large, "volumes": said,
+        "benchmark": "volumes", "protocol": PROTOCOL, "model": model, **shares, "volumes": said,
         "summary": cells,
-    }  # fmt: skip
-
-
-def _large(classifier: VolumeClassifier) -> dict[str, float]:
-    """What a volume of 384 slices of 512 x 512 costs from the file to the answer; the peak is the whole process's."""
-    x, y = np.ogrid[-1:1:512j, -1:1:512j]
-    shade = np.int16(1000 + 300 * x)
-    grey = np.stack([(x * x + y * y < 0.9 - z * z) * shade for z in np.linspace(-0.94, 0.94, 384)], axis=2)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "t1c.nii.gz")
-        nibabel.save(nibabel.Nifti1Image(grey, np.diag([0.45, 0.45, 0.45, 1])), file)
-        start = time.perf_counter(), time.process_time()
-        answer = classifier.predict(file)
-        seconds, computing = time.perf_counter() - start[0], time.process_time() - start[1]
-    return {
-        "slices_answered": len(answer.slices), "seconds": round(seconds, 1), "cpu_seconds": round(computing, 1),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6),
     }  # fmt: skip
 
 

@@ -4,8 +4,6 @@ Answers are handed on as they come: neither the memory needed nor what Ctrl-C ca
 """
 
 import argparse
-import errno
-import glob
 import hashlib
 import json
 import os
@@ -17,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -30,17 +29,13 @@ from ..trust.decision import DECISIONS
 from .model_flags import add_model_arguments, load_classifier
 from .progress import DelayedProgress
 
-try:
-    import fcntl
-except ImportError:  # Windows, where two runs of one command are not told apart
-    fcntl = None  # type: ignore[assignment]
-
 SHOWN_ROWS = 30
 """Rows of the table on the console."""
 SHOWN_ERRORS = 10
 WIDE = 130
 """Characters a line that the probability of each class and reasons need; on narrower consoles they are left out."""
-_IN_USE = "another run is writing it; wait for that, or name another file"
+_VOLUMES = (*VOLUME_SUFFIXES, ".zip")
+"""What the name of a path to whole volumes ends with; a folder beside one is taken for an examination, too."""
 
 
 class Output(Protocol):
@@ -59,12 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="image file, folder (with all below it) or pattern; or volumes: NIfTI, MGZ, NRRD, MHA; "
+        help="image file, folder (with all below it) or pattern; or volumes: NIfTI, MGZ, NRRD, MHA, zip of DICOM; "
         "t1c=FILE flair=FILE for one patient",
     )
     add_model_arguments(parser)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row an image to FILE")
-    parser.add_argument("--volume", action="store_true", help="folders and zips are DICOM series: one answer a series")
+    parser.add_argument(
+        "--volume", action="store_true", help="folders are DICOM series or volumes: one answer a series"
+    )
     parser.add_argument("--heat_map", type=Path, metavar="FILE", help="of a volume: write its heat map as NIfTI")
     parser.add_argument("--key_images", type=Path, metavar="DIR", help="of volumes: write the strongest slices as PNG")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, and nothing else there")
@@ -81,11 +78,10 @@ def run(args: argparse.Namespace) -> int:
         KeyboardInterrupt: Ctrl-C, after what was done is written; its text says where.
     """
     started = time.monotonic()
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size must be at least 1, not {args.batch_size}")
-    volumes = [p for p in args.paths if args.volume or p.lower().endswith(VOLUME_SUFFIXES) or SEQUENCE_PATH.match(p)]
-    if volumes and len(volumes) < len(args.paths):
-        raise UserError(f"{volumes[0]} is a volume and others are not; give volumes and slices in two commands")
+    volumes = [p for p in args.paths if args.volume or p.lower().endswith(_VOLUMES) or SEQUENCE_PATH.match(p)]
+    slices = [p for p in args.paths if p not in volumes and not (volumes and os.path.isdir(p))]
+    if volumes and slices:
+        raise UserError(f"{volumes[0]} is a volume and {slices[0]} is none; give volumes and slices in two commands")
     if volumes:
         return import_module(f"{__package__}.predict_volumes").run(args)
     if args.heat_map or args.key_images:
@@ -242,14 +238,19 @@ class CsvOutput(AbstractContextManager["CsvOutput"]):
                 self.stream.flush()
             else:
                 real = Path(os.path.realpath(target))
+                self.lock = FileLock(real.with_name(f".{real.name}.lock"), timeout=0)
+                with suppress(NotImplementedError):  # a file system without locks
+                    self.lock.acquire()
                 self.part = real.with_name(f"{real.name}.{_fingerprint(files, model)}.part")
-                if any(_in_use(Path(other)) for other in glob.glob(f"{glob.escape(str(real))}.*.part")):
-                    raise BlockingIOError(errno.EAGAIN, _IN_USE)
-                self.stream = _opened(self.part)
+                self.stream = self.part.open("a+b")
+                self.stream.seek(0)
                 self.done = _taken_over(self.stream, [os.fspath(file) for file in files])
+        except Timeout as error:
+            told = "another run is writing it; wait for that, or name another file"
+            raise UserError(f"--csv {target} cannot be written: {told}") from error
         except OSError as error:
             with suppress(OSError, AttributeError):
-                self.stream.close()
+                self._close()
             raise self._error(error) from error
 
     def add(self, prediction: Prediction) -> None:
@@ -280,13 +281,18 @@ class CsvOutput(AbstractContextManager["CsvOutput"]):
                     )
             except UserError as error:
                 raise UserError(f"--csv {error}{self._kept()}") from error
-            if fcntl is None:  # where an open file cannot be removed
-                self.stream.close()
-            self.part.unlink()
         try:
-            self.stream.close()
+            self._close()
+            if self.part and tally.seen == total:
+                self.part.unlink()
         except OSError as error:
             raise self._error(error) from error
+
+    def _close(self) -> None:
+        self.stream.close()
+        if self.part:
+            Path(self.lock.lock_file).unlink(missing_ok=True)
+            self.lock.release()
 
     def _error(self, error: OSError) -> UserError:
         return UserError(f"--csv {self.target} cannot be written: {first_line(error)}{self._kept()}")
@@ -296,7 +302,7 @@ class CsvOutput(AbstractContextManager["CsvOutput"]):
 
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # told already, by what ended the run
-            self.stream.close()
+            self._close()
 
 
 def decision_text(prediction: Prediction, *, with_reason: bool = True) -> str:
@@ -339,38 +345,6 @@ def _fingerprint(files: list[Path], model: str) -> str:
             state = "missing"
         digest.update(b"\0" + os.fsencode(file) + b"\0" + state.encode())
     return digest.hexdigest()[:8]
-
-
-def _in_use(part: Path) -> bool:
-    """Whether another run holds this file."""
-    with suppress(FileNotFoundError), part.open("rb") as file:
-        return not _locked(file)
-    return False
-
-
-def _opened(part: Path) -> IO[bytes]:
-    """Open or make a part file and hold it until it is closed."""
-    while True:
-        stream = part.open("a+b")
-        if not _locked(stream):
-            stream.close()
-            raise BlockingIOError(errno.EAGAIN, _IN_USE)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(stream.fileno()), os.stat(part)):
-                stream.seek(0)
-                return stream
-        stream.close()  # another run has just ended and removed it
-
-
-def _locked(file: IO[bytes]) -> bool:
-    try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        pass
-    return True
 
 
 def _taken_over(stream: IO[bytes], names: list[str]) -> list[Prediction]:

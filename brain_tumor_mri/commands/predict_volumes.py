@@ -129,7 +129,7 @@ def _print(predictions: list[VolumePrediction], studies: list[StudyPrediction]) 
     # where output is piped there is no width to keep to, and a path cut in two helps nobody
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("volume", "class", "P(tumour)", "sequence", "plane", "key slices", "decision"):
+    for title in ("volume", "class", "P(tumour)", "sequence", "plane", "key slices, from 0", "decision"):
         table.add_column(title)
     for prediction in predictions:
         if prediction.error is not None:

@@ -118,12 +118,12 @@ class Upright:
         return slice_
 
     def back(self, array: np.ndarray) -> np.ndarray:
-        """Turn an array like ``self.array`` back to the input's axes, or its grid; a mask stays one."""
+        """Turn an array like ``self.array`` back to the input's axes, a view of it, or its grid; a mask stays one."""
         if self.resampled:
             back = np.linalg.inv(self._to_input)
             order = 1 if np.issubdtype(array.dtype, np.floating) else 0
             return affine_transform(array, back[:3, :3], back[:3, 3], self.volume.array.shape, order=order)
-        return np.ascontiguousarray(nibabel.orientations.apply_orientation(array, self._turn_back))
+        return nibabel.orientations.apply_orientation(array, self._turn_back)
 
     def input_index(self, k: int) -> int:
         """The index of slice k along ``slice_axis`` of the input."""
@@ -136,13 +136,21 @@ class Upright:
         world = self.volume.affine @ np.append(index, 1)
         return float(world[("sagittal", "coronal", "axial").index(self.plane)])
 
-    def side(self, heat: np.ndarray) -> str | None:
-        """On which side of the head (the patient's) the map's weight lies: ``left``, ``right`` or ``middle``."""
-        if self.plane == "sagittal" or not heat.any():
+    def side(self, k: int, heat: np.ndarray) -> str | None:
+        """On which side of the head (the patient's) the weight of slice k's map lies: ``left``, ``right``, ``middle``.
+
+        None where the map is empty or the geometry is in doubt.
+        """
+        if self.volume.doubt or not heat.any():
             return None
-        columns = self._crop[1]
-        centre = (heat.sum(0) @ np.arange(heat.shape[1]) / heat.sum() - columns.start) / (columns.stop - columns.start)
-        return "middle" if abs(centre - 0.5) < 0.05 else "left" if centre > 0.5 else "right"
+        if self.plane == "sagittal":  # from right to left
+            head = self.head_slices()
+            share = (k - head[0]) / max(head[-1] - head[0], 1)
+        else:
+            columns = self._crop[1]
+            centre = heat.sum(0) @ np.arange(heat.shape[1]) / heat.sum()
+            share = (centre - columns.start) / (columns.stop - columns.start)
+        return "middle" if abs(share - 0.5) < 0.05 else "left" if share > 0.5 else "right"
 
     @property
     def step(self) -> float:

@@ -29,6 +29,11 @@ from .upright import Upright
 
 MEASURED_SEQUENCES = ("t1c",)
 """Sequences on which the kinds of tumour were measured; on others the decision is ``unfamiliar``."""
+UNKNOWN_SEQUENCE = (
+    "neither header nor name nor pixels tell its sequence; if it is T1 with contrast, say so, as in t1c=FILE on the "
+    "command line or by the name t1c.nii.gz"
+)
+"""Why the decision is ``unfamiliar`` then."""
 SEEN_SEQUENCES = ("t1", "t1c", "t2", "flair")
 """Those that pixels may contradict."""
 BAND = {"axial": (0.3, 0.9), "coronal": (0.15, 0.85), "sagittal": (0.15, 0.85)}
@@ -52,6 +57,7 @@ class SliceAnswer:
         used: whether it counts for the volume's answer; the skull's base and the crown do not.
         side: where the heat map of a key slice lies, ``left``, ``right`` (the patient's) or ``middle``; else None.
         sop_instance_uid: of DICOM; else None.
+        frame: of a multi-frame DICOM file, from 0; else None.
     """
 
     index: int
@@ -61,6 +67,7 @@ class SliceAnswer:
     used: bool = True
     side: str | None = None
     sop_instance_uid: str | None = None
+    frame: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,21 +201,23 @@ class VolumeClassifier:
         combined = combine(upright, answers, self.look(upright), self.limit)
         if not heat_map:
             return combined
-        maps = np.zeros(upright.array.shape, np.float32)
+        # zeros take memory only where something is written: the maps of some slices cost little, of however many
+        maps, masks = np.zeros(upright.array.shape, np.float32), np.zeros(upright.array.shape, np.uint8)
         by_index = {upright.input_index(k): k for k in places}
         key = [by_index[index] for index in combined.key_slices]
         target = combined.label if combined.label != NO_TUMOR else None
         for k in key if target else ():
             heat = self.slice_classifier.explain(upright.picture(k), target).heat_map
             maps[k] = upright.uncropped(heat) * (1 - answers[k].probabilities[NO_TUMOR])
+            masks[k] = maps[k] > 0.5
         return replace(
             combined,
             slices=tuple(
-                replace(s, side=upright.side(maps[by_index[s.index]])) if s.index in combined.key_slices else s
+                replace(s, side=upright.side(k := by_index[s.index], maps[k])) if s.index in combined.key_slices else s
                 for s in combined.slices
             ),
             heat_map=upright.back(maps),
-            mask=upright.back((maps > 0.5).astype(np.uint8)),
+            mask=upright.back(masks),
         )
 
     def look(self, upright: Upright) -> Appearance | None:
@@ -282,23 +291,21 @@ def combine(
         others = ", ".join(TITLES[name].lower() for name in possible if name != label)
         decision = UNCERTAIN
         reason = f"of one patient in {round(100 / (100 - limit.coverage))}, ruling out {others} here would be wrong"
-    files = volume.slice_files
-    slices = sorted(
-        (
+    files = volume.slice_files if upright.slice_axis == 2 else ()
+    slices = []
+    for k in places:
+        file = files[upright.input_index(k)] if files else None
+        slices.append(
             SliceAnswer(
-                index := upright.input_index(k),
+                upright.input_index(k),
                 upright.position(k),
                 1 - answers[k].probabilities[NO_TUMOR],
                 dict(answers[k].probabilities),
                 used=k in used,
-                sop_instance_uid=files[index].sop_instance_uid
-                if files and upright.slice_axis == 2 and files[index]
-                else None,
+                sop_instance_uid=file.sop_instance_uid if file else None,
+                frame=file.frame if file else None,
             )
-            for k in places
-        ),
-        key=lambda slice_: slice_.index,
-    )
+        )
     strongest = sorted(stretch, key=lambda k: answers[k].probabilities[label], reverse=True)
     return VolumePrediction(
         name=volume.name,
@@ -312,7 +319,7 @@ def combine(
         plane=upright.plane,
         skull_stripped=appearance.skull_stripped if appearance else None,
         slice_axis=upright.slice_axis,
-        slices=tuple(slices),
+        slices=tuple(sorted(slices, key=lambda slice_: slice_.index)),
         key_slices=tuple(upright.input_index(k) for k in strongest),
         warnings=volume.warnings + warnings,
         volume=volume,
@@ -342,6 +349,8 @@ def _decide(
         return NOT_A_BRAIN_MRI, "most of its slices do not look like a brain MRI"
     if volume.doubt:
         return UNFAMILIAR, volume.doubt
+    if sequence.name == "unknown":
+        return UNFAMILIAR, UNKNOWN_SEQUENCE
     if sequence.name not in MEASURED_SEQUENCES:
         return UNFAMILIAR, f"the kinds of tumour were not measured on this sequence ({SEQUENCE_TITLES[sequence.name]})"
     if sequence.source == "pixels":

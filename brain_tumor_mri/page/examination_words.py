@@ -57,7 +57,9 @@ def position(prediction: VolumePrediction, slice_: SliceAnswer | None = None) ->
     low, high = _DIRECTIONS[str(prediction.plane)]
     words = [f"slice {slice_.index}"]
     if prediction.volume is None or prediction.volume.doubt is None:
-        words.append(f"{abs(slice_.position_mm):.0f} mm {high if slice_.position_mm >= 0 else low}")
+        where = f"{abs(slice_.position_mm):.0f} mm {high if slice_.position_mm >= 0 else low}"
+        # the scanner's centre need not be the head's: a side of the one could be taken for a side of the other
+        words.append(f"{where} of the scanner's centre" if prediction.plane == "sagittal" else where)
         if slice_.side:
             words.append("in the middle" if slice_.side == "middle" else f"on the {slice_.side}")
     return ", ".join(words)

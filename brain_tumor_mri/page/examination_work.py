@@ -39,11 +39,11 @@ EXAMINE = (
     "`brain-tumor-mri predict --json` gives it: name, label (null of a refused volume), top_class (of a refused one, "
     "too), confidence, probabilities, error, decision, reason, sequence, sequence_evidence, plane, "
     "skull_stripped, slice_axis, slices (index, position_mm, p_tumour, "
-    "probabilities, used, side, sop_instance_uid), key_slices, warnings, study_uid, series_uid; with_heat_map adds "
-    "heat_map (data URI of a NIfTI in the input's geometry). A series that cannot be answered has an error, in one "
-    "line; an input that holds no series gives it as the call's. together: of several series of one study the answer "
-    "for the patient (label, confidence, probabilities, decision, reason, error, used, missing, study_uid, name, and "
-    "volumes, the series' names), else null."
+    "probabilities, used, side, sop_instance_uid, frame), key_slices, warnings, study_uid, series_uid; with_heat_map "
+    "adds heat_map (data URI of a NIfTI in the input's geometry). A series that cannot be answered has an error, in "
+    "one line; an input that holds no series gives it as the call's. together: of several series of one study the "
+    "answer for the patient (label, confidence, probabilities, decision, reason, error, used, missing, study_uid, "
+    "name, and volumes, the series' names), else null."
 )
 
 

@@ -1,6 +1,7 @@
 """Whole volumes: the same answer however the axes are stored, places in the input's own numbering, traps."""
 
 import itertools
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 from clinical.synthetic_series import write
-from images.mr_series import as_dicom, zipped
+from images.mr_series import as_dicom, enhanced, zipped
 from scipy.ndimage import affine_transform
 from scipy.spatial.transform import Rotation
 
@@ -25,6 +26,7 @@ from brain_tumor_mri.inference.prediction import Prediction
 from brain_tumor_mri.inference.upright import Upright
 from brain_tumor_mri.inference.volume import VolumeClassifier, VolumePrediction, combine, key_images
 from brain_tumor_mri.labels import LABELS, NO_TUMOR
+from brain_tumor_mri.page.examination_words import position
 from brain_tumor_mri.trust.decision import ANSWER, UNCERTAIN, UNFAMILIAR
 
 STEPS = np.array([4.0, 1.0, 1.0])
@@ -108,6 +110,20 @@ def test_the_mask_lies_on_the_tumour_in_the_inputs_geometry_and_names_the_patien
     np.testing.assert_allclose(written.get_fdata(), found.heat_map, atol=1e-6)
 
 
+@pytest.mark.parametrize("codes", ["SPL", "RAS"])
+def test_the_side_of_a_sagittal_slice_is_that_of_the_head_wherever_the_scanner_has_its_centre(codes: str):
+    array = head()
+    array[6:18, 16:40, 50:58] = 250
+    given = volume(array, codes, steps=STEPS[::-1])
+    given.affine[0, 3] += 200  # all of the head to the right of the scanner's centre
+    found = CLASSIFIER.predict(given, heat_map=True)
+    key = [s for s in found.slices if s.index in found.key_slices and s.p_tumour > 0.5]
+    assert found.plane == "sagittal" and {s.side for s in key} == {"left"} and min(s.position_mm for s in key) > 0
+    assert "of the scanner's centre, on the left" in position(found)
+    doubted = CLASSIFIER.predict(replace(given, doubt="its affine lies"), heat_map=True)
+    assert not any(s.side for s in doubted.slices)
+
+
 @pytest.mark.parametrize("order", ["RAS", "PSR"])
 def test_an_oblique_volume_is_turned_upright_and_found_in_its_own_voxels(order: str):
     """A cubic head turned by 30 degrees: as if it were upright, and what is found lies where the input has it."""
@@ -157,6 +173,9 @@ def test_dicom_its_zip_and_its_nifti_give_one_answer(tmp_path: Path):
     for other in answers[1:]:
         assert other.probabilities == pytest.approx(first.probabilities, abs=1e-3)
         assert other.sequence == first.sequence == "t1" and len(other.slices) == len(first.slices)
+    assert not any(s.frame for s in first.slices)
+    enhanced(slices).save_as(tmp_path / "whole.dcm", enforce_file_format=True)
+    assert [s.frame for s in CLASSIFIER.predict(tmp_path / "whole.dcm").slices] == [s.index for s in first.slices]
     uids = {s.sop_instance_uid for s in first.slices}
     assert uids <= {d.SOPInstanceUID for d in slices} and len(uids) == len(first.slices)
 
@@ -191,6 +210,8 @@ def test_on_a_sequence_that_was_not_measured_or_a_geometry_in_doubt_the_answer_i
     given = volume(head())
     doubted = Volume(given.name, given.array, given.affine, sequence=given.sequence, doubt="its affine lies")
     assert CLASSIFIER.predict(doubted).reason == "its affine lies"
+    untold = CLASSIFIER.predict(volume(head(), sequence="unknown"))
+    assert untold.decision == "unfamiliar" and "say so" in untold.reason and "t1c=FILE" in untold.reason
 
 
 def test_what_is_no_brain_has_no_label_in_json_that_a_count_could_take():
@@ -234,8 +255,19 @@ def test_the_command_answers_volumes_beside_what_cannot_be_read(tiny_model_dir: 
         said = capsys.readouterr()
         assert told in said.err and not said.out  # before the work, not after it
     capsys.readouterr()
-    assert main([*arguments, str(scan), str(tmp_path)]) == 2
+    assert main([*arguments, str(scan), str(tmp_path / "slice.png")]) == 2
     assert "two commands" in capsys.readouterr().err
+
+
+def test_a_zip_and_a_folder_beside_a_volume_are_volumes_too(tiny_model_dir: Path, tmp_path: Path, capsys):
+    given = volume(head() + np.random.default_rng(0).normal(0, 2, head().shape), "RAS")
+    (tmp_path / "study").mkdir()
+    for place in ("t1c.nii.gz", "study/flair.nii.gz"):
+        nibabel.save(nibabel.Nifti1Image(given.array, given.affine), tmp_path / place)
+    packed = zipped(as_dicom(np.uint16(given.array * (given.array > 0))), tmp_path / "study.zip")
+    paths = [str(tmp_path / "t1c.nii.gz"), str(tmp_path / "study"), str(packed)]
+    assert main(["predict", "--model", str(tiny_model_dir), "--json", *paths]) == 0
+    assert [v["sequence"] for v in json.loads(capsys.readouterr().out)["volumes"]] == ["t1c", "flair", "t1"]
 
 
 def test_a_volume_of_slices_that_the_model_does_not_know_says_so():

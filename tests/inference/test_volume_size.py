@@ -11,6 +11,8 @@ import pytest
 
 WORK = """
 import json, resource, sys
+from types import SimpleNamespace
+import numpy as np
 from brain_tumor_mri.inference.prediction import Prediction
 from brain_tumor_mri.inference.volume import VolumeClassifier
 from brain_tumor_mri.labels import LABELS
@@ -20,7 +22,11 @@ class Same:
         for picture in pictures:
             yield Prediction("slice", LABELS[0], 0.7, dict(zip(LABELS, (0.7, 0.1, 0.1, 0.1))), decision="answer")
 
-answer = VolumeClassifier(Same()).predict(sys.argv[1])
+    def explain(self, picture, target):
+        return SimpleNamespace(heat_map=np.ones((7, 7), np.float32))
+
+answer = VolumeClassifier(Same()).predict(sys.argv[1], heat_map=True)
+assert answer.mask.any() and answer.heat_map.shape == answer.mask.shape == (512, 512, 384)
 print(json.dumps([len(answer.slices), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
 """
 
@@ -37,7 +43,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux only")
-def test_384_slices_take_under_a_gigabyte_and_a_half_beside_the_model(large: Path):
+def test_384_slices_and_their_heat_map_take_under_a_gigabyte_and_a_half_beside_the_model(large: Path):
     done = subprocess.run([sys.executable, "-c", WORK, str(large)], capture_output=True, text=True, check=True)
     slices, kilobytes = json.loads(done.stdout)
     assert slices > 250 and kilobytes < 1.5 * 2**20
