@@ -65,7 +65,7 @@ def slices(phantom_dir: Path) -> list[Path]:
 
 
 def test_the_core_has_no_big_packages():
-    named = {"numpy", "pillow", "onnxruntime", "huggingface-hub", "safetensors", "rich", "psutil"}
+    named = {"numpy", "pillow", "onnxruntime", "huggingface-hub", "safetensors", "rich", "psutil", "filelock"}
     assert set(CORE) == named
     assert set(PROJECT["optional-dependencies"]) >= {"train", "page", "dicom", "volumes", "clinical", "federated"}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
@@ -67,8 +66,7 @@ def run(args: argparse.Namespace) -> int:
         args.report.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.report, {"architecture": classifier.folder.architecture, "weights_sha256": sha256, **record})
     if args.json:
-        json.dump(record, sys.stdout, indent=2)
-        print()
+        print(json.dumps(record, indent=2))
         return 0
     for task, figures in measured.items():
         print(

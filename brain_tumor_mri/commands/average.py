@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         for name, value in second.items()
     }
     args.output.mkdir(parents=True)
-    config = json.loads((folders[1].path / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folders[1].path / "config.json")
     config["model_args"] = config.get("model_args") or {}  # timm takes no null
     (args.output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(mean, args.output / "model.safetensors", metadata={"format": "pt"})

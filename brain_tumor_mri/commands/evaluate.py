@@ -65,8 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print a table, or JSON."""
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size {args.batch_size}: give 1 or more")
     if args.output:
         check_writable(args.output)
     args.model = args.model or [DEFAULT_MODEL]
@@ -82,8 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         write_json(args.output, record)
     if args.json:
-        json.dump(record, sys.stdout, indent=2)
-        print()
+        print(json.dumps(record, indent=2))
         return 0
     console = Console()
     for text in evaluation_tables(record, args.split):

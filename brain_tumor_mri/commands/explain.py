@@ -73,8 +73,6 @@ def run(args: argparse.Namespace) -> int:
         KeyboardInterrupt: Ctrl-C; what is written stays, and its text says where.
     """
     started = time.monotonic()
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size must be at least 1, not {args.batch_size}")
     files = [file for file in find_images(args.paths) if not _is_output(file, args.output_dir)]
     if not files:
         raise UserError(f"there is nothing to explain but what this command wrote to {args.output_dir}")
@@ -109,19 +107,10 @@ def run(args: argparse.Namespace) -> int:
             interrupted = True
     explained = sum(row["error"] is None for row in rows)
     if args.json:
-        summary = {
-            "images": len(files),
-            "explained": explained,
-            "errors": len(rows) - explained,
-            "complete": not interrupted,
-        }
-        head = {
-            "model": classifier.describe(),
-            "labels": list(classifier.labels),
-            "notice": RESEARCH_NOTICE,
-            "method": args.method,
-        }
-        print(json.dumps(head | {"explanations": rows, "summary": summary}, indent=2))
+        head = {"model": classifier.describe(), "labels": list(classifier.labels), "notice": RESEARCH_NOTICE}
+        summary = {"images": len(files), "explained": explained, "errors": len(rows) - explained}
+        said = {"method": args.method, "explanations": rows, "summary": summary | {"complete": not interrupted}}
+        print(json.dumps(head | said, indent=2))
     else:
         _print_table(rows, args.output_dir)
     if interrupted:

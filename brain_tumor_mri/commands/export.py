@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -84,8 +83,7 @@ def run(args: argparse.Namespace) -> int:
             on_status=on_status,
         )
     if args.json:
-        json.dump(record, sys.stdout, indent=2)
-        print()
+        print(json.dumps(record, indent=2))
     else:
         for export_format in record["files"]:
             print(summary(record, args.output or folder.path, export_format))

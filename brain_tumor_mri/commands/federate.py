@@ -39,8 +39,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"brain-tumor-mri: {error}", file=sys.stderr)
         return 1
     if args.json:
-        json.dump(record, sys.stdout, indent=2)
-        print()
+        print(json.dumps(record, indent=2))
         return 0
     federation = record["federation"]
     print(f"{record['protocol']}: {len(federation['rounds'])} rounds, {len(federation['hospitals'])} hospitals")

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from .. import __version__
 from ..errors import UserError
+from ..files import read_json
 from ..inference.model_folder import DEFAULT_MODEL, ModelFolder, find_model
 from ..labels import LABELS, class_named
 
@@ -87,13 +88,13 @@ def headline(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file)
         splits = record.get("splits") or {}
         parts = {
             name: {key: figures[key] for key in ("n", *HEADLINE) if key in figures} for name, figures in splits.items()
         }
         return {"protocol": record.get("protocol"), "splits": parts}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (UserError, AttributeError, TypeError) as error:
         raise UserError(f"{file} is not a metrics file; evaluate the model again to write it") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..errors import UserError
 from ..inference.classifier import TumorClassifier
 from ..inference.model_folder import BACKENDS, DEFAULT_MODEL
 from ..trust.decision import COVERAGES, DEFAULT_COVERAGE
@@ -41,6 +42,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, batch_size: int = 32
 
 def load_classifier(args: argparse.Namespace) -> TumorClassifier:
     """Load what the flags of :func:`add_model_arguments` choose."""
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size}: give 1 or more")
     return TumorClassifier.from_pretrained(
         args.model or [DEFAULT_MODEL],
         revision=args.revision,

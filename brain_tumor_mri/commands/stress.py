@@ -52,8 +52,6 @@ def add_stress_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print a table, or JSON."""
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size {args.batch_size}: give 1 or more")
     check_targets(args)
     args.model = args.model or [DEFAULT_MODEL]
     classifier = load_classifier(args)
@@ -98,8 +96,7 @@ def show(args: argparse.Namespace, record: dict[str, Any], beside: Sequence[dict
 
         plot_stress([record, *beside], args.plot)
     if args.json:
-        json.dump(record, sys.stdout, indent=2)
-        print()
+        print(json.dumps(record, indent=2))
         return
     for text in (stress_table(record), stress_summary([record, *beside])):
         Console().print(Markdown(text))
