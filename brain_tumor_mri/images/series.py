@@ -16,13 +16,14 @@ from pydicom import Dataset
 from ..errors import UserError, first_line, safe_line
 from .archive import EXAMINATIONS, Archive, ArchiveError, is_archive
 from .find import VOLUME_SUFFIXES
-from .frames import Frame, frames_of, header_of
+from .frames import Frame, frames_of, header_of, number_of
 from .quiet import quiet_pydicom
 from .sequence import SequenceGuess, dicom_physics, sequence_of_file, tell_sequence
 
 MAX_FILES = 20_000
 """Most files of a folder that are looked into."""
 
+_DAMAGED = "damaged: the headers of its files cannot be read"
 _NOT_FILES = {"dicomdir", "thumbs.db", "desktop.ini"}
 
 
@@ -103,7 +104,8 @@ def _of_folder(folder: Path, name: str) -> list[Series]:
     files: list[Path] = []
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        files += [Path(where, n) for n in sorted(names) if not n.startswith(".") and n.lower() not in _NOT_FILES]
+        own = (Path(where, n) for n in sorted(names) if not n.startswith(".") and n.lower() not in _NOT_FILES)
+        files += filter(Path.is_file, own)  # no link to nowhere, no pipe that waits for ever
         if len(files) > MAX_FILES:
             raise UnreadableVolumeError(name, f"the folder holds over {MAX_FILES:,} files; give its studies one by one")
     volumes = [file for file in files if is_volume_file(file)]
@@ -153,15 +155,22 @@ def _of_dicom(files: Iterable[tuple[str, Path | bytes]], path: Path, name: str) 
             if header is not None:
                 key = (str(header.get("StudyInstanceUID", "")), str(header.get("SeriesInstanceUID", "")))
                 groups[key].append((file, header))
-        found = [_one_series(members, path, name) for members in groups.values()]
+        found = [_numbered_series(members, path, name) for members in groups.values()]
     found.sort(key=lambda pair: (pair[1].study_uid or "", pair[0], pair[1].series_uid or ""))
     if len(found) == 1:
         return [found[0][1]]
     return [replace(series, name=f"{name} [{n}]") for n, (_, series) in enumerate(found, 1)]
 
 
-def _one_series(members: list[tuple[str, Dataset]], path: Path, name: str) -> tuple[int, Series]:
+def _numbered_series(members: list[tuple[str, Dataset]], path: Path, name: str) -> tuple[int, Series]:
     """A series number, and the series of these files."""
+    try:
+        return int(number_of(members[0][1].get("SeriesNumber")) or 0), _one_series(members, path, name)
+    except Exception:  # as in header_of
+        return 0, Series(name, path, SequenceGuess(), fault=_DAMAGED)
+
+
+def _one_series(members: list[tuple[str, Dataset]], path: Path, name: str) -> Series:
     notes: list[str] = []
     seen: set[str] = set()
     frames: list[Frame] = []
@@ -188,19 +197,15 @@ def _one_series(members: list[tuple[str, Dataset]], path: Path, name: str) -> tu
     elif "LOCALIZER" in physics.image_type:
         fault = "a localiser, not an examination"
     elif not frames:
-        fault = "damaged: the headers of its files cannot be read"
-    number = first.get("SeriesNumber")
-    return (
-        int(number) if number not in (None, "") else 0,
-        Series(
-            name,
-            path,
-            tell_sequence(physics, text),
-            tuple(frames),
-            {},
-            str(first.get("StudyInstanceUID") or "") or None,
-            str(first.get("SeriesInstanceUID") or "") or None,
-            fault,
-            tuple(dict.fromkeys(notes)),
-        ),
+        fault = _DAMAGED
+    return Series(
+        name,
+        path,
+        tell_sequence(physics, text),
+        tuple(frames),
+        {},
+        str(first.get("StudyInstanceUID") or "") or None,
+        str(first.get("SeriesInstanceUID") or "") or None,
+        fault,
+        tuple(dict.fromkeys(notes)),
     )

@@ -94,7 +94,9 @@ def _placed(
     by_place: dict[float, list[Frame]] = defaultdict(list)
     for frame in sorted(frames, key=lambda f: (f.instance, f.number or 0, f.file)):
         by_place[round(float(normal @ frame.position), 2) if frame.position else 0.0].append(frame)
-    if len(by_place) < max(2, 0.2 * len(frames)) and len({f.part for f in frames}) < len(frames) / 4:
+    # of a series over time, too, a place is shared by many; but there are places enough for a volume
+    shared = len(by_place) < 4 or len({frame.location for frame in frames}) == len(frames)
+    if shared and len(by_place) < max(2, 0.2 * len(frames)) and len({f.part for f in frames}) < len(frames) / 4:
         return _without_positions(frames, normal, notes)
     if len(by_place) < 2:
         raise UnreadableVolumeError(series.name, "all slices lie at one place; a series over time is no volume")

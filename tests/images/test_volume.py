@@ -1,6 +1,7 @@
 """Volumes in: every format gives one geometry, and what is odd about a series is named or refused."""
 
 import gzip
+import os
 import re
 import tracemalloc
 import zipfile
@@ -12,7 +13,7 @@ import pytest
 import SimpleITK
 from clinical.synthetic_series import SECRETS, write
 from images.mr_series import as_dicom, enhanced, head, zipped
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 
 from brain_tumor_mri.images import archive
 from brain_tumor_mri.images.series import UnreadableVolumeError, find_series
@@ -324,3 +325,28 @@ def test_other_headers_that_claim_much_are_refused_too(tmp_path: Path):
     many = as_dicom(head())[0]
     many.NumberOfFrames = 2_000_000_000
     assert "headers of its files cannot be read" in refusal(write([many], tmp_path / "dicom"))
+
+
+def test_a_number_that_is_none_and_a_link_to_nowhere_end_nothing(tmp_path: Path):
+    slices = as_dicom(head())
+    for dataset in slices:
+        dataset.add(DataElement("SeriesNumber", "LO", "twelve"))
+    folder = write(slices, tmp_path / "odd")
+    (folder / "gone.dcm").symlink_to(folder / "nowhere.dcm")
+    os.mkfifo(folder / "pipe")
+    np.testing.assert_array_equal(read_volume(folder).array, head())
+    for dataset in slices:
+        dataset.add(DataElement("SamplesPerPixel", "OB", b"\x01"))
+    assert "headers of its files" in refusal(write(slices, tmp_path / "damaged"))
+
+
+def test_the_first_of_many_volumes_over_time_is_taken_though_nothing_but_numbers_tells_them_apart(tmp_path: Path):
+    slices = []
+    for time in range(8):
+        for k, dataset in enumerate(as_dicom(head() + np.uint16(time), name=f"time{time}")):
+            dataset.SeriesInstanceUID, dataset.StudyInstanceUID = "1.2.3", "1.2.4"
+            dataset.InstanceNumber, dataset.SliceLocation = 1 + k + 16 * time, 5.0 * k
+            slices.append(dataset)
+    volume = read(slices, tmp_path)
+    np.testing.assert_array_equal(volume.array, head())
+    assert "4D: 8 slices at each position" in " ".join(volume.warnings) and not volume.doubt
