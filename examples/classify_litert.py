@@ -24,7 +24,7 @@ pixels = (np.asarray(picture, np.float32) / 255 - np.float32(seen["mean"])) / np
 network = Interpreter(str(folder / "litert" / "model.tflite")).get_signature_runner()
 logits = network(pixel_values=pixels.transpose(2, 0, 1)[None])["logits"][0]
 if (trust := folder / "trust.json").is_file():
-    logits = logits / json.loads(trust.read_text())["calibration"]["single"]["temperature"]
+    logits = logits / json.loads(trust.read_text())["calibration"]["single"]["temperature"]["familiar"]
 odds = np.exp(logits - logits.max())
 for name, odd in zip(config["label_names"], odds / odds.sum(), strict=True):
     print(f"{name} {odd:.6f}")

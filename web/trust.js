@@ -18,7 +18,7 @@ export const MAX_COLOUR = 8; // mean difference of red, green and blue from thei
  */
 export function checkTrust(trust, record, form) {
   const { calibration, in_distribution: check } = trust;
-  if (trust.schema !== 4 || !(calibration?.single?.temperature > 0) || !(check?.mean || check?.names)) {
+  if (trust.schema !== 5 || !(calibration?.single?.temperature?.unfamiliar > 0) || !(check?.mean || check?.names)) {
     throw new Error("trust.json is damaged");
   }
   if (trust.weights_sha256 !== record.source.weights_sha256) throw new Error("trust.json belongs to other weights");
@@ -136,15 +136,16 @@ export function decide(left, unlike, foreign, fault) {
  */
 export function judge(labels, logits, features, fault, trust) {
   const single = trust?.calibration.single;
-  const values = probabilitiesOf(logits, single?.temperature);
+  const unlike = trust ? unlikeness(features, trust.in_distribution) : null;
+  const who = unlike <= 1 ? "familiar" : "unfamiliar"; // NaN, as of an overflow, is the latter
+  const values = probabilitiesOf(logits, single?.temperature[who]);
   const probabilities = Object.fromEntries(labels.map((name, i) => [name, values[i]]));
   const label = labels[values.indexOf(Math.max(...values))];
   const plain = { label, confidence: probabilities[label], probabilities };
   if (!trust) return { ...plain, decisions: null, unlikeness: null, foreign: null };
-  const unlike = unlikeness(features, trust.in_distribution);
   const foreign = foreignness(features, trust.brain_mri);
   const decisions = COVERAGES.map((coverage) => {
-    const limits = single.thresholds[coverage][unlike <= 1 ? "familiar" : "unfamiliar"];
+    const limits = single.thresholds[coverage][who];
     const thresholds = labels.map((name) => limits[name]);
     const inside = predictionSet(values, thresholds);
     const left = labels.filter((_, i) => inside[i]);

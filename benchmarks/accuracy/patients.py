@@ -103,7 +103,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if not args.collections_dir or classifier.trust is None:
             raise UserError("--left_out_models needs --collections_dir and a model with trust.json")
         groups = {"figshare": data[PATIENT_DISJOINT]["validation"]}
-        groups |= _left_out(args.collections_dir, args.left_out_models, classifier.trust.calibration(False).temperature)
+        temperature = classifier.trust.calibration(False).temperatures[1]  # most of these slices are unfamiliar
+        groups |= _left_out(args.collections_dir, args.left_out_models, temperature)
         found["left_out"] = left_out_figures(groups)
         if args.write:
             _write(classifier, found["left_out"])
@@ -200,7 +201,7 @@ def _limit(fitted: np.ndarray, labels: np.ndarray, coverage: int) -> float:
 
 
 def _left_out(folder: str, models: str, temperature: float) -> dict[str, Patients]:
-    """Patients of each collection, a series each, by a model without its family, with the released model's temperature.
+    """Patients of each collection, a series each, by a model without its family, with the temperature.
 
     Series on which the kinds are decided, T1 with contrast, and those of people without a tumour.
     """

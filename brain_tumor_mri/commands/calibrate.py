@@ -178,13 +178,15 @@ def run(args: argparse.Namespace) -> int:
         title = f"{folder.architecture}, {protocol.title}"
         plot_reliability(measured["test"]["single"], folder.path / "reliability.png", title)
         if measured_unseen:
-            plot_unseen(measured_unseen, folder.path / "unseen.png", f"{title}: collections that it never saw")
+            plot_unseen(
+                measured_unseen["collections"], folder.path / "unseen.png", f"{title}: collections that it never saw"
+            )
         write_json(folder.path / FILE_NAME, replace(trust, record=record).to_dict())
     if args.json:
-        json.dump(record | {"temperature": trust.single.temperature}, sys.stdout, indent=2)
+        json.dump(record | {"temperature": trust.single.to_dict()["temperature"]}, sys.stdout, indent=2)
         print()
     else:
-        print(summary(trust.single.temperature, measured))
+        print(summary(trust.single.temperatures.tolist(), measured))
         print(f"Written to {args.report or folder.path / FILE_NAME}\n{RESEARCH_NOTICE}")
     return 0
 
@@ -352,9 +354,9 @@ def _counts(kinds: Sequence[str]) -> dict[str, int]:
     return {str(kind): int(count) for kind, count in zip(*np.unique(np.array(kinds), return_counts=True), strict=True)}
 
 
-def summary(temperature: float, measured: dict[str, Any]) -> str:
+def summary(temperatures: Sequence[float], measured: dict[str, Any]) -> str:
     """A few lines for people on what was measured."""
-    lines = [f"temperature {temperature:.2f}"]
+    lines = ["temperature {:.2f}, of unfamiliar slices {:.2f}".format(*temperatures)]
     for part in ("test", "external"):
         if part in measured:
             lines += _part_lines(part, measured[part]["single"])

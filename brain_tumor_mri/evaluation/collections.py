@@ -14,6 +14,7 @@ import numpy as np
 from ..data.collections import CLEAR
 from ..labels import ANY_TUMOR, LABEL2ID, LABELS, NO_TUMOR
 from .metrics import (
+    alike_weights,
     bootstrap,
     describe_interval,
     figure,
@@ -91,12 +92,7 @@ def _figures(
 
     def weights(among: np.ndarray) -> np.ndarray:
         """Draws of the slices ``among``, every collection weighing alike."""
-        counts = draws * among
-        for name in np.unique(columns["collection"][among]):
-            of_collection = columns["collection"] == name
-            total = counts[:, of_collection].sum(1, keepdims=True)
-            counts[:, of_collection] /= np.maximum(total, 1e-9)
-        return counts
+        return alike_weights(draws * among, columns["collection"])
 
     def share(hits: np.ndarray, among: np.ndarray) -> dict[str, float] | None:
         return known_by(lambda: weighted_share(hits, weights(among)), among)

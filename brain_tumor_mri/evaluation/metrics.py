@@ -152,6 +152,14 @@ def describe_interval(n_resamples: int = 2000, confidence: float = 0.95, over: s
     return {"method": "percentile bootstrap", "confidence": confidence, "resamples": n_resamples, "over": over}
 
 
+def alike_weights(draws: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """Return ``draws`` (R, N) of :func:`bootstrap`, scaled so that every kind, (N,), weighs alike in each."""
+    weights = draws.copy()
+    for kind in np.unique(kinds):
+        weights[:, kinds == kind] /= np.maximum(weights[:, kinds == kind].sum(1, keepdims=True), 1e-9)
+    return weights
+
+
 def weighted_share(hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the mean of ``hits`` (N,), or (R, N), for each row of ``weights`` (R, N); NaN where a row is all 0."""
     total = weights.sum(1)

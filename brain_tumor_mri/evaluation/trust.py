@@ -14,8 +14,17 @@ from ..inference.run_pytorch import StageFeatures
 from ..labels import LABEL2ID, LABELS, NO_TUMOR
 from ..trust.calibration import Outputs, fit_calibration
 from ..trust.decision import COVERAGES, DECISIONS, DEFAULT_COVERAGE, FOREIGN_LIMIT, decide, is_unfamiliar, picture_fault
-from ..trust.trust_file import Calibration, Trust
-from .metrics import CALIBRATION_BINS, classification_figures, mean_figure
+from ..trust.trust_file import Trust, softmax
+from .metrics import (
+    CALIBRATION_BINS,
+    alike_weights,
+    bootstrap,
+    classification_figures,
+    figure,
+    mean_figure,
+    weighted_calibration_error,
+    weighted_share,
+)
 
 if TYPE_CHECKING:
     from ..inference.classifier import TumorClassifier
@@ -93,18 +102,17 @@ def trust_figures(trust: Trust, outputs: Outputs, *, mirror: bool = False) -> di
         are ``{"value", "low", "high"}`` in [0, 1], sizes in classes.
     """
     calibration = trust.calibration(mirror)
-    probabilities = calibration.probabilities(outputs.views(mirror))
+    unlike = trust.in_distribution.unlikeness(outputs.features)
+    probabilities = calibration.probabilities(outputs.views(mirror), unlike)
     typed = bool((outputs.labels >= 0).all())
     groups = outputs.groups
     right = _is_right(probabilities.argmax(1), outputs.labels)
-    unlike = trust.in_distribution.unlikeness(outputs.features)
     sets = {coverage: calibration.prediction_sets(probabilities, unlike, coverage) for coverage in COVERAGES}
     decisions = np.array(decisions_of(trust, outputs, sets[DEFAULT_COVERAGE]))
     figures: dict[str, Any] = {"n": len(outputs)}
     if typed:
-        plain = Calibration(1.0, {}).probabilities(outputs.views(mirror))
         figures |= {
-            "before": _calibration_figures(plain, outputs, calibration.labels),
+            "before": _calibration_figures(softmax(outputs.views(mirror)), outputs, calibration.labels),
             "after": _calibration_figures(probabilities, outputs, calibration.labels),
         }
     figures["coverage"] = {str(c): _coverage(left, outputs, calibration.labels) for c, left in sets.items()}
@@ -235,7 +243,7 @@ def familiar_figures(trust: Trust, familiar: Outputs) -> dict[str, Any]:
 
 def unseen_figures(
     validation: Outputs, unseen: Outputs, unlikeness: np.ndarray, unseen_unlikeness: np.ndarray
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Any]:
     """Measure sets and answers on collections that neither trained the model that answers nor fitted the sets.
 
     Args:
@@ -245,33 +253,44 @@ def unseen_figures(
         unseen_unlikeness: of ``fit_trust``.
 
     Returns:
-        Collection -> ``n``, ``covered`` (share of slices whose ``DEFAULT_COVERAGE`` % set holds the true class),
-        ``size`` (classes in a set), ``unfamiliar`` (share), ``answered`` (share of familiar slices with one class
-        left, of all) and ``right`` (of these; None where there is none), with intervals over groups. Slices of unknown
+        ``pooled``, collections weighing alike, and ``collections``, collection -> figures: ``n``, ``covered`` (share of
+        slices whose ``DEFAULT_COVERAGE`` % set holds the true class), ``size`` (classes in a set), ``unfamiliar``
+        (share), ``answered`` (share of familiar slices with one class left, of all), ``right`` (of these; None where
+        there is none), ``ece`` and ``ece_before`` (calibrated or not), with intervals over groups. Slices of unknown
         type are left out.
     """
-    result: dict[str, dict[str, Any]] = {}
     typed = unseen.labels >= 0
     unseen, unseen_unlikeness = unseen.select(typed), unseen_unlikeness[typed]
-    for kind in sorted(set(unseen.kinds)):
-        own, others = np.array(unseen.kinds) == kind, np.array(validation.kinds) != kind
+    kinds, plain = np.array(unseen.kinds), softmax(unseen.views(mirror=False))
+    probabilities, sets = np.empty_like(plain), np.empty(plain.shape, dtype=bool)
+    for kind in np.unique(kinds):
+        own, others = kinds == kind, np.array(validation.kinds) != kind
         calibration = fit_calibration(
             validation.select(others), unseen.select(~own), unlikeness[others], unseen_unlikeness[~own], mirror=False
         )
-        outputs, unlike = unseen.select(own), unseen_unlikeness[own]
-        probabilities = calibration.probabilities(outputs.views(mirror=False))
-        sets = calibration.prediction_sets(probabilities, unlike, DEFAULT_COVERAGE)
-        unfamiliar = is_unfamiliar(unlike)
-        answered = (sets.sum(1) == 1) & ~unfamiliar
-        right = probabilities.argmax(1) == outputs.labels
-        result[kind] = {
-            "n": len(outputs),
-            **{name: _coverage(sets, outputs)[name] for name in ("covered", "size")},
-            "unfamiliar": mean_figure(unfamiliar, outputs.groups),
-            "answered": mean_figure(answered, outputs.groups),
-            "right": mean_figure(right, outputs.groups, among=answered),
-        }
-    return result
+        probabilities[own] = calibration.probabilities(unseen.views(mirror=False)[own], unseen_unlikeness[own])
+        sets[own] = calibration.prediction_sets(probabilities[own], unseen_unlikeness[own], DEFAULT_COVERAGE)
+    unfamiliar, right = is_unfamiliar(unseen_unlikeness), probabilities.argmax(1) == unseen.labels
+    answered = (sets.sum(1) == 1) & ~unfamiliar
+    values = {
+        "covered": sets[np.arange(len(sets)), unseen.labels],
+        "size": sets.sum(1),
+        "unfamiliar": unfamiliar,
+        "answered": answered,
+    }
+    draws = bootstrap(len(kinds), unseen.groups, n_resamples=1000)
+
+    def figures(own: np.ndarray) -> dict[str, Any]:
+        weights = alike_weights(draws[:, own], kinds[own])
+        shares = {name: figure(weighted_share(value[own].astype(float), weights)) for name, value in values.items()}
+        sure = answered[own]
+        shares["right"] = figure(weighted_share(right[own][sure], weights[:, sure])) if sure.any() else None
+        for name, given in (("ece_before", plain), ("ece", probabilities)):
+            shares[name] = figure(weighted_calibration_error(given[own].max(1), right[own], weights))
+        return {"n": int(own.sum()), **shares}
+
+    of_each = {str(kind): figures(kinds == kind) for kind in np.unique(kinds)}
+    return {"pooled": figures(np.ones(len(kinds), dtype=bool)), "collections": of_each}
 
 
 def left_out_figures(parts: Mapping[str, tuple[Outputs, np.ndarray]]) -> dict[str, dict[str, dict[str, float]]]:

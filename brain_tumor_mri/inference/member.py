@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import UserError, first_line
 from ..labels import LABELS
 from ..trust.decision import COVERAGES
-from ..trust.trust_file import Calibration, Trust, load_trust
+from ..trust.trust_file import Trust, load_trust, softmax
 from .decoder import Decoder, load_decoder
 from .load import load_network, pytorch, require_features
 from .model_folder import TORCH, ModelFolder, find_model
@@ -22,8 +22,6 @@ from .preprocessing import Preprocess, Squash, of_processor
 
 if TYPE_CHECKING:
     import torch
-
-_SOFTMAX = Calibration(1.0, {})
 
 
 class Member:
@@ -131,9 +129,9 @@ class Member:
             name = self.folder.source if self.folder else "this model"
             raise UserError(f"{name} does not answer with finite numbers: its weights are damaged; download it again")
         if self.trust is None:
-            return Answers(_SOFTMAX.probabilities(logits))
+            return Answers(softmax(logits))
         calibration = self.trust.calibration(self.mirror)
-        probabilities = calibration.probabilities(logits)
         unlike = self.trust.in_distribution.unlikeness(features)
+        probabilities = calibration.probabilities(logits, unlike)
         sets = {coverage: calibration.prediction_sets(probabilities, unlike, coverage) for coverage in COVERAGES}
         return Answers(probabilities, sets, unlike, self.trust.foreign(features))

@@ -98,7 +98,7 @@ def plot_reliability(figures: dict[str, Any], path: Path, title: str) -> None:
 
 
 def plot_unseen(figures: Mapping[str, dict[str, Any]], path: Path, title: str) -> None:
-    """Draw coverage and answers of each collection of ``evaluation.trust.unseen_figures`` into a PNG."""
+    """Draw coverage and answers of the ``collections`` of ``evaluation.trust.unseen_figures`` into a PNG."""
     names = list(figures)[::-1]
     figure = Figure(figsize=(9, 1.2 + 0.34 * len(names)), dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=10)

@@ -31,7 +31,7 @@ def calibration_table(records: Sequence[Mapping[str, Any]]) -> str:
         rows.append(
             [
                 f"{record['protocol']}, test",
-                f"{record['calibration']['single']['temperature']:.2f}",
+                "{familiar:.2f}, unfamiliar {unfamiliar:.2f}".format(**record["calibration"]["single"]["temperature"]),
                 *(percent(figures[when]["ece"]) for when in ("before", "after")),
                 *(_number(figures[when]["brier"]) for when in ("before", "after")),
             ]
@@ -131,18 +131,16 @@ def check_tables(report: Mapping[str, Any]) -> str:
 
 def unseen_table(record: Mapping[str, Any]) -> str:
     """Return what the sets are worth on collections that no training and no fit saw; empty where not recorded."""
-    figures = record["measured"].get("unseen", {})
+    figures = record["measured"].get("unseen")
+    if not figures:
+        return ""
     rows = [
         [kind, str(row["n"]), percent(row["covered"]), f"{row['size']['value']:.2f}", *map(percent, rest)]
-        for kind, row in figures.items()
-        for rest in [(row["unfamiliar"], row["answered"], row["right"])]
+        for kind, row in {"all, collections alike": figures["pooled"], **figures["collections"]}.items()
+        for rest in [[row[key] for key in ("unfamiliar", "answered", "right", "ece_before", "ece")]]
     ]
-    if not rows:
-        return ""
-    mean = sum(row["covered"]["value"] for row in figures.values()) / len(figures)
-    rows.insert(0, ["mean of collections", "", percent({"value": mean}), "", "", "", ""])
-    header = ["never seen: neither trained nor fitted", "slices"]
-    header += [f"{DEFAULT_COVERAGE} % sets hold", "size", "unfamiliar", "answered", "right of these"]
+    header = ["never seen: neither trained nor fitted", "slices", f"{DEFAULT_COVERAGE} % sets hold", "size"]
+    header += ["unfamiliar", "answered", "right of these", "ECE before", "ECE after"]
     return markdown_table(header, rows)
 
 

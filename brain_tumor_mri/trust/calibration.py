@@ -18,7 +18,7 @@ from ..labels import LABELS
 from .brain_mri import alike, fit_brain_mri
 from .decision import COVERAGES, is_unfamiliar
 from .in_distribution import fit_in_distribution
-from .trust_file import Calibration, InDistribution, KnownCollections, Trust
+from .trust_file import Calibration, InDistribution, KnownCollections, Trust, softmax
 
 HEAD_CT = "head-ct"
 """How the kinds of head CT begin."""
@@ -128,22 +128,31 @@ def fit_calibration(
 ) -> Calibration:
     """Fit the calibration of the plain, or the mirrored answer; collections weigh alike.
 
-    The temperature is that of ``validation``; ``unseen`` counts in the thresholds only. See ``fit_trust``. Familiar and
-    unfamiliar slices have thresholds of their own, so that the sets of known scanners stay small.
+    Familiar and unfamiliar slices have a temperature and thresholds of their own, so that the doubt about other
+    scanners does not blur the answers on known ones. That of familiar slices is the temperature of ``validation``; the
+    other is that of the unfamiliar slices of ``unseen``, and at least 1: what is known of some scanners must not make
+    an answer on another surer than the network itself is. See ``fit_trust``.
     """
     typed = validation.labels >= 0
     ours = validation.select(typed)
     logits, labels, kinds, unlike = ours.views(mirror), ours.labels, list(ours.kinds), unlikeness[typed]
-    temperature = fit_temperature(logits, labels, alike(kinds))
+    temperatures = np.array([fit_temperature(logits, labels, alike(kinds))] * 2)
     if unseen:
         typed = unseen.labels >= 0
         theirs = unseen.select(typed)
         logits, labels = np.concatenate([logits, theirs.views(mirror)]), np.concatenate([labels, theirs.labels])
         kinds += [f"{kind}, unseen" for kind in theirs.kinds]
         unlike = np.concatenate([unlike, unseen_unlikeness[typed]])
+        strange = theirs.select(is_unfamiliar(unseen_unlikeness[typed]))
+        if len(strange):
+            temperatures[1] = fit_temperature(strange.views(mirror), strange.labels, alike(strange.kinds))
+    temperatures[1] = max(temperatures[1], 1.0)
     weights, unfamiliar = alike(kinds), is_unfamiliar(unlike)
-    fits = [fit_thresholds(logits[own], labels[own], weights[own], temperature) for own in (~unfamiliar, unfamiliar)]
-    return Calibration(temperature, {coverage: np.stack([fit[coverage] for fit in fits]) for coverage in COVERAGES})
+    fits = [
+        fit_thresholds(logits[own], labels[own], weights[own], temperature)
+        for own, temperature in zip((~unfamiliar, unfamiliar), temperatures, strict=True)
+    ]
+    return Calibration(temperatures, {coverage: np.stack([fit[coverage] for fit in fits]) for coverage in COVERAGES})
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
@@ -176,7 +185,7 @@ def fit_thresholds(
 
 def _scores(logits: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
     """1 - p of the true class, (N,)."""
-    return 1 - Calibration(temperature, {}).probabilities(logits)[np.arange(len(labels)), labels]
+    return 1 - softmax(logits, temperature)[np.arange(len(labels)), labels]
 
 
 def conformal_threshold(scores: np.ndarray, coverage: float, weights: np.ndarray) -> float:

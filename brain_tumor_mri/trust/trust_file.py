@@ -21,8 +21,16 @@ from ..labels import LABELS
 from .decision import COVERAGES, is_unfamiliar
 
 FILE_NAME = "trust.json"
-SCHEMA = 4
+SCHEMA = 5
 _WHO = ("familiar", "unfamiliar")
+
+
+def softmax(logits: np.ndarray, temperature: float | np.ndarray = 1.0) -> np.ndarray:
+    """Return probabilities (N, 4) of logits (N, V, 4) over a temperature: the mean over the V views of one slice."""
+    scaled = logits.astype(np.float64) / temperature
+    scaled -= scaled.max(axis=-1, keepdims=True)
+    exponents = np.exp(scaled)
+    return (exponents / exponents.sum(axis=-1, keepdims=True)).mean(axis=1)
 
 
 @dataclass(frozen=True)
@@ -30,23 +38,21 @@ class Calibration:
     """Turns logits into probabilities that mean what they say, and these into prediction sets.
 
     Attributes:
-        temperature: logits are divided by it (Guo et al. 2017, On Calibration of Modern Neural Networks).
+        temperatures: (2,), of familiar and of unfamiliar slices; logits are divided by them (Guo et al. 2017, On
+            Calibration of Modern Neural Networks).
         thresholds: coverage in percent -> (2, 4): of familiar and of unfamiliar slices, per class in label order. A
             class is in the set when 1 - p is at most its threshold (class-conditional and Mondrian split conformal
             prediction; Vovk 2012, Sadinle et al. 2019).
         labels: the classes, in output order.
     """
 
-    temperature: float
+    temperatures: np.ndarray
     thresholds: Mapping[int, np.ndarray]
     labels: Sequence[str] = LABELS
 
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return calibrated probabilities (N, 4) of logits (N, V, 4): the mean over the V views of one slice."""
-        scaled = logits.astype(np.float64) / self.temperature
-        scaled -= scaled.max(axis=-1, keepdims=True)
-        exponents = np.exp(scaled)
-        return (exponents / exponents.sum(axis=-1, keepdims=True)).mean(axis=1)
+    def probabilities(self, logits: np.ndarray, unlikeness: np.ndarray) -> np.ndarray:
+        """Return calibrated probabilities (N, 4) of logits (N, V, 4) of slices of an ``unlikeness`` (N,)."""
+        return softmax(logits, self.temperatures[is_unfamiliar(unlikeness).astype(int), None, None])
 
     def prediction_sets(self, probabilities: np.ndarray, unlikeness: np.ndarray, coverage: int) -> np.ndarray:
         """Return which classes are in the sets, (N, 4) bool; the most probable class always is.
@@ -66,7 +72,7 @@ class Calibration:
             str(c): {who: dict(zip(self.labels, row, strict=True)) for who, row in zip(_WHO, q.tolist(), strict=True)}
             for c, q in self.thresholds.items()
         }
-        return {"temperature": self.temperature, "thresholds": named}
+        return {"temperature": dict(zip(_WHO, self.temperatures.tolist(), strict=True)), "thresholds": named}
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any], labels: Sequence[str] = LABELS) -> Calibration:
@@ -75,10 +81,10 @@ class Calibration:
         Raises:
             KeyError, TypeError, ValueError: something is missing or of the wrong kind.
         """
-        temperature = _positive(entry["temperature"])
+        temperatures = np.array([_positive(entry["temperature"][who]) for who in _WHO])
         named = {c: entry["thresholds"][str(c)] for c in COVERAGES}
         thresholds = {c: [[rows[who][name] for name in labels] for who in _WHO] for c, rows in named.items()}
-        return cls(temperature, {c: _floats(rows, (2, len(labels))) for c, rows in thresholds.items()}, labels)
+        return cls(temperatures, {c: _floats(rows, (2, len(labels))) for c, rows in thresholds.items()}, labels)
 
 
 @dataclass(frozen=True)

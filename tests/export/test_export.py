@@ -39,10 +39,11 @@ def add_trust(folder: Path) -> None:
     stage = stage_of(classifier.model.timm_model)
     names = stage.split("+")
     width = sum(row["num_chs"] for row in classifier.model.timm_model.feature_info if row["module"] in names)
-    calibration = Calibration(0.7, {90: np.full((2, 4), 0.5), 95: np.full((2, 4), 0.65)})
+    calibration = Calibration(np.full(2, 0.7), {90: np.full((2, 4), 0.5), 95: np.full((2, 4), 0.65)})
     check = InDistribution(stage, np.zeros(width), np.eye(2, width), np.ones(2), 1.0, 1.0)
     slices = sorted((folder.parent / "phantoms").glob("Testing/*/*.png"))
-    trust = Trust(find_model(folder).sha256(), calibration, replace(calibration, temperature=1.5), check, None, {})
+    mirrored = replace(calibration, temperatures=np.full(2, 1.5))
+    trust = Trust(find_model(folder).sha256(), calibration, mirrored, check, None, {})
     (folder / "trust.json").write_text(json.dumps(trust.to_dict()))
     scores = [a.unlikeness for a in TumorClassifier.from_pretrained(folder, device="cpu").predict(slices)]
     trust = replace(trust, in_distribution=replace(check, threshold=float(np.sort(scores)[-3:-1].mean())))

@@ -42,10 +42,10 @@ def folder(tiny_model_dir: Path, tmp_path: Path, content: bytes) -> Path:
     source = find_model(tiny_model_dir)
     limits = dict.fromkeys(("glioma", "meningioma", "notumor", "pituitary"), 0.5)
     limits = {"familiar": limits, "unfamiliar": limits}
-    calibration = {"temperature": 1.7, "thresholds": {"90": limits, "95": limits}}
+    calibration = {"temperature": {"familiar": 1.7, "unfamiliar": 1.7}, "thresholds": {"90": limits, "95": limits}}
     check = {"stage": "layer3", "threshold": 1.0, "noise": 1.0, "variances": [1.0], "mean": [0.0] * 3}
     trust = {
-        "schema": 4,
+        "schema": 5,
         "weights_sha256": source.sha256(),
         "calibration": {"single": calibration, "mirrored": calibration},
         "in_distribution": check | {"components": [[1.0, 0.0, 0.0]]},

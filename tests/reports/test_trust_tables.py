@@ -46,7 +46,9 @@ def test_the_tables_show_the_recorded_figures(record: dict):
     figures = record["measured"]["test"]["single"]
     for figure in (figures["after"]["ece"], figures["coverage"]["95"]["covered"], figures["decisions"]["uncertain"]):
         assert f"{100 * figure['value']:.1f} % ({100 * figure['low']:.1f}-{100 * figure['high']:.1f})" in text
-    assert f"{record['calibration']['single']['temperature']:.2f}" in text
+    assert (
+        "{familiar:.2f}, unfamiliar {unfamiliar:.2f}".format(**record["calibration"]["single"]["temperature"]) in text
+    )
     for title in TITLES.values():
         assert f"| - {title} |" in text
 
@@ -54,10 +56,12 @@ def test_the_tables_show_the_recorded_figures(record: dict):
 def test_collections_that_no_fit_saw_have_a_table_where_they_were_measured(record: dict):
     assert "neither trained nor fitted" not in trust_tables(record)
     figure = {"value": 0.8, "low": 0.7, "high": 0.9}
-    rows = {"size": {"value": 1.5}, "unfamiliar": figure, "answered": figure, "right": None, "n": 40}
-    record["measured"]["unseen"] = {"a": rows | {"covered": figure}, "b": rows | {"covered": {"value": 0.6}}}
+    row = dict.fromkeys(("covered", "unfamiliar", "answered", "ece_before", "ece"), figure)
+    row |= {"size": {"value": 1.5}, "right": None, "n": 40}
+    record["measured"]["unseen"] = {"pooled": row | {"n": 80}, "collections": {"a": row, "b": row}}
     text = trust_tables(record)
-    assert "| mean of collections |  | 70.0 % |" in text and "| a | 40 | 80.0 % (70.0-90.0) | 1.50 | 80.0 %" in text
+    for name, n in (("all, collections alike", 80), ("a", 40), ("b", 40)):
+        assert f"| {name} | {n} | 80.0 % (70.0-90.0) | 1.50 | 80.0 %" in text
 
 
 def test_the_note_says_whether_coverage_holds_for_the_other_collection(record: dict):

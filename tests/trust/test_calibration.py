@@ -21,7 +21,7 @@ from brain_tumor_mri.evaluation.trust import (
 from brain_tumor_mri.labels import ANY_TUMOR, LABEL2ID, LABELS, NO_TUMOR
 from brain_tumor_mri.trust import brain_mri, calibration, in_distribution
 from brain_tumor_mri.trust.calibration import Outputs
-from brain_tumor_mri.trust.trust_file import Calibration, InDistribution
+from brain_tumor_mri.trust.trust_file import Calibration, InDistribution, softmax
 
 NOISE = np.random.default_rng(0).normal(size=(50, 5))
 
@@ -30,7 +30,7 @@ def simulated(n: int, *, overconfidence: float = 1.0, seed: int = 0) -> tuple[np
     """Logits (n, 1, 4) whose softmax, were they divided by ``overconfidence``, is the truth; and labels drawn by it."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (n, 4))
-    truth = Calibration(1.0, {}).probabilities(logits[:, None])
+    truth = softmax(logits[:, None])
     labels = (rng.random(n)[:, None] > truth.cumsum(axis=1)).sum(axis=1)
     return overconfidence * logits[:, None], labels
 
@@ -73,6 +73,15 @@ def test_temperature_scaling_lowers_the_calibration_error_and_changes_no_answer(
     assert figures["correct"]["all"]["value"] == pytest.approx(right)
 
 
+def test_what_is_unfamiliar_never_makes_an_answer_surer_than_the_network_is():
+    validation = outputs_of(*simulated(1000, overconfidence=0.5, seed=1))  # a network that doubts too much
+    sharpened = calibration.fit_calibration(validation, None, np.zeros(1000), None, mirror=False)
+    assert sharpened.temperatures == pytest.approx([0.5, 1.0], rel=0.1)
+    logits = np.array([[[2.0, 0, 0, 0]], [[2.0, 0, 0, 0]]])
+    familiar, unfamiliar = sharpened.probabilities(logits, np.array([0.5, np.nan]))
+    assert unfamiliar == pytest.approx(softmax(logits)[1]) and familiar[0] > unfamiliar[0]
+
+
 def test_the_conformal_threshold_is_the_score_at_the_place_that_the_theorem_names():
     scores = np.array([0.5, 0.1, 0.4, 0.2, 0.3, 0.9, 0.7, 0.6, 0.8])  # n = 9: place ceil(10 * 0.9) = 9, the largest
     assert calibration.conformal_threshold(scores, 0.90, np.ones(9)) == 0.9
@@ -92,15 +101,15 @@ def test_sets_cover_each_class_as_often_as_they_promise():
     given = fit_logits, fit_labels, np.ones(4000)
     temperature = calibration.fit_temperature(*given)
     limits = calibration.fit_thresholds(*given, temperature)
-    fitted = calibration.Calibration(temperature, {c: np.stack([limit] * 2) for c, limit in limits.items()})
-    probabilities = fitted.probabilities(logits)
+    fitted = Calibration(np.full(2, temperature), {c: np.stack([limit] * 2) for c, limit in limits.items()})
+    probabilities = fitted.probabilities(logits, np.zeros(20_000))
     for coverage in (90, 95):
         left = fitted.prediction_sets(probabilities, np.zeros(20_000), coverage)
         for c in range(4):
             assert left[labels == c, c].mean() == pytest.approx(coverage / 100, abs=0.02)
 
 
-def test_collections_that_a_model_never_saw_widen_its_sets_and_leave_its_temperature():
+def test_collections_that_a_model_never_saw_widen_its_sets_and_leave_the_temperature_of_familiar_slices():
     logits, labels = simulated(1000, seed=4)
     validation = outputs_of(logits, labels)
     far, far_labels = simulated(1000, seed=5)
@@ -109,10 +118,13 @@ def test_collections_that_a_model_never_saw_widen_its_sets_and_leave_its_tempera
     given = {"unseen": outputs_of(far, far_labels), "validation": validation, "known": KNOWN}
     wide, _ = calibration.fit_trust("0", "s", **given, unseen_unlikeness=np.zeros(1000))
     apart, _ = calibration.fit_trust("0", "s", **given, unseen_unlikeness=np.full(1000, 2.0))
-    assert wide.single.temperature == narrow.single.temperature
+    assert wide.single.temperatures[0] == apart.single.temperatures[0] == narrow.single.temperatures[0]
+    assert wide.single.temperatures[1] == narrow.single.temperatures[1] < 1.1 < apart.single.temperatures[1]
     covered = {}
     for name, trust, unlike in (("narrow", narrow, 0), ("wide", wide, 0), ("familiar", apart, 0), ("far", apart, 2)):
-        sets = trust.single.prediction_sets(trust.single.probabilities(far), np.full(1000, unlike), 95)
+        sets = trust.single.prediction_sets(
+            trust.single.probabilities(far, np.full(1000, unlike)), np.full(1000, unlike), 95
+        )
         covered[name] = sets[np.arange(1000), far_labels].mean()
     assert covered["narrow"] < 0.8 and covered["wide"] > 0.88
     # unfamiliar ones have limits of their own, and leave those of familiar slices small
@@ -124,11 +136,13 @@ def test_sets_are_measured_on_each_collection_by_a_fit_that_saw_none_of_it():
     logits, labels = simulated(800, seed=5)
     logits[np.arange(400), :, labels[:400]] -= 6  # the first collection is far from all that fits the sets
     unseen = replace(outputs_of(logits, labels), kinds=["far"] * 400 + ["near"] * 400)
-    figures = unseen_figures(validation, unseen, np.zeros(400), np.zeros(800))
-    assert set(figures) == {"far", "near"} and figures["far"]["n"] == 400
+    measured = unseen_figures(validation, unseen, np.zeros(400), np.zeros(800))
+    figures, pooled = measured["collections"], measured["pooled"]
+    assert set(figures) == {"far", "near"} and figures["far"]["n"] == 400 and pooled["n"] == 800
+    assert pooled["covered"]["value"] == pytest.approx(np.mean([row["covered"]["value"] for row in figures.values()]))
     assert figures["far"]["unfamiliar"]["value"] == 0
-    flagged = unseen_figures(validation, unseen, np.zeros(400), np.full(800, 2.0))
-    assert flagged["far"]["unfamiliar"]["value"] == 1 and flagged["far"]["answered"]["value"] == 0
+    flagged = unseen_figures(validation, unseen, np.zeros(400), np.full(800, 2.0))["collections"]
+    assert flagged["far"]["unfamiliar"]["value"] == pytest.approx(1) and flagged["far"]["answered"]["value"] == 0
     assert figures["far"]["covered"]["value"] < 0.7 < 0.93 < figures["near"]["covered"]["value"]
     assert figures["near"]["size"]["value"] > 1.5  # the far one widened its sets
 
@@ -310,7 +324,9 @@ def test_the_command_writes_a_file_that_the_classifier_uses(trained: Path, phant
     assert told["fitted_on"]["foreign"] == {"noise": 36} and set(told["measured"]["left_out"]) == {"brain", "foreign"}
     assert (trained / "reliability.png").stat().st_size > 5000
     classifier = TumorClassifier.from_pretrained(trained, device="cpu")
-    assert classifier.trust.single.temperature == told["temperature"]
+    assert classifier.trust.single.temperatures.tolist() == [
+        told["temperature"][who] for who in ("familiar", "unfamiliar")
+    ]
     answers = classifier.predict(sorted((phantom_dir / "Testing").glob("*/*.png")))
     share = np.mean([answer.decision == "answer" for answer in answers])
     assert share == pytest.approx(told["measured"]["test"]["single"]["decisions"]["answer"]["value"])

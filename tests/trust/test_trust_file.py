@@ -31,10 +31,11 @@ FEATURES = 192  # channels of the last stage but one of test_resnet
 def trust_for(
     folder: Path, *, temperature: float = 2.0, left: float = 0.6, threshold: float = 1e9, bias: float = -9.0
 ) -> Trust:
-    calibration = Calibration(temperature, {90: np.full((2, 4), left / 2), 95: np.full((2, 4), left)})
+    calibration = Calibration(np.full(2, temperature), {90: np.full((2, 4), left / 2), 95: np.full((2, 4), left)})
     check = InDistribution("layer3", np.zeros(FEATURES), np.eye(2, FEATURES), np.ones(2), 1.0, threshold)
     brain_mri = BrainMriCheck(np.zeros((2, FEATURES)), np.array([bias, -9.0]))
-    return Trust(find_model(folder).sha256(), calibration, replace(calibration, temperature=3.0), check, brain_mri, {})
+    mirrored = replace(calibration, temperatures=np.full(2, 3.0))
+    return Trust(find_model(folder).sha256(), calibration, mirrored, check, brain_mri, {})
 
 
 @pytest.fixture

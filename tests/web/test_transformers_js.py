@@ -200,7 +200,7 @@ def test_the_rules_of_trust_json_give_pythons_sets_scores_and_faults(kind: str):
     logits, features = rng.normal(0, 3, (50, 4)), rng.normal(0, 2, (50, 12))
     limits = {90: [0.3, 0.6, 0.9, 0.5], 95: [0.5, 0.8, 0.95, 0.7]}
     thresholds = {c: np.array([row, [0.98, 0.99, 1, 0.97]]) for c, row in limits.items()}
-    calibration = trust.Calibration(1.7, thresholds)
+    calibration = trust.Calibration(np.array([0.7, 1.7]), thresholds)
     rows = np.linalg.qr(rng.normal(size=(12, 3)))[0].T
     if kind == "one":
         check = trust.InDistribution("layer3", rng.normal(size=12), rows, np.array([9.0, 4.0, 2.0]), 0.5, 70.0)
@@ -222,8 +222,8 @@ def test_the_rules_of_trust_json_give_pythons_sets_scores_and_faults(kind: str):
     """
     found = run_js(script, request | {"pictures": [as_request(picture) for picture in pictures]})
     assert found["faults"] == faults
-    probabilities = calibration.probabilities(logits[:, None])
     scores, foreign = again.in_distribution.unlikeness(features), again.foreign(features)
+    probabilities = calibration.probabilities(logits[:, None], scores)
     outcomes = set()
     for coverage in decisions.COVERAGES:
         inside = calibration.prediction_sets(probabilities, scores, coverage)
