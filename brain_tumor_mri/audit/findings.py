@@ -40,16 +40,8 @@ def count_findings(inventory: Inventory, pairs: CopyPairs, name: str, min_score:
     Returns:
         The findings; the report is complete but for the seconds it took.
     """
-    split_names = sorted(set(inventory.splits))
-    label_names = sorted(set(inventory.labels))
-    split_of = np.array([split_names.index(s) for s in inventory.splits], np.int64)
-    label_of = np.array([label_names.index(c) for c in inventory.labels], np.int64)
     distinct = len(inventory.thumbnails)
-    members: list[list[int]] = [[] for _ in range(distinct)]
-    for file, number in enumerate(inventory.pixels):
-        members[number].append(file)
-    kind_of_pair = np.select([pairs.orientation == 0, pairs.orientation == 1], [2, 3], default=4)
-
+    copies = _Copies(inventory, pairs)
     groups = connected_groups(distinct, pairs.first, pairs.second)[inventory.pixels]
     sizes = np.bincount(groups) if len(groups) else np.zeros(0, np.int64)
     group_files: dict[int, list[str]] = defaultdict(list)
@@ -57,8 +49,7 @@ def count_findings(inventory: Inventory, pairs: CopyPairs, name: str, min_score:
         if sizes[group] > 1:
             group_files[int(group)].append(inventory.paths[file])
 
-    leaks, across = _leaks(inventory, pairs, kind_of_pair, split_names, split_of, members)
-    conflicts = _label_conflicts(inventory, pairs, kind_of_pair, label_of, members)
+    leaks, across = _leaks(copies)
     report: dict[str, Any] = {
         "schema": 1,
         "data_dir": name,
@@ -66,10 +57,10 @@ def count_findings(inventory: Inventory, pairs: CopyPairs, name: str, min_score:
         "bad_files": [{"path": path, "reason": reason} for path, reason in inventory.bad_files],
         "min_score": min_score,
         "min_correlation": CANDIDATE_CORRELATION,
-        "classes": label_names,
+        "classes": sorted(set(inventory.labels)),
         "splits": {
             split: dict(Counter(c for s, c in zip(inventory.splits, inventory.labels, strict=True) if s == split))
-            for split in split_names
+            for split in copies.split_names
         },
         "identical": {
             "repeated_files": len(inventory.paths) - len(set(inventory.digests)),
@@ -84,24 +75,32 @@ def count_findings(inventory: Inventory, pairs: CopyPairs, name: str, min_score:
         "orientations": {
             ORIENTATIONS[o]: int(n) for o, n in enumerate(np.bincount(pairs.orientation, minlength=8)) if n
         },
-        "pairs_by_place": _pairs_by_place(inventory, pairs, kind_of_pair, split_names, split_of, label_of, members),
+        "pairs_by_place": _pairs_by_place(copies),
         "across_splits": across,
-        "label_conflicts": conflicts,
+        "label_conflicts": _label_conflicts(copies),
         "leaks": leaks,
         "groups": sorted(group_files.values(), key=len, reverse=True),
     }
-    return Audit(report, inventory, pairs, _examples(inventory, pairs, kind_of_pair, members))
+    return Audit(report, inventory, pairs, _examples(copies))
 
 
-def _leaks(
-    inventory: Inventory,
-    pairs: CopyPairs,
-    kind_of_pair: np.ndarray,
-    split_names: list[str],
-    split_of: np.ndarray,
-    members: list[list[int]],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+class _Copies:
+    """What was read and which of it are copies, with what every count asks for."""
+
+    def __init__(self, inventory: Inventory, pairs: CopyPairs) -> None:
+        self.inventory, self.pairs = inventory, pairs
+        self.split_names = sorted(set(inventory.splits))
+        self.split_of = np.array([self.split_names.index(s) for s in inventory.splits], np.int64)
+        self.kind_of_pair = np.select([pairs.orientation == 0, pairs.orientation == 1], [2, 3], default=4)
+        self.members: list[list[int]] = [[] for _ in inventory.thumbnails]
+        for file, number in enumerate(inventory.pixels):
+            self.members[number].append(file)
+
+
+def _leaks(copies: _Copies) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Per file of a split, its closest copy in another split; listed for the smaller split of two, counted for both."""
+    inventory, pairs, members = copies.inventory, copies.pairs, copies.members
+    split_names, split_of, kind_of_pair = copies.split_names, copies.split_of, copies.kind_of_pair
     listed: list[dict[str, Any]] = []
     counted: list[dict[str, Any]] = []
     split_sizes = np.bincount(split_of, minlength=len(split_names))
@@ -168,14 +167,10 @@ def _leaks(
     return listed, [leak for leak in counted if leak["with_copy"]]
 
 
-def _label_conflicts(
-    inventory: Inventory,
-    pairs: CopyPairs,
-    kind_of_pair: np.ndarray,
-    label_of: np.ndarray,
-    members: list[list[int]],
-) -> dict[str, Any]:
+def _label_conflicts(copies: _Copies) -> dict[str, Any]:
     """Pairs of files that are copies and lie in different class folders."""
+    inventory, pairs, members = copies.inventory, copies.pairs, copies.members
+    label_of = inventory.labels
     examples: list[dict[str, Any]] = []
     involved: set[int] = set()
     count = 0
@@ -183,7 +178,7 @@ def _label_conflicts(
     def check(first_files: Sequence[int], second_files: Iterable[int], kind: str | None, score: float) -> None:
         nonlocal count
         for a, b in itertools.product(first_files, second_files):
-            known = inventory.labels[a] and inventory.labels[b]
+            known = label_of[a] and label_of[b]
             if not known or label_of[a] == label_of[b] or (kind is None and a >= b):
                 continue
             count += 1
@@ -199,34 +194,26 @@ def _label_conflicts(
                     }
                 )
 
-    labels = [{int(label_of[f]) for f in files} for files in members]
+    labels = [{label_of[f] for f in files} for files in members]
     for number, files in enumerate(members):
         if len(labels[number]) > 1:
             check(files, files, None, 1.0)
     for p in range(len(pairs)):
         i, j = int(pairs.first[p]), int(pairs.second[p])
         if len(labels[i] | labels[j]) > 1:
-            check(members[i], members[j], KINDS[int(kind_of_pair[p])], float(pairs.score[p]))
+            check(members[i], members[j], KINDS[int(copies.kind_of_pair[p])], float(pairs.score[p]))
     return {"pairs": count, "images": len(involved), "examples": examples}
 
 
-def _pairs_by_place(
-    inventory: Inventory,
-    pairs: CopyPairs,
-    kind_of_pair: np.ndarray,
-    split_names: list[str],
-    split_of: np.ndarray,
-    label_of: np.ndarray,
-    members: list[list[int]],
-) -> dict[str, dict[str, int]]:
+def _pairs_by_place(copies: _Copies) -> dict[str, dict[str, int]]:
     """Pairs of files by where they lie (within a split, across two) and by kind."""
+    inventory, pairs, split_names = copies.inventory, copies.pairs, copies.split_names
     counts: dict[str, Counter[str]] = {}
-    per_image = np.zeros((len(members), len(split_names)), np.int64)
-    np.add.at(per_image, (inventory.pixels, split_of), 1)
-    twins = Counter(zip(inventory.digests, inventory.splits, strict=True))
-    by_digest: dict[str, dict[str, int]] = defaultdict(dict)
-    for (digest, split), n in twins.items():
-        by_digest[digest][split] = n
+    per_image = np.zeros((len(copies.members), len(split_names)), np.int64)
+    np.add.at(per_image, (inventory.pixels, copies.split_of), 1)
+    by_digest: dict[str, Counter[str]] = defaultdict(Counter)
+    for digest, split in zip(inventory.digests, inventory.splits, strict=True):
+        by_digest[digest][split] += 1
     x, y = per_image[pairs.first], per_image[pairs.second]
     for s, t in itertools.combinations_with_replacement(range(len(split_names)), 2):
         a, b = split_names[s], split_names[t]
@@ -234,24 +221,23 @@ def _pairs_by_place(
         if s == t:
             place = f"within {split_title(a)}"
             row["same pixels"] = int((per_image[:, s] * (per_image[:, s] - 1) // 2).sum())
-            row["same file"] = sum(n.get(a, 0) * (n.get(a, 0) - 1) // 2 for n in by_digest.values())
+            row["same file"] = sum(n[a] * (n[a] - 1) // 2 for n in by_digest.values())
             near = x[:, s] * y[:, s]
         else:
             place = f"between {split_title(a)} and {split_title(b)}"
             row["same pixels"] = int((per_image[:, s] * per_image[:, t]).sum())
-            row["same file"] = sum(n.get(a, 0) * n.get(b, 0) for n in by_digest.values())
+            row["same file"] = sum(n[a] * n[b] for n in by_digest.values())
             near = x[:, s] * y[:, t] + x[:, t] * y[:, s]
         row["same pixels"] -= row["same file"]
         for kind in (2, 3, 4):
-            row[KINDS[kind]] = int(near[kind_of_pair == kind].sum())
+            row[KINDS[kind]] = int(near[copies.kind_of_pair == kind].sum())
         counts[place] = row
     return {place: {kind: row[kind] for kind in KINDS} for place, row in counts.items()}
 
 
-def _examples(
-    inventory: Inventory, pairs: CopyPairs, kind_of_pair: np.ndarray, members: list[list[int]]
-) -> list[tuple[str, int, int, str]]:
+def _examples(copies: _Copies) -> list[tuple[str, int, int, str]]:
     """Pairs for the contact sheet: (kind, file, file, note); each kind, different labels and other splits first."""
+    inventory, pairs, members = copies.inventory, copies.pairs, copies.members
     chosen: list[tuple[str, int, int, str]] = []
 
     def interest(a: int, b: int) -> tuple[bool, bool]:
@@ -268,7 +254,7 @@ def _examples(
         chosen += [(KINDS[kind], a, b, "score 1") for _, a, b in found[:each]]
     for kind in (2, 3, 4):
         rows = []
-        for p in np.flatnonzero(kind_of_pair == kind):
+        for p in np.flatnonzero(copies.kind_of_pair == kind):
             a, b = members[pairs.first[p]][0], members[pairs.second[p]][0]
             rows.append((interest(a, b), -float(pairs.score[p]), a, b, int(pairs.orientation[p])))
         # The least alike of the most telling ones: what the threshold lets in is what a reader needs to judge.

@@ -7,10 +7,10 @@ each alone.
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import UserError, first_line
@@ -20,6 +20,7 @@ from .copies import CANDIDATE_CORRELATION, COPY_SCORE, find_copies
 from .findings import KINDS, STRICT_CORRELATION, Audit, count_findings
 from .inventory import ProgressCallback, split_title, take_inventory
 
+TEMPLATE = Path(__file__).with_name("audit_template.md")
 _TILE = 200
 
 
@@ -66,76 +67,10 @@ def summarise(report: dict[str, Any]) -> dict[str, Any]:
 
 def render_markdown(report: dict[str, Any]) -> str:
     """The report as a Markdown page for people."""
-    identical, groups, conflicts = report["identical"], report["copy_groups"], report["label_conflicts"]
-    lines = [
-        f"# Copies in `{report['data_dir']}`",
-        "",
-        f"{report['images']:,} images read, {len(report['bad_files']):,} not readable. "
-        f"A pair counts as copies from a score of {report['min_score']} (see `brain_tumor_mri/audit/copies.py`).",
-        "",
-        *_markdown_table(
-            ["split", *report["classes"], "all"],
-            [
-                [split_title(split), *(counts.get(c, 0) for c in report["classes"]), sum(counts.values())]
-                for split, counts in report["splits"].items()
-            ],
-        ),
-        "",
-        "## Copies across splits",
-        "",
-    ]
-    if not report["across_splits"]:
-        lines += ["The folder has no splits." if len(report["splits"]) < 2 else "None."]
-    for leak in report["across_splits"]:
-        by_class = ", ".join(f"{name or 'no class'} {count:,}" for name, count in leak["by_class"].items())
-        lines += [
-            f"**{leak['with_copy']:,} of {leak['images']:,} images in {split_title(leak['split'])} "
-            f"({leak['share']:.1%}) have a copy in {split_title(leak['copy_in'])}** ({by_class}).",
-            "",
-            *_markdown_table(["closest copy", "images"], [[k, v] for k, v in leak["by_kind"].items()]),
-            "",
-            f"By the stricter count (correlation above {STRICT_CORRELATION} on 32x32 thumbnails): "
-            f"{leak['strict']['as_is_or_mirrored']:,} as they are or mirrored, "
-            f"{leak['strict']['as_is']:,} as they are.",
-            "",
-        ]
-    lines += [
-        "",
-        "## All copies",
-        "",
-        f"- {identical['repeated_files']:,} files repeat another byte for byte; "
-        f"{identical['repeated_pixels']:,} repeat another's pixels.",
-        f"- {groups['count']:,} groups of copies hold {groups['images']:,} images; "
-        f"the largest holds {groups['largest']:,}. The folder shows {groups['distinct']:,} different images.",
-        "",
-        "Pairs of files:",
-        "",
-        *_markdown_table(
-            ["where", *KINDS, "all"],
-            [
-                [place, *(counts[k] for k in KINDS), sum(counts.values())]
-                for place, counts in report["pairs_by_place"].items()
-            ],
-        ),
-        "",
-        "Near-copies by what was done to one of them (pairs of distinct images): "
-        + (", ".join(f"{name} {count:,}" for name, count in report["orientations"].items()) or "none")
-        + ".",
-        "",
-        "## Copies with different labels",
-        "",
-        f"{conflicts['pairs']:,} pairs, of {conflicts['images']:,} images.",
-        "",
-    ]
-    if conflicts["examples"]:
-        rows = [
-            [f"`{e['first']}`", f"`{e['second']}`", e["kind"], f"{e['score']:.4f}"] for e in conflicts["examples"][:50]
-        ]
-        lines += [*_markdown_table(["one", "other", "kind", "score"], rows), ""]
-    if report["bad_files"]:
-        rows = [[f"`{bad['path']}`", bad["reason"]] for bad in report["bad_files"]]
-        lines += ["## Files that could not be read", "", *_markdown_table(["file", "reason"], rows), ""]
-    return "\n".join(lines).replace("\n\n\n", "\n\n")
+    page = Environment(trim_blocks=True, undefined=StrictUndefined)
+    page.filters |= {"n": "{:,}".format, "cell": lambda text: text.replace("|", "\\|")}
+    names = {"kinds": KINDS, "strict_correlation": STRICT_CORRELATION, "split_title": split_title}
+    return page.from_string(TEMPLATE.read_text(encoding="utf-8")).render(report, **names).rstrip() + "\n"
 
 
 def draw_contact_sheet(data_dir: str | Path, found: Audit) -> Image.Image | None:
@@ -166,14 +101,6 @@ def draw_contact_sheet(data_dir: str | Path, found: Audit) -> Image.Image | None
             draw.text((x, top + _TILE + 18), _printable(folder[-30:]), fill="black", font=font)
             draw.text((x, top + _TILE + 32), _printable(name[-30:]), fill="black", font=font)
     return sheet
-
-
-def _markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
-    def line(cells: Sequence[object]) -> str:
-        shown = (f"{c:,}" if isinstance(c, int) else str(c).replace("|", "\\|") for c in cells)
-        return "| " + " | ".join(shown) + " |"
-
-    return [line(header), "|" + "---|" * len(header), *map(line, rows)]
 
 
 def _printable(text: str) -> str:
