@@ -1,4 +1,4 @@
-"""Asks a script about one thing after the other, in a process that is started anew after what it did not survive."""
+"""Asks about one thing after the other, in a process that is started anew after what it did not survive."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+ASKED = str(Path(__file__).with_name("asked.py"))
 DEADLINE = 300
 """Seconds by the clock until an answer counts as a hang, on a machine that may be busy."""
 
 
 def ask(
-    script: Path, paths: Iterable[Path], words: list[int], environment: Mapping[str, str] | None = None
+    script: Sequence[str], paths: Iterable[Path], words: list[int], environment: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Write each path on a line to the script, and yield the JSON that it answers.
 
     Args:
-        script: reads lines and writes one for each.
+        script: a Python file with its arguments; it reads lines and writes one for each.
         paths: taken from the iterable only when their turn comes.
         words: gets the number of bytes that each process wrote to stderr.
         environment: variables besides this process's; those of glibc's memory are left out.
@@ -37,7 +38,7 @@ def ask(
         ended = False
         with tempfile.TemporaryFile() as stderr:
             child = subprocess.Popen(
-                [sys.executable, str(script)],
+                [sys.executable, *script],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

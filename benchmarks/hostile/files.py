@@ -25,10 +25,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.harness import ROOT, run
-from benchmarks.hostile.children import ask
+from benchmarks.hostile.children import ASKED, ask
 from benchmarks.hostile.samples import costly_files, mutations, whole_files
 
-READER = Path(__file__).with_name("reader.py")
 CHUNK = 200
 """Files on disk at a time."""
 
@@ -68,7 +67,9 @@ class Trial:
     def add(self, files: list[tuple[str, Path]]) -> None:
         """Read files, given as kind and path."""
         paths = [path for _, path in files]
-        first, second = (list(ask(READER, paths, self.words, {"MALLOC_PERTURB_": fill})) for fill in ("1", "254"))
+        first, second = (
+            list(ask([ASKED, "files"], paths, self.words, {"MALLOC_PERTURB_": fill})) for fill in ("1", "254")
+        )
         for (kind, path), one, other in zip(files, first, second, strict=True):
             same = all(one.get(key) == other.get(key) for key in ("digest", "said", "unforeseen", "ended", "hangs"))
             self.found.append(one | {"kind": kind, "bytes": path.stat().st_size, "differs": not same})

@@ -26,9 +26,8 @@ from safetensors.numpy import load_file, save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.harness import run
-from benchmarks.hostile.children import ask
+from benchmarks.hostile.children import ASKED, ask
 
-ANSWERER = Path(__file__).with_name("answerer.py")
 CONFIG, WEIGHTS, TRUST, EXPORT = "config.json", "model.safetensors", "trust.json", "export.json"
 Tampering = Callable[[Path], object]
 
@@ -59,7 +58,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 names.append(name)
                 yield folder
 
-        found = [one | {"tampering": names[i]} for i, one in enumerate(ask(ANSWERER, folders(), words))]
+        found = [one | {"tampering": names[i]} for i, one in enumerate(ask([ASKED, "folders"], folders(), words))]
         found = json.loads(json.dumps(found).replace(scratch, "."))
         ran = trace.exists()
     kinds = {"answered": "answered", "refused_in_a_line": "said", "unforeseen_errors": "unforeseen"}

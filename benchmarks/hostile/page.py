@@ -13,14 +13,13 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -32,7 +31,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.harness import ROOT, run, write_slices
+from benchmarks.harness import run, write_slices
 from benchmarks.hostile.samples import costly_files, mutations, whole_files
 from benchmarks.speed.page_load import Server, measure_users
 
@@ -144,7 +143,6 @@ class Memory:
     def __init__(self, pid: int) -> None:
         self._parent = psutil.Process(pid)
         self.peak_mb = {"page": 0.0, "reader": 0.0}
-        self.reader_cpu_s = 0.0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
@@ -204,6 +202,7 @@ def files(page: Page, args: argparse.Namespace, memory: Memory) -> dict[str, Any
         "crashes_and_hangs": sum(count for name, count in outcomes.items() if name not in ("answer", "line")),
         "worst_seconds": {"seconds": round(worst, 2), "kind": kind},
         "peak_mb": {name: round(value) for name, value in memory.peak_mb.items()},
+        "costliest_cpu_s": max(one["reader_cpu_s"] for one in costly),
         "costly": costly,
     }
 
@@ -370,7 +369,13 @@ def slow(page: Page, number: int, visit: Callable[[], dict[str, Any]]) -> dict[s
     left = {name: connections.left() for name, connections in opened.items() if name not in closed}
     for connections in opened.values():
         connections.close()
-    return {"connections": number * len(kinds), "closed_after_s": closed, "left": left, "users": users}
+    return {
+        "connections": number * len(kinds),
+        "closed_after_s": closed,
+        "left": left,
+        "not_closed": sum(left.values()),
+        "users": users,
+    }
 
 
 def after_a_kill(model: str, folder: Path, slice_: Path) -> dict[str, Any]:
@@ -392,10 +397,10 @@ def after_a_kill(model: str, folder: Path, slice_: Path) -> dict[str, Any]:
         for path in server.uploads.rglob("*"):
             os.utime(path, (old, old))
         began = time.monotonic()
-        with _again(server) as second:
+        with Server("no-such-model", folder.with_name("second")) as second:  # nobody asks it
             while (stay := [path for path in left if path.exists()]) and time.monotonic() - began < SWEPT_S:
                 time.sleep(0.5)
-            alive = second.poll() is None
+            alive = second.process.poll() is None
     return {
         "left_by_the_kill": len(left) + 1,
         "left_after_the_next_start": len(stay) + (server.uploads / "tmpempty12").exists(),
@@ -404,64 +409,32 @@ def after_a_kill(model: str, folder: Path, slice_: Path) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _again(server: Server) -> "Iterator[subprocess.Popen[bytes]]":
-    """The page started anew over another's folder for uploads; without a model, which it needs not for this."""
-    settings = {"GRADIO_TEMP_DIR": str(server.uploads), "GRADIO_SERVER_PORT": server.url.rsplit(":", 1)[1]}
-    settings |= {"GRADIO_SERVER_NAME": "127.0.0.1", "HF_HUB_OFFLINE": "1", "MODEL_ID": "no-such-model"}
-    quiet = subprocess.DEVNULL
-    process = subprocess.Popen(
-        [sys.executable, "app.py"], cwd=ROOT, env=os.environ | settings, stdout=quiet, stderr=quiet
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+ROWS = {
+    "files": (
+        ["files", "{files}", "crashes and hangs: {crashes_and_hangs}"],
+        ["costliest file", "{costliest_cpu_s} s of its reader", "reader {peak_mb[reader]} MB, page {peak_mb[page]} MB"],
+    ),
+    "names": (["paths and URLs", "{refused} of {requests} refused", "{calls_of_the_page_to_a_url} calls"],),
+    "uploads": (["uploads announced", "{announced_mb} MB", "let in: {let_in_mb} MB"],),
+    "slow": (
+        ["slow connections", "{connections}", "not closed: {not_closed}"],
+        ["users beside them", "{users[users]}", "failed: {users[failures]}"],
+    ),
+    "kill": (["uploads left by a kill", "{left_by_the_kill}", "after a start: {left_after_the_next_start}"],),
+    "log": (["log", "{tracebacks} tracebacks", "{names_of_files} names of files"],),
+}
+"""Part of the record -> rows to print: what was tried, what came of it."""
 
 
 def summary(record: dict[str, Any]) -> list[list[str]]:
-    """Rows to print: what was tried, what came of it."""
-    return list(_rows(record))
-
-
-def _rows(record: dict[str, Any]) -> Iterator[list[str]]:
-    parts: dict[str, Callable[[dict[str, Any]], list[list[str]]]] = {
-        "files": lambda found: [
-            ["files", str(found["files"]), f"crashes and hangs: {found['crashes_and_hangs']}"],
-            [
-                "costliest file",
-                f"{max(one['reader_cpu_s'] for one in found['costly'])} s of its reader",
-                f"reader {found['peak_mb']['reader']} MB, page {found['peak_mb']['page']} MB",
-            ],
-        ],
-        "names": lambda found: [
-            [
-                "paths and URLs",
-                f"{found['refused']} of {found['requests']} refused",
-                f"{found['calls_of_the_page_to_a_url']} calls",
-            ]
-        ],
-        "uploads": lambda found: [
-            ["uploads announced", f"{found['announced_mb']} MB", f"let in: {found['let_in_mb']} MB"]
-        ],
-        "slow": lambda found: [
-            ["slow connections", str(found["connections"]), f"not closed: {sum(found['left'].values())}"],
-            ["users beside them", str(found["users"]["users"]), f"failed: {found['users']['failures']}"],
-        ],
-        "kill": lambda found: [
-            [
-                "uploads left by a kill",
-                str(found["left_by_the_kill"]),
-                f"after a start: {found['left_after_the_next_start']}",
-            ]
-        ],
-    }
-    for name, rows in parts.items():
-        found = record[name]
-        ended = "did_not_end_in_s" not in found
-        yield from rows(found) if ended else [[name, f"did not end in {found['did_not_end_in_s']:g} s", "-"]]
-    yield ["log", f"{record['log']['tracebacks']} tracebacks", f"{record['log']['names_of_files']} names of files"]
+    """The rows of each part, or that it did not end."""
+    rows = []
+    for name, shown in ROWS.items():
+        if "did_not_end_in_s" in record[name]:
+            rows.append([name, f"did not end in {record[name]['did_not_end_in_s']:g} s", "-"])
+        else:
+            rows += [[text.format(**record[name]) for text in row] for row in shown]
+    return rows
 
 
 if __name__ == "__main__":

@@ -38,9 +38,9 @@ class Server:
     """``app.py`` in a process of its own; a context manager that ends it."""
 
     def __init__(self, model: str, folder: Path) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self.uploads, self.temporary, self.log = folder / "uploads", folder / "tmp", folder / "log"
-        self.temporary.mkdir()
+        self.temporary.mkdir(exist_ok=True)
         self._own: set[Path] = set()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

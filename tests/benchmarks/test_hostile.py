@@ -35,7 +35,7 @@ def test_what_a_process_does_not_survive_is_told_and_the_next_is_asked_of_a_new_
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     words: list[int] = []
-    found = list(ask(script, map(Path, ["a", "dies", "b", "waits", "speaks"]), words))
+    found = list(ask([str(script)], map(Path, ["a", "dies", "b", "waits", "speaks"]), words))
     assert [one.get("said") for one in found] == ["a", None, "b", None, "speaks"]
     assert found[1]["ended"] == -6 and found[3]["hangs"] and sum(words) == 5 and len(words) == 3
 
