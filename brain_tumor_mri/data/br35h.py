@@ -7,13 +7,14 @@ model that sees tumours, rather than collections, finds these. Their type is unk
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 
 from ..errors import UserError
 from ..labels import ANY_TUMOR
+from ..settings import setting
 from .protocols import PARTS
 from .slices import image_dataset
 from .tables import BR35H_FILE, external_rows
@@ -23,13 +24,11 @@ from .tables import BR35H_FILE, external_rows
 class ExternalArguments:
     """Tumours of unknown type from another collection, added to the training part."""
 
-    external_dir: str | None = field(
-        default=None, metadata={"help": "The Br35H tumours (images/): some train as 'some tumour', half only measure."}
+    external_dir: str | None = setting(
+        None, "The Br35H tumours (images/): some train as 'some tumour', half only measure."
     )
-    external_train: bool = field(
-        default=True, metadata={"help": "Train on the training part of --external_dir; else only measure on it."}
-    )
-    external_repeats: int = field(default=3, metadata={"help": "How often an epoch draws each of them."})
+    external_train: bool = setting(True, "Train on the training part of --external_dir; else only measure on it.")
+    external_repeats: int = setting(3, "How often an epoch draws each of them.")
 
     def __post_init__(self) -> None:
         if self.external_repeats < 1:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -25,6 +25,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..labels import ANY_TUMOR, LABEL2ID, NO_TUMOR
+from ..settings import setting
 from .protocols import PARTS
 from .slices import image_dataset
 from .tables import COLLECTIONS_FILE, collection_rows
@@ -40,19 +41,15 @@ TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 class CollectionArguments:
     """Slices of further collections, added to the training part, and how collections are balanced."""
 
-    collections_dir: str | None = field(
-        default=None, metadata={"help": "Holds collections.csv and the slices it lists: their training parts train."}
+    collections_dir: str | None = setting(
+        None, "Holds collections.csv and the slices it lists: their training parts train."
     )
-    balance: float = field(
-        default=1.0,
-        metadata={
-            "help": "An epoch draws slices of one collection and label in proportion to their number to this power: "
-            "1 draws all slices alike, 0 all collections and labels."
-        },
+    balance: float = setting(
+        1.0,
+        "An epoch draws slices of one collection and label in proportion to their number to this power: "
+        "1 draws all slices alike, 0 all collections and labels.",
     )
-    epoch_slices: int | None = field(
-        default=None, metadata={"help": "Slices that an epoch draws, with replacement; default: each slice once."}
-    )
+    epoch_slices: int | None = setting(None, "Slices that an epoch draws, with replacement; default: each slice once.")
 
     def __post_init__(self) -> None:
         if not 0 <= self.balance <= 1:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import UserError
+from ..settings import setting
 from .folders import PARTS, FoundSlice
 from .tables import SplitRow, split_rows
 
@@ -42,24 +43,16 @@ NOTES = {
 class ProtocolArguments:
     """Which protocol, and what it needs to know."""
 
-    protocol: str = field(default=OFFICIAL, metadata={"help": f"One of {', '.join(PROTOCOLS)}."})
-    fold: int = field(
-        default=1, metadata={"help": "Test fold, 1 to 5, of a protocol with folds; the next one validates."}
-    )
-    collection: str | None = field(
-        default=None, metadata={"help": "leave-collection-out: the family, or several (a,b), that only tests."}
-    )
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "official: share of the training images kept for validation."}
-    )
-    random_validation: bool = field(
-        default=False,
-        metadata={"help": "official: draw validation images one by one, so that patients and copies leak into it."},
+    protocol: str = setting(OFFICIAL, f"One of {', '.join(PROTOCOLS)}.")
+    fold: int = setting(1, "Test fold, 1 to 5, of a protocol with folds; the next one validates.")
+    collection: str | None = setting(None, "leave-collection-out: the family, or several (a,b), that only tests.")
+    validation_fraction: float = setting(0.1, "official: share of the training images kept for validation.")
+    random_validation: bool = setting(
+        False, "official: draw validation images one by one, so that patients and copies leak into it."
     )
 
-    train_on_validation: bool = field(
-        default=False,
-        metadata={"help": "The validation part trains as well, so that nothing but the test part is held out."},
+    train_on_validation: bool = setting(
+        False, "The validation part trains as well, so that nothing but the test part is held out."
     )
 
     def __post_init__(self) -> None:

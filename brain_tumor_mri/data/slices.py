@@ -24,6 +24,7 @@ from ..errors import UserError, safe_line
 from ..images.read import UnreadableImageError, load_image
 from ..labels import FOLDERS, LABELS, own_labels
 from ..machine import cpu_count
+from ..settings import setting
 from .folders import (
     FoundSlice,
     SkippedFile,
@@ -48,25 +49,18 @@ from .protocols import (
 class DataArguments:
     """Which images, and how the classes are weighted."""
 
-    data_dir: str = field(
-        default="data/brain-tumor-mri-dataset",
-        metadata={
-            "help": "Holds Training/ and Testing/ with one folder a class (figshare-5fold: images/, slices.csv)."
-        },
+    data_dir: str = setting(
+        "data/brain-tumor-mri-dataset",
+        "Holds Training/ and Testing/ with one folder a class (figshare-5fold: images/, slices.csv).",
     )
-    labels: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Your own classes, a,b,c, each with its folders; {FOLDERS}: those that Training/ has, by name. "
-            "Default: glioma, meningioma, notumor, pituitary."
-        },
+    labels: str | None = setting(
+        None,
+        f"Your own classes, a,b,c, each with its folders; {FOLDERS}: those that Training/ has, by name. "
+        "Default: glioma, meningioma, notumor, pituitary.",
     )
-    skip_unreadable: bool = field(
-        default=False, metadata={"help": "Leave bad files out (listed in metrics.json) instead of stopping."}
-    )
-    class_weights: str = field(
-        default="inverse",
-        metadata={"help": "inverse (N/n_c on the training images), none, or a number a class: w1,w2,w3,w4."},
+    skip_unreadable: bool = setting(False, "Leave bad files out (listed in metrics.json) instead of stopping.")
+    class_weights: str = setting(
+        "inverse", "inverse (N/n_c on the training images), none, or a number a class: w1,w2,w3,w4."
     )
 
     def __post_init__(self) -> None:

@@ -7,13 +7,14 @@ is ``for_clients(settings)``, and it takes nothing else: no folder, no token, no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..errors import UserError, first_line
+from ..settings import setting
 from ..training.arguments import OneLineParser, RunArguments, parse_arguments, read_config
 from ..training.augmentation import AugmentationArguments
 
@@ -27,48 +28,30 @@ SCHEDULES = ("constant", "cosine")
 class FederationArguments:
     """Who takes part, how their models become one, and what is kept from whom."""
 
-    rounds: int = field(default=10, metadata={"help": "How often the hospitals train and their models are joined."})
-    clients: int | None = field(
-        default=None, metadata={"help": "Hospitals; with the partition collection, as many as there are collections."}
+    rounds: int = setting(10, "How often the hospitals train and their models are joined.")
+    clients: int | None = setting(None, "Hospitals; with the partition collection, as many as there are collections.")
+    partition: str = setting("collection", f"Simulation: who holds which slice, {', '.join(PARTITIONS)}.")
+    hospitals: str | None = setting(
+        None, "Only these of the partition's (a,b,...) take part; one name trains it alone."
     )
-    partition: str = field(
-        default="collection", metadata={"help": f"Simulation: who holds which slice, {', '.join(PARTITIONS)}."}
+    alpha: float = setting(0.5, "Partition dirichlet: the smaller, the more a hospital has of few classes.")
+    strategy: str = setting("fedavg", f"One of {', '.join(STRATEGIES)}.")
+    proximal_mu: float = setting(0.01, "fedprox: pull towards the round's common weights.")
+    server_learning_rate: float = setting(1e-3, "fedadam: step of the common weights.")
+    batch_norm: str = setting(
+        "average", "Running statistics: average (as weights are), or frozen (as the start model has them)."
     )
-    hospitals: str | None = field(
-        default=None, metadata={"help": "Only these of the partition's (a,b,...) take part; one name trains it alone."}
+    slices_per_round: float | None = setting(
+        None, "Slices that a hospital draws a round, or their share of its slices, under 1; default all."
     )
-    alpha: float = field(
-        default=0.5, metadata={"help": "Partition dirichlet: the smaller, the more a hospital has of few classes."}
-    )
-    strategy: str = field(default="fedavg", metadata={"help": f"One of {', '.join(STRATEGIES)}."})
-    proximal_mu: float = field(default=0.01, metadata={"help": "fedprox: pull towards the round's common weights."})
-    server_learning_rate: float = field(default=1e-3, metadata={"help": "fedadam: step of the common weights."})
-    batch_norm: str = field(
-        default="average",
-        metadata={"help": "Running statistics: average (as weights are), or frozen (as the start model has them)."},
-    )
-    slices_per_round: float | None = field(
-        default=None,
-        metadata={"help": "Slices that a hospital draws a round, or their share of its slices, under 1; default all."},
-    )
-    round_schedule: str = field(
-        default="constant", metadata={"help": f"Learning rate over the rounds: {' or '.join(SCHEDULES)}."}
-    )
-    clipping_norm: float | None = field(
-        default=None, metadata={"help": "Differential privacy: longest update of a hospital (L2 norm)."}
-    )
-    noise_multiplier: float = field(
-        default=1.0, metadata={"help": "Differential privacy: noise on the sum of updates, in clipping norms."}
-    )
-    delta: float = field(default=1e-5, metadata={"help": "Differential privacy: delta that epsilon is given for."})
-    evaluate_clients: bool = field(
-        default=True, metadata={"help": "Hospitals measure each round's common model on their validation slices."}
-    )
-    server_test: bool = field(
-        default=True, metadata={"help": "The final model is measured on the protocol's test part, by the server."}
-    )
-    connect_timeout: float = field(default=300.0, metadata={"help": "Seconds to wait until all hospitals are there."})
-    round_timeout: float = field(default=3600.0, metadata={"help": "Seconds to wait for the answers of a round."})
+    round_schedule: str = setting("constant", f"Learning rate over the rounds: {' or '.join(SCHEDULES)}.")
+    clipping_norm: float | None = setting(None, "Differential privacy: longest update of a hospital (L2 norm).")
+    noise_multiplier: float = setting(1.0, "Differential privacy: noise on the sum of updates, in clipping norms.")
+    delta: float = setting(1e-5, "Differential privacy: delta that epsilon is given for.")
+    evaluate_clients: bool = setting(True, "Hospitals measure each round's common model on their validation slices.")
+    server_test: bool = setting(True, "The final model is measured on the protocol's test part, by the server.")
+    connect_timeout: float = setting(300.0, "Seconds to wait until all hospitals are there.")
+    round_timeout: float = setting(3600.0, "Seconds to wait for the answers of a round.")
 
     def __post_init__(self) -> None:
         for name, known in (

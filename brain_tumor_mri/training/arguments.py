@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..data.collections import CollectionArguments
 from ..data.protocols import ProtocolArguments
 from ..data.slices import DataArguments
 from ..errors import UserError, safe_line
+from ..settings import setting
 from .augmentation import AugmentationArguments
 from .backbone import DEFAULT_BACKBONE
 from .checks import check_arguments
@@ -38,44 +39,26 @@ FOLDERS = {
 class ModelArguments:
     """Which network, and how it is stored."""
 
-    model_name_or_path: str = field(
-        default=DEFAULT_BACKBONE, metadata={"help": "A timm Hub id, or a local folder in that layout."}
+    model_name_or_path: str = setting(DEFAULT_BACKBONE, "A timm Hub id, or a local folder in that layout.")
+    model_revision: str = setting("main", "Branch, tag or commit of a Hub id.")
+    from_scratch: bool = setting(False, "Random weights; needs no network.")
+    image_size: int = setting(224, "Side of the model's input in pixels, declared in its config.")
+    train_sizes: str | None = setting(
+        None, "Sizes trained at, as SIZE:EPOCHS,...; e.g. 128:14,176:7,224:3. Default: image_size throughout."
     )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub id."})
-    from_scratch: bool = field(default=False, metadata={"help": "Random weights; needs no network."})
-    image_size: int = field(
-        default=224, metadata={"help": "Side of the model's input in pixels, declared in its config."}
+    optimizer: str = setting(
+        "trainer", "trainer (the --optim of TrainingArguments), or adam: torch.optim.Adam with coupled L2 decay."
     )
-    train_sizes: str | None = field(
-        default=None,
-        metadata={
-            "help": "Sizes trained at, as SIZE:EPOCHS,...; e.g. 128:14,176:7,224:3. Default: image_size throughout."
-        },
+    schedule_epochs: int | None = setting(
+        None, "Epochs that the learning-rate schedule spans; if more than are trained, it ends above 0."
     )
-    optimizer: str = field(
-        default="trainer",
-        metadata={
-            "help": "trainer (the --optim of TrainingArguments), or adam: torch.optim.Adam with coupled L2 decay."
-        },
+    teacher: str | None = setting(None, "Folder of a trained model of this project to learn from as well.")
+    teacher_weight: float = setting(0.5, "Share of the loss that the teacher gives, 0 to 1.")
+    mixup: float = setting(0.0, "Mix pairs of training slices by shares from Beta(this, this); 0 for none.")
+    weight_averaging: float = setting(
+        0.0, "Decay of the moving average of the weights, which is evaluated and kept; 0 for none."
     )
-    schedule_epochs: int | None = field(
-        default=None,
-        metadata={"help": "Epochs that the learning-rate schedule spans; if more than are trained, it ends above 0."},
-    )
-    teacher: str | None = field(
-        default=None, metadata={"help": "Folder of a trained model of this project to learn from as well."}
-    )
-    teacher_weight: float = field(default=0.5, metadata={"help": "Share of the loss that the teacher gives, 0 to 1."})
-    mixup: float = field(
-        default=0.0, metadata={"help": "Mix pairs of training slices by shares from Beta(this, this); 0 for none."}
-    )
-    weight_averaging: float = field(
-        default=0.0,
-        metadata={"help": "Decay of the moving average of the weights, which is evaluated and kept; 0 for none."},
-    )
-    half_weights: bool = field(
-        default=True, metadata={"help": "Store the final weights as float16 (loaded as float32)."}
-    )
+    half_weights: bool = setting(True, "Store the final weights as float16 (loaded as float32).")
 
 
 @dataclass

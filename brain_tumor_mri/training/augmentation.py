@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 
 from ..errors import UserError
 from ..images.artefacts import HEAD_LEVEL, motion
+from ..settings import setting
 
 PROBABILITIES = (
     "horizontal_flip", "vertical_flip", "quarter_turns", "framing", "stripping", "tone", "artefacts", "resampling",
@@ -31,31 +32,23 @@ PROBABILITIES = (
 class AugmentationArguments:
     """Random changes of a training slice; every default is off or mild. Angles in degrees, the rest as fractions."""
 
-    rotation: float = field(default=15.0, metadata={"help": "Rotation, uniform in +-this many degrees."})
-    translation: float = field(default=0.0, metadata={"help": "Shift, up to this fraction of the side."})
-    scaling: float = field(default=0.0, metadata={"help": "Zoom, uniform in 1 +- this."})
-    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability of a left-right mirror image."})
-    brightness: float = field(default=0.2, metadata={"help": "Brightness factor, uniform in 1 +- this."})
-    contrast: float = field(default=0.2, metadata={"help": "Contrast factor, uniform in 1 +- this."})
-    gamma: float = field(default=0.0, metadata={"help": "Gamma, exp of a number uniform in +-this."})
-    framing: float = field(
-        default=0.0, metadata={"help": "Probability that the head is cut out and given a border of random width."}
+    rotation: float = setting(15.0, "Rotation, uniform in +-this many degrees.")
+    translation: float = setting(0.0, "Shift, up to this fraction of the side.")
+    scaling: float = setting(0.0, "Zoom, uniform in 1 +- this.")
+    horizontal_flip: float = setting(0.5, "Probability of a left-right mirror image.")
+    brightness: float = setting(0.2, "Brightness factor, uniform in 1 +- this.")
+    contrast: float = setting(0.2, "Contrast factor, uniform in 1 +- this.")
+    gamma: float = setting(0.0, "Gamma, exp of a number uniform in +-this.")
+    framing: float = setting(0.0, "Probability that the head is cut out and given a border of random width.")
+    artefacts: float = setting(
+        0.0, "Probability of one MRI artefact: bias field, noise, blur, ghosting, spike or motion."
     )
-    artefacts: float = field(
-        default=0.0,
-        metadata={"help": "Probability of one MRI artefact: bias field, noise, blur, ghosting, spike or motion."},
-    )
-    vertical_flip: float = field(default=0.0, metadata={"help": "Probability of a top-bottom mirror image."})
-    quarter_turns: float = field(default=0.0, metadata={"help": "Probability of a turn by 90, 180 or 270 degrees."})
-    stripping: float = field(
-        default=0.0, metadata={"help": "Probability that a rim of random depth (skull, scalp) is cut off the head."}
-    )
-    tone: float = field(
-        default=0.0,
-        metadata={"help": "Probability of a random curve of grey values, which no sequence's contrast survives."},
-    )
-    resampling: float = field(default=0.0, metadata={"help": "Probability of shrinking to 64..160 pixels and back."})
-    jpeg: float = field(default=0.0, metadata={"help": "Probability of saving as JPEG of quality 30 to 95."})
+    vertical_flip: float = setting(0.0, "Probability of a top-bottom mirror image.")
+    quarter_turns: float = setting(0.0, "Probability of a turn by 90, 180 or 270 degrees.")
+    stripping: float = setting(0.0, "Probability that a rim of random depth (skull, scalp) is cut off the head.")
+    tone: float = setting(0.0, "Probability of a random curve of grey values, which no sequence's contrast survives.")
+    resampling: float = setting(0.0, "Probability of shrinking to 64..160 pixels and back.")
+    jpeg: float = setting(0.0, "Probability of saving as JPEG of quality 30 to 95.")
 
     def __post_init__(self) -> None:
         for name in PROBABILITIES:

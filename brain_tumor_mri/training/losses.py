@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from ..errors import UserError
 from ..labels import ANY_TUMOR, LABEL2ID, NO_TUMOR, NUM_LABELS
+from ..settings import setting
 
 
 def allowed_classes(classes: int) -> torch.Tensor:
@@ -95,13 +96,10 @@ UNKNOWN = 255
 class GuidanceArguments:
     """Whether outlines guide the training, and how much."""
 
-    outlines_dir: str | None = field(
-        default=None,
-        metadata={"help": "The Figshare data set, with borders.jsonl: evidence outside a tumour's outline costs."},
+    outlines_dir: str | None = setting(
+        None, "The Figshare data set, with borders.jsonl: evidence outside a tumour's outline costs."
     )
-    guidance: float = field(
-        default=0.5, metadata={"help": "Cost of a slice whose evidence lies all outside, added to its cross-entropy."}
-    )
+    guidance: float = setting(0.5, "Cost of a slice whose evidence lies all outside, added to its cross-entropy.")
 
     def __post_init__(self) -> None:
         if self.guidance < 0:

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from brain_tumor_mri.audit import copies as duplicates
 from brain_tumor_mri.audit.report import audit as audit_folder
-from data_scripts import audit_leakage
+from brain_tumor_mri.commands.main import main
 
 
 def scan(seed: int, size: int = 160) -> Image.Image:
@@ -187,7 +187,7 @@ def test_files_beside_the_splits_and_folders_of_patients_are_no_leak(tmp_path: P
 
 def test_audit_command_writes_report_page_and_contact_sheet(leaky: Path, tmp_path: Path, capsys) -> None:
     output = tmp_path / "out"
-    assert audit_leakage.main([str(leaky), "--output_dir", str(output)]) == 0
+    assert main(["audit", str(leaky), "--output_dir", str(output)]) == 0
     assert "have a copy in" in capsys.readouterr().out
     assert sorted(path.name for path in output.iterdir()) == ["audit.json", "audit.md", "audit_pairs.png"]
     report = json.loads((output / "audit.json").read_text())
@@ -200,13 +200,13 @@ def test_audit_command_writes_report_page_and_contact_sheet(leaky: Path, tmp_pat
 
 def test_audit_fails_on_leaks_only_when_asked_and_only_across_splits(leaky: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "out")
-    assert audit_leakage.main([str(leaky), "--output_dir", output, "--fail_on_leak"]) == 1
+    assert main(["audit", str(leaky), "--output_dir", output, "--fail_on_leak"]) == 1
     training = str(leaky / "Training")
-    assert audit_leakage.main([training, "--output_dir", output, "--fail_on_leak"]) == 0
+    assert main(["audit", training, "--output_dir", output, "--fail_on_leak"]) == 0
 
 
 def test_audit_json_is_one_object_and_nothing_else(leaky: Path, tmp_path: Path, capsys) -> None:
-    assert audit_leakage.main([str(leaky), "--output_dir", str(tmp_path / "out"), "--json"]) == 0
+    assert main(["audit", str(leaky), "--output_dir", str(tmp_path / "out"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["across_splits"][0]["with_copy"] == 4
     assert len(printed["files"]) == 3 and "leaks" not in printed
@@ -221,7 +221,7 @@ def test_wrong_input_is_one_line_and_exit_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "EMPTY").mkdir()
-    assert audit_leakage.main([*arguments, "--output_dir", str(tmp_path / "out")]) == 2
+    assert main(["audit", *arguments, "--output_dir", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and len(error.splitlines()) == 1
 
