@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "brain_tumor_mri"
-MOST_INNER_IMPORTS = 33  # may only fall, but for packages that have become extras
+MOST_INNER_IMPORTS = 32  # may only fall, but for packages that have become extras
 
 
 def inner_imports(path: Path) -> list[str]:

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -114,16 +114,13 @@ def writer(export_format: str) -> ModuleType:
             require_litert()
             missing = "a LiteRT export needs litert-torch", "litert-torch; best in a virtual environment of its own"
             with hushed():
-                from . import write_litert  # optional packages
-
-                return write_litert
+                return import_module(f"{__package__}.write_litert")
         if export_format == TENSORRT:
             require_tensorrt()
         missing = "an export needs onnx, onnxruntime and onnxscript", "onnx onnxruntime onnxscript"
-        from . import write_onnx  # optional packages
+        return import_module(f"{__package__}.write_onnx")
     except ImportError as error:
         raise UserError(f"{missing[0]} ({first_line(error)}): pip install {missing[1]}") from error
-    return write_onnx
 
 
 def _write_file(

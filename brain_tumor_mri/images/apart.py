@@ -51,6 +51,11 @@ class Child:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
 
+    def start(self) -> None:
+        """Start the child now, so that the first request need not wait for it."""
+        with self._lock:
+            self._child = self._child or _start(self.serve)
+
     def ask(self, request: dict[str, Any], content: bytes = b"") -> tuple[dict[str, Any], bytearray]:
         """Return the reply and the bytes that come with it; threads wait for each other.
 

@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 from starlette.middleware import Middleware
 
 from ..images.archive import MAX_ARCHIVE_BYTES
 from ..labels import LABELS, RESEARCH_NOTICE
+from ._gradio import gr
 from .api import build_api
 from .fragments import problem_panel
 from .guard import KEPT_SECONDS, SWEEP_SECONDS, Guard, own_upload_folder
 from .handle import ModelHandle, ModelUnavailableError
 from .style import CSS, HEAD, THEME
+from .uploads import READER
 from .view_batch import build_batch_view
 from .view_examination import build_examination_view
 from .view_model import build_model_view
@@ -75,6 +76,7 @@ def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
         The blocks, to be served by :func:`launch`.
     """
     own_upload_folder()
+    READER.start()
 
     def show_model_problem() -> tuple[dict[str, Any], Any]:
         """Wait for the model when a page is opened; a banner appears only if it failed."""
@@ -114,4 +116,5 @@ def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
             show_model_problem, None, [banner, intro], api_visibility="private", show_progress="hidden", queue=False
         )
         build_api(model, queued)
-    return demo.queue(max_size=_MOST_WAITING)
+    # Places in the queue are told each second; at each answer, with 30 visitors waiting, 30 messages would go out.
+    return demo.queue(status_update_rate=1, max_size=_MOST_WAITING)
