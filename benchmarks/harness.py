@@ -19,7 +19,7 @@ from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.files import check_writable, write_json
 from brain_tumor_mri.labels import LABELS
 from brain_tumor_mri.machine import hardware, versions
-from data_scripts.make_phantoms import make_phantom
+from data_scripts.draw_phantoms import make_phantom
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 3

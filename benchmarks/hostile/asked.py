@@ -21,7 +21,7 @@ from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.images.archive import Archive, is_archive
 from brain_tumor_mri.images.quiet import quiet_decoders
 from brain_tumor_mri.images.read import load_image
-from data_scripts.make_phantoms import make_phantom
+from data_scripts.draw_phantoms import make_phantom
 
 MEMORY = 6 * 2**30
 """Address space, so that a file that fills it does not stop the machine."""

@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from brain_tumor_mri.images.formats import MAX_PIXELS
-from data_scripts.make_phantoms import make_phantom
+from data_scripts.draw_phantoms import make_phantom
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1)

