@@ -8,11 +8,9 @@ its uploads. Each part has its time; one that does not end in it is recorded as 
 """
 
 import argparse
-import json
 import os
 import random
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -33,16 +31,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.harness import run, write_slices
 from benchmarks.hostile.samples import costly_files, mutations, whole_files
+from benchmarks.hostile.visitor import META, Connections, Listener, Page, upload_head
 from benchmarks.speed.page_load import Server, measure_users
 
-FILE_LIMIT_S = 120
-"""Seconds until a file counts as a hang."""
 CLOSED_S = 90
 """Seconds by which a connection that sends nothing, or too little, must be gone; the page's limit is 20."""
 SWEPT_S = 90
 PART_LIMIT_S = 300
 """Seconds by which old uploads must be gone after a start."""
-_META = {"_type": "gradio.FileData"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,48 +89,6 @@ def within(seconds: float, part: Callable[[], dict[str, Any]]) -> dict[str, Any]
         return {"did_not_end_in_s": seconds}
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-class Page:
-    """A visitor of the page."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.port = int(url.rsplit(":", 1)[1])
-        self._http = httpx.Client(base_url=url, timeout=FILE_LIMIT_S)
-
-    def post(self, route: str, body: Any) -> httpx.Response:
-        """Send JSON to one of Gradio's routes."""
-        return self._http.post(f"/gradio_api/{route}", json=body)
-
-    def get(self, route: str) -> httpx.Response:
-        """Get one of Gradio's routes, as it is written."""
-        return self._http.get(f"/gradio_api/{route}")
-
-    def upload(self, content: bytes, name: str = "surname.png") -> httpx.Response:
-        """Send a file."""
-        return self._http.post("/gradio_api/upload", files={"files": (name, content)})
-
-    def ask(self, kind: str, content: bytes) -> tuple[str, float]:
-        """Send a file to ``/predict``; return ``answer``, ``line`` or what went wrong, and the seconds."""
-        began = time.monotonic()
-        try:
-            (path,) = self.upload(content, "surname.dcm" if kind.startswith("DICOM") else "surname.png").json()
-            event = self.post("call/predict", {"data": [{"path": path, "meta": _META}]}).json()["event_id"]
-            with self._http.stream("GET", f"/gradio_api/call/predict/{event}") as stream:
-                told = "".join(stream.iter_text())
-            name, data = told.strip().split("\n")[-2:]
-            found = json.loads(data.removeprefix("data: "))
-            if name == "event: complete":
-                outcome = "answer" if found[0]["probabilities"] else "empty answer"
-            else:
-                words = found if isinstance(found, str) else (found or {}).get("error")
-                outcome = "line" if words and "\n" not in words and "Traceback" not in words else f"error: {words}"
-        except httpx.TimeoutException:
-            outcome = "hang"
-        except (httpx.HTTPError, ValueError, KeyError) as error:
-            outcome = f"broken: {type(error).__name__}"
-        return outcome, time.monotonic() - began
 
 
 class Memory:
@@ -207,26 +161,6 @@ def files(page: Page, args: argparse.Namespace, memory: Memory) -> dict[str, Any
     }
 
 
-class Listener:
-    """A port on the loopback that counts who comes."""
-
-    def __init__(self) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port, self.visits = self._socket.getsockname()[1], 0
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = self._socket.accept()
-                self.visits += 1
-                connection.close()
-
-    def close(self) -> None:
-        """Listen no longer."""
-        self._socket.close()
-
-
 def names(page: Page, args: argparse.Namespace) -> dict[str, Any]:
     """Files by URL and by path, in every endpoint that there is; in an order by the seed, as many as time allows."""
     statuses: Counter[int] = Counter()
@@ -256,7 +190,7 @@ def _naming(page: Page, url: str) -> Iterator[Callable[[], httpx.Response]]:
     functions = page._http.get("/config").json()["dependencies"]
     public = [function["api_name"] for function in functions if function["api_visibility"] == "public"]
     for path in (url, "/etc/passwd", "../../../../etc/passwd", "/proc/self/environ", "a\0b", f"{os.getcwd()}/app.py"):
-        file = {"path": path, "url": url, "meta": _META}
+        file = {"path": path, "url": url, "meta": META}
         for data in ([file], [[file]], [{"deep": [file]}]):
             for name in public:
                 for route in (f"call/{name}", f"run/{name}", f"api/{name}"):
@@ -275,7 +209,7 @@ def uploads(page: Page) -> dict[str, Any]:
     statuses = []
     with closing(Connections()) as connections:
         for _ in range(20):
-            connections.open(page.port, _upload_head(size) + b"x")
+            connections.open(page.port, upload_head(size) + b"x")
             time.sleep(0.2)
         time.sleep(1)
         statuses = [connections.status(number) for number in range(20)]
@@ -288,70 +222,13 @@ def uploads(page: Page) -> dict[str, Any]:
     }
 
 
-def _upload_head(size: int) -> bytes:
-    return (
-        b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
-        b"Content-Length: %d\r\n\r\n--x\r\nContent-Disposition: form-data; name=files; filename=surname.png\r\n\r\n"
-        % size
-    )
-
-
-class Connections:
-    """Sockets to the page that stay open."""
-
-    def __init__(self) -> None:
-        self._open: list[socket.socket] = []
-
-    def open(self, port: int, sent: bytes) -> None:
-        """Connect and send."""
-        connection = socket.create_connection(("127.0.0.1", port), timeout=10)
-        self._open.append(connection)
-        with suppress(OSError):
-            connection.sendall(sent)
-        connection.setblocking(False)
-
-    def status(self, number: int) -> int:
-        """Status of the answer that has come; 0 without any."""
-        try:
-            told = self._open[number].recv(64)
-        except BlockingIOError:
-            return 0
-        except OSError:
-            return -1
-        return int(told.split(b" ")[1]) if told.startswith(b"HTTP") else -1
-
-    def dribble(self) -> None:
-        """Send a byte on each."""
-        for connection in self._open:
-            with suppress(OSError):
-                connection.send(b"x")
-
-    def left(self) -> int:
-        """How many the page has not closed."""
-        count = 0
-        for connection in self._open:
-            try:
-                while connection.recv(4096):
-                    pass
-            except BlockingIOError:
-                count += 1
-            except OSError:
-                continue
-        return count
-
-    def close(self) -> None:
-        """Close all."""
-        for connection in self._open:
-            connection.close()
-
-
 def slow(page: Page, number: int, visit: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Connections that send nothing, half a head, a head byte by byte, or half an upload, while others ask."""
     kinds = {
         "nothing": b"",
         "half_a_head": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n",
         "a_head_byte_by_byte": b"GET / HTTP/1.1\r\nX: ",
-        "half_an_upload": _upload_head(1000),
+        "half_an_upload": upload_head(1000),
     }
     opened: dict[str, Connections] = {name: Connections() for name in kinds}
     began = time.monotonic()
@@ -386,7 +263,7 @@ def after_a_kill(model: str, folder: Path, slice_: Path) -> dict[str, Any]:
         page.ask("JPEG", slice_.read_bytes())
         with closing(Connections()) as connections:
             for _ in range(5):
-                connections.open(page.port, _upload_head(100_000) + bytes(5_000))
+                connections.open(page.port, upload_head(100_000) + bytes(5_000))
             time.sleep(2)
             own = server._own
             server.process.kill()
