@@ -67,15 +67,9 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Slice:
-    """One slice as it is written.
+    """One slice as it is written: uint8 (512, 512), enlarged where the source has fewer pixels.
 
-    Attributes:
-        label: 1 meningioma, 2 glioma, 3 pituitary.
-        patient_id: as in the source.
-        pixels: uint8 (512, 512).
-        border: float64 (P, 2), x to the right and y down in pixels of the 512x512 image; (0, 0) is the centre of the
-            top left pixel.
-        enlarged: whether the source has fewer pixels.
+    The border is float64 (P, 2), x to the right and y down; (0, 0) is the centre of the top left pixel.
     """
 
     label: int
@@ -130,11 +124,7 @@ def download(file: RemoteFile, folder: Path, progress: Callable[[int], None]) ->
 
 
 def read_folds(data: bytes) -> np.ndarray:
-    """The published folds out of cvind.mat, MATLAB v7.3 or older.
-
-    Returns:
-        int64 (S,), 1..5; entry k is the fold of slice k + 1.
-    """
+    """The published folds, 1..5, out of cvind.mat, MATLAB v7.3 or older; entry k is that of slice k + 1."""
     try:
         if data.startswith(b"MATLAB 5.0"):
             from scipy.io import loadmat

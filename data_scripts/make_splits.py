@@ -52,14 +52,9 @@ _BLOCK = 1024
 
 @dataclass(frozen=True)
 class Slices:
-    """The Figshare slices, in the order of slices.csv.
+    """The S Figshare slices, in the order of slices.csv; patients are numbers by first appearance, from 0.
 
-    Attributes:
-        ids: int64 (S,), image_id.
-        labels: (S,) class name.
-        patients: int64 (S,), a number by first appearance from 0; the patient ids themselves go no further.
-        folds: int64 (S,), published fold, 1..5.
-        thumbnails: uint8 (S, 64, 64).
+    The patients' ids themselves go no further. Folds are the published ones, 1..5; thumbnails uint8 (S, 64, 64).
     """
 
     ids: np.ndarray
@@ -71,13 +66,7 @@ class Slices:
 
 @dataclass(frozen=True)
 class Traces:
-    """For each of N images the slice most like it.
-
-    Attributes:
-        slices: int64 (N,), index into ``Slices``.
-        mirrored: bool (N,), whether the image is that slice mirrored left-right.
-        scores: float32 (N,), correlation of the two, in [-1, 1].
-    """
+    """For each of N images the slice most like it, whether as its mirror image, and their correlation in [-1, 1]."""
 
     slices: np.ndarray
     mirrored: np.ndarray
@@ -127,12 +116,7 @@ def read_slices(figshare_dir: str | Path, progress: Callable[[int, int], None] |
 
 
 def trace(thumbnails: np.ndarray, slices: np.ndarray) -> Traces:
-    """Find the slice most like each image, as it is or mirrored left-right.
-
-    Args:
-        thumbnails: uint8 (N, 64, 64), of the images.
-        slices: uint8 (S, 64, 64).
-    """
+    """Find the slice, of uint8 (S, 64, 64), most like each image (N, 64, 64), as it is or mirrored left-right."""
     upright = normalise(slices)
     mirrored = normalise(slices[:, :, ::-1])
     best, flipped, scores = [], [], []
@@ -147,15 +131,7 @@ def trace(thumbnails: np.ndarray, slices: np.ndarray) -> Traces:
 
 
 def group_images(patients: np.ndarray, pairs: CopyPairs) -> np.ndarray:
-    """Groups that must not be divided: a patient's images, and whatever is a near-copy of one of a group's images.
-
-    Args:
-        patients: int64 (N,), number of the patient, -1 for untraced images.
-        pairs: pairs of near-copies from ``LINK_SCORE``.
-
-    Returns:
-        int64 (N,), numbered from 0 by first appearance.
-    """
+    """Groups (N,) that must not be divided: a patient's images (-1: of none), and near-copies from ``LINK_SCORE``."""
     untraced = (patients[pairs.first] < 0) | (patients[pairs.second] < 0)
     links = pairs.select(untraced | (pairs.score >= COPY_SCORE))
     first_image: dict[int, int] = {}
@@ -171,12 +147,7 @@ def assign_folds(groups: np.ndarray, classes: np.ndarray, fixed: dict[int, int],
 
     Greedy, largest group first, each to the fold where it adds least to the sum over folds and classes of
     count^2 / class size; scikit-learn's StratifiedGroupKFold does the same but cannot start from folds that are taken.
-
-    Args:
-        groups: int64 (N,), group of each image.
-        classes: int64 (N,), class of each image, 0..C-1.
-        fixed: groups that have a fold already.
-        seed: decides between groups of one size and between folds that are as good.
+    The seed decides between groups of one size and between folds that are as good.
     """
     rng = np.random.default_rng(seed)
     sizes = np.zeros((int(groups.max()) + 1, int(classes.max()) + 1))

@@ -39,16 +39,7 @@ GAMMA = 1.7
 
 
 def axial_slice(volume: np.ndarray, affine: np.ndarray, height_mm: float) -> np.ndarray:
-    """Cut a volume across, as radiologists look at it: from below, the front at the top, the person's right at left.
-
-    Args:
-        volume: (X, Y, Z), axes running to the person's right, front and head (RAS).
-        affine: (4, 4), voxel indices to mm, without rotation.
-        height_mm: of the slice, in the affine's space.
-
-    Returns:
-        (Y, X), the volume's dtype.
-    """
+    """Cut a volume (X, Y, Z), RAS, as radiologists look at it: from below, the front at the top, the right at left."""
     place = round((height_mm - affine[2, 3]) / affine[2, 2])
     if not 0 <= place < volume.shape[2]:
         raise UserError(f"--height {height_mm:g}: the template has no slice there")
@@ -56,15 +47,7 @@ def axial_slice(volume: np.ndarray, affine: np.ndarray, height_mm: float) -> np.
 
 
 def framed(plane: np.ndarray, size: int) -> Image.Image:
-    """Put what is not 0 into the middle of a black square.
-
-    Args:
-        plane: (H, W) of 0..1, something in it above 0.
-        size: side of the picture in pixels.
-
-    Returns:
-        Mode "L", (size, size), the proportions kept.
-    """
+    """Put what is not 0 of a plane in 0..1 into the middle of a black square, mode "L", the proportions kept."""
     rows, columns = np.nonzero(plane)
     if not len(rows) or size < 32:
         raise UserError("the slice is empty, or the picture under 32 pixels; choose another --height or --size")

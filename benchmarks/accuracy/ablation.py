@@ -58,14 +58,7 @@ def read_model(folder: str, protocol: ProtocolArguments) -> tuple[TumorClassifie
 def differences(
     before: np.ndarray, after: np.ndarray, labels: np.ndarray, groups: Sequence[str]
 ) -> dict[str, dict[str, float] | None]:
-    """Return what one model answers otherwise than another, as figures in -1..1 with paired intervals over groups.
-
-    Args:
-        before: (N, 4) probabilities of the one.
-        after: (N, 4) of the other.
-        labels: (N,) int true classes.
-        groups: (N,) group of each slice.
-    """
+    """Return what one model answers otherwise, (N, 4) each, as figures in -1..1 with paired intervals over groups."""
     first, second = before.argmax(1), after.argmax(1)
     gained = (second == labels).astype(float) - (first == labels)
     return {"accuracy": mean_figure(gained, groups), "answers": mean_figure(first != second, groups)}

@@ -66,20 +66,12 @@ RANDOMISED = {"head": "head randomised", "all": "all weights randomised"}
 
 @dataclass(frozen=True)
 class Tumour:
-    """A slice with its outlines.
-
-    Attributes:
-        path: the file.
-        name: its path under the data folder.
-        group: of its patient or near-copies.
-        label: the class; None where only "some tumour" is known.
-        outlines: each (P, 2) float, x and y as shares of width and height, 0..1.
-    """
+    """A slice with its outlines; ``name`` is its path under the data folder."""
 
     path: Path
     name: str
     group: str
-    label: str | None
+    label: str | None  # None where only "some tumour" is known
     outlines: Outlines
 
 

@@ -23,26 +23,17 @@ RANK_STRIDE = 4  # pixels: rank correlation is taken on every fourth row and col
 
 
 def highest_point(heat: np.ndarray) -> tuple[int, int]:
-    """Return row and column of the maximum; of a plateau, the pixel of it nearest to its centre.
-
-    Interpolation from cells of 32 pixels leaves the cell's centre on a plateau of four pixels, and at the image's edge
-    on one of half a cell, whose first pixel in reading order would be the edge itself.
-    """
+    """Return row and column of the maximum; of a plateau, which interpolation leaves, the pixel nearest its centre."""
     points = np.argwhere(heat >= heat.max() - 1e-6)
     row, column = points[((points - points.mean(0)) ** 2).sum(1).argmin()]
     return int(row), int(column)
 
 
 def score(heat: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Score one map against the tumour.
+    """Score one map (H, W), all 0 being a miss, against a tumour's mask (H, W).
 
-    Args:
-        heat: (H, W) float, 0 or more; all 0 is a miss with no energy inside.
-        mask: (H, W) bool, the tumour.
-
-    Returns:
-        ``hit`` (the maximum lies inside, 0 or 1), ``hit_15px`` (inside, or at most ``TOLERANCE`` pixels away) and
-        ``energy`` (share of the map's sum that lies inside, 0..1).
+    ``hit``: the maximum lies inside, 0 or 1; ``hit_15px``: or at most ``TOLERANCE`` pixels away; ``energy``: the share
+    of the map's sum that lies inside.
     """
     if not heat.any():
         return {"hit": 0.0, "hit_15px": 0.0, "energy": 0.0}

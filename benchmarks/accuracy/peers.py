@@ -51,15 +51,7 @@ TRAINING_DATA_NOTE = (
 
 
 class Asked(NamedTuple):
-    """Answers on a split.
-
-    Attributes:
-        probabilities: (N, 4) float64 in label order, of the images with an answer.
-        labels: (N,) int64.
-        groups: (N) group of each.
-        slices: the N images.
-        unanswered: ``path`` and ``reason`` of the images without one.
-    """
+    """Answers on a split, (N, 4) in label order; ``unanswered`` are ``path`` and ``reason`` of images without one."""
 
     probabilities: np.ndarray
     labels: np.ndarray

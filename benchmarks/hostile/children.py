@@ -20,16 +20,10 @@ DEADLINE = 300
 def ask(
     script: Sequence[str], paths: Iterable[Path], words: list[int], environment: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Write each path on a line to the script, and yield the JSON that it answers.
+    """Write each path, when its turn comes, on a line to a Python file with its arguments, and yield its JSON.
 
-    Args:
-        script: a Python file with its arguments; it reads lines and writes one for each.
-        paths: taken from the iterable only when their turn comes.
-        words: gets the number of bytes that each process wrote to stderr.
-        environment: variables besides this process's; those of glibc's memory are left out.
-
-    Yields:
-        The answer; or ``ended``, the status with which the process ended; or ``hangs``. ``seconds`` and ``mb`` always.
+    Or ``ended``, the status with which the process ended, or ``hangs``; ``seconds`` and ``mb`` always. ``words`` gets
+    the number of bytes that each process wrote to stderr. Of glibc's variables only those of ``environment`` are set.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     waiting = iter(paths)

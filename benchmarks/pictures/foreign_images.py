@@ -41,13 +41,7 @@ _DICOM = {
 
 @dataclass(frozen=True)
 class ForeignImage:
-    """One picture that is no brain MRI slice.
-
-    Attributes:
-        kind: what it is, such as ``photograph`` or ``noise``.
-        name: of its file, with what was done to it.
-        image: RGB, 8 bits.
-    """
+    """One picture that is no brain MRI slice: what it is, its file with what was done to it, and the RGB image."""
 
     kind: str
     name: str

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import re
 import subprocess
 import sys
@@ -35,7 +34,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.pictures.foreign_images import ForeignImage, parts, upright
+from brain_tumor_mri.commands.script import run_script
 from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.files import write_json
 from brain_tumor_mri.images.read import load_image
 
 APT = (
@@ -333,29 +334,26 @@ def write(images: Iterator[ForeignImage], folder: Path) -> dict[str, int]:
     return dict(counts)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Fetch the packages and write every picture."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/foreign-second"), help="folder (default: %(default)s)"
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, default="runs/foreign-second", help="folder (default: %(default)s)")
     parser.add_argument("--packages", type=Path, help="where packages are unpacked (default: packages/ in the output)")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fetch the packages and write every picture."""
     packages = Packages((args.packages or args.output / "packages").resolve())
-    try:
-        packages.fetch()
-        counts = {
-            name: write(images(packages), args.output / name)
-            for name, images in (("foreign", foreign_images), ("familiar", familiar_images))
-        }
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    record = {"counts": counts, "packages": packages.versions()}
-    (args.output / "sources.json").write_text(json.dumps(record, indent=2) + "\n")
+    packages.fetch()
+    counts = {
+        name: write(images(packages), args.output / name)
+        for name, images in (("foreign", foreign_images), ("familiar", familiar_images))
+    }
+    write_json(args.output / "sources.json", {"counts": counts, "packages": packages.versions()})
     for name, kinds in counts.items():
         print(f"{name}: {sum(kinds.values())} pictures: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_script(__doc__, add_arguments, run, argv)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,7 @@ _COUNTED = ("Conv", "Gemm", "MatMul")
 
 
 def onnx_flops(file: Path) -> int:
-    """Return the operations that one image takes; the network is run once, so that every shape is known.
-
-    Args:
-        file: an ONNX file with one float32 input, of which only the first dimension, the batch, is open.
-    """
+    """Return the operations that one image takes; a network with an open batch is run once to know every shape."""
     runtime = require_onnxruntime()
     try:
         import onnx

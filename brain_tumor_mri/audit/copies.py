@@ -345,11 +345,8 @@ def _verify(
 
 
 def _cubic_fit(source: np.ndarray, unit_target: np.ndarray) -> np.ndarray:
-    """R of the least-squares cubic in the grey values of ``source`` to ``unit_target`` (P, D), as float64 (P,).
-
-    Normal equations on grey values brought to [-1, 1]. The source has 256 grey values at most, so sums over pixels are
-    sums over its histogram. The pseudo-inverse copes with images of fewer than four greys.
-    """
+    """R of the least-squares cubic in the grey values of ``source`` to ``unit_target`` (P, D), as float64 (P,)."""
+    # Normal equations on grey values brought to [-1, 1]; sums over pixels are sums over the histogram of 256 values.
     count, levels = len(source), 256
     bins = (source.reshape(count, -1) + levels * np.arange(count)[:, None]).ravel()
     pixels = np.bincount(bins, minlength=count * levels).reshape(count, levels).astype(np.float64)
@@ -357,5 +354,6 @@ def _cubic_fit(source: np.ndarray, unit_target: np.ndarray) -> np.ndarray:
     powers = (np.arange(levels) / 127.5 - 1.0)[:, None] ** np.arange(4)
     gram = np.einsum("pv,vk,vl->pkl", pixels, powers, powers, optimize=True)
     projection = target @ powers
+    # the pseudo-inverse copes with images of fewer than four greys
     explained = np.einsum("pk,pkl,pl->p", projection, np.linalg.pinv(gram, rcond=1e-10, hermitian=True), projection)
     return np.sqrt(np.clip(explained, 0, 1))

@@ -15,30 +15,20 @@ class OnnxNetwork(ExportedNetwork):
 
     title = "an ONNX"
 
-    def __init__(
-        self,
-        content: bytes,
-        name: str,
-        device: str | None = None,
-        *,
-        threads: int | None = None,
-        spinning: bool = False,
-    ) -> None:
+    def __init__(self, content: bytes, name: str, device: str | None = None) -> None:
         """Open a session.
 
         Args:
             content: of the ONNX file; bytes, so that what was checked is what runs.
             name: of the file, for messages.
             device: cpu or cuda; None takes cuda where this onnxruntime has it.
-            threads: that share one batch; None for the physical cores that this process may use.
-            spinning: let idle threads wait in a loop, which answers sooner and takes the cores from everything else.
         """
         runtime = require_onnxruntime()
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads or physical_cores()
+        options.intra_op_num_threads = physical_cores()
         options.log_severity_level = 4  # no errors either, as they are raised
-        for kind in ("intra_op", "inter_op"):
-            options.add_session_config_entry(f"session.{kind}.allow_spinning", str(int(spinning)))
+        for kind in ("intra_op", "inter_op"):  # idle threads that wait in a loop take the cores from everything else
+            options.add_session_config_entry(f"session.{kind}.allow_spinning", "0")
         providers = _providers(runtime, device)
         try:
             self.session = runtime.InferenceSession(content, options, providers=providers)

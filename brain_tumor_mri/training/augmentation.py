@@ -106,14 +106,10 @@ class RandomFraming(v2.Transform):
 
     The collections differ in how tightly they frame the head, which tells them apart; after this nothing does. The
     aspect ratio changes with the borders, as ``squash`` to a square already made it vary.
-
-    Args:
-        widest: of a border, as a fraction of the head's extent.
     """
 
-    def __init__(self, widest: float = 0.2) -> None:
-        super().__init__()
-        self.widest = widest
+    widest = 0.2
+    """Of a border, as a fraction of the head's extent."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the new frame; a picture without a head (black, or bright throughout) is all head."""
