@@ -36,6 +36,8 @@ WIDE = 130
 """Characters a line that the probability of each class and reasons need; on narrower consoles they are left out."""
 _VOLUMES = (*VOLUME_SUFFIXES, ".zip")
 """What the name of a path to whole volumes ends with; a folder beside one is taken for an examination, too."""
+_SERIES = 8
+"""DICOM files that could be a series."""
 
 
 class Output(Protocol):
@@ -124,6 +126,8 @@ def run(args: argparse.Namespace) -> int:
         progress.stop()
         for output in outputs:
             output.finish(tally, len(files))
+    if not args.json and sum(file.suffix.lower() in DICOM_SUFFIXES for file in files) >= _SERIES:
+        print("Each DICOM file was answered alone; --volume answers a series as a whole.")
     if interrupted:
         kept = (
             f"; the same command goes on from there ({table.part} keeps what is done)" if table and table.part else ""

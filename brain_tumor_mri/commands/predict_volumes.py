@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.csv:
         raise UserError("--csv is for slices; give --json for volumes")
     sources = _sources(args.paths)
-    if args.heat_map and (len(sources) > 1 or isinstance(sources[0], Mapping)):
+    if args.heat_map and len(args.paths) > 1:
         raise UserError("--heat_map is the file of one volume; give one path")
     if args.heat_map:
         check_writable(args.heat_map, "--heat_map")
@@ -82,8 +82,12 @@ def _sources(paths: list[str]) -> list[str | dict[str, str]]:
     """The paths; or, where sequences are named, one examination."""
     named = [match for match in map(SEQUENCE_PATH.fullmatch, paths) if match]
     if not named:
+        if odd := next((path for path in paths if "=" in path and not Path(path).exists()), None):
+            raise UserError(
+                f"{odd}: there is no such file, and only t1, t1c, t2, flair and pd can be named, as t1c=FILE"
+            )
         return list(paths)
-    given = {match["sequence"]: match["path"] for match in named}
+    given = {match["sequence"].lower(): match["path"] for match in named}
     if len(given) < len(paths):
         raise UserError("t1c=FILE names the sequences of one patient: name each path, and each sequence once")
     return [given]
@@ -133,7 +137,7 @@ def _print(predictions: list[VolumePrediction], studies: list[StudyPrediction]) 
         table.add_column(title)
     for prediction in predictions:
         if prediction.error is not None:
-            table.add_row(Text(prediction.name), "Not readable", "", "", "", "", Text(prediction.error))
+            table.add_row(Text(prediction.name), "Not answered", "", "", "", "", Text(prediction.error))
             continue
         stripped = ", skull removed" if prediction.skull_stripped else ""
         table.add_row(

@@ -138,7 +138,9 @@ class ReaderApart(Child):
             raise UnreadableImageError(name, reply["error"])
         facts = reply["facts"]
         lines = tuple((key, value) for key, value in facts["lines"])
-        return Image.frombytes("RGB", tuple(reply["size"]), pixels), SliceFacts(lines, facts["left"], facts["right"])
+        image = Image.frombytes("RGB", tuple(reply["size"]), pixels)
+        image.info |= reply["info"]
+        return image, SliceFacts(lines, facts["left"], facts["right"])
 
 
 def _start(serve: str) -> "subprocess.Popen[bytes]":
@@ -183,7 +185,7 @@ def _answer(request: dict[str, Any]) -> Reply:
     allow(CPU_SECONDS)
     try:
         image = load_image(source, name="")
-        return {"size": image.size, "facts": asdict(slice_facts(source))}, image.tobytes()
+        return {"size": image.size, "info": image.info, "facts": asdict(slice_facts(source))}, image.tobytes()
     except UnreadableImageError as error:
         return {"error": error.reason}, b""
     except MemoryError:

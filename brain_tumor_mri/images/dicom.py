@@ -1,4 +1,4 @@
-"""One slice out of a DICOM file: ``read_slice(file)`` -> grey or RGB pixels as a viewer shows them; for ``imaging``.
+"""One slice out of a DICOM file: ``read_slice(file)`` -> grey or RGB pixels as a viewer shows them, and its sequence.
 
 Pixel values go through the chain of PS3.3 C.11: modality (rescale slope and intercept, or its table), value of interest
 (the file's first window or table; where there is none, the slice's own range), photometric interpretation. No text of
@@ -22,6 +22,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPE
 
 from .formats import ImageFault, check_scans, size_fault
 from .quiet import quiet_pydicom
+from .sequence import dicom_physics, tell_sequence
 
 MAX_BYTES = 128 * 2**20
 """Largest file that is read, which takes twice as much memory; a single slice has about 0.5 MB."""
@@ -73,14 +74,15 @@ class _Counted(BytesIO):
         return super().read(size)
 
 
-def read_slice(file: BinaryIO) -> np.ndarray:
+def read_slice(file: BinaryIO) -> tuple[np.ndarray, str]:
     """Read the only image of a DICOM file.
 
     Args:
         file: open for reading, with the preamble and ``DICM`` of part 10 or without.
 
     Returns:
-        uint8 (H, W), or (H, W, 3) for colour; 0 is black.
+        uint8 (H, W), or (H, W, 3) for colour, 0 is black; and one of ``sequence.SEQUENCES``, by the header's numbers
+        alone, as a single file's description is often of the whole examination.
 
     Raises:
         DicomError: no image, several frames, of another modality or part of the body, too large, an encoding that
@@ -101,7 +103,8 @@ def read_slice(file: BinaryIO) -> np.ndarray:
             pixels = _pixels(dataset)
             if pixels.ndim not in (2, 3) or pixels.shape[:2] != (dataset.Rows, dataset.Columns):
                 raise DicomError("a DICOM file whose pixels do not fit its rows and columns; export it again")
-            return _grey(pixels, dataset, kind) if kind in _GREY else _colour(pixels, dataset)
+            shown = _grey(pixels, dataset, kind) if kind in _GREY else _colour(pixels, dataset)
+            return shown, tell_sequence(dicom_physics(dataset)).name
         except (DicomError, ImageFault):
             raise
         except MemoryError:
@@ -131,7 +134,9 @@ def _checked_kind(dataset: Dataset) -> str:
     _check_subject(dataset)
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
-        raise DicomError(f"a DICOM file of {frames} frames; export the one slice that is meant")
+        raise DicomError(
+            f"a DICOM file of {frames} frames, not one slice; give it as a volume (--volume), or export a slice"
+        )
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if fault := size_fault(columns, rows):
         raise DicomError(fault)

@@ -14,7 +14,7 @@ DICOM_SUFFIXES: frozenset[str] = frozenset({".dcm", ".dicom", ".ima"})
 """What a folder or pattern yields besides; and files without suffix, as scanners write them, that begin as DICOM."""
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd")
 """What a volume's name ends with; a series of DICOM files is one, too."""
-SEQUENCE_PATH = re.compile(r"(?P<sequence>t1|t1c|t2|flair|pd)=(?P<path>.+)")
+SEQUENCE_PATH = re.compile(r"(?P<sequence>t1|t1c|t2|flair|pd)=(?P<path>.+)", re.IGNORECASE)
 """How a volume's sequence is given with its path: ``t1c=scan.nii.gz``."""
 _FOUND_SUFFIXES = IMAGE_SUFFIXES | DICOM_SUFFIXES
 
@@ -41,7 +41,9 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
         if _is_dir(path):
             matches = _images_in_folder(path)
             if not matches:
-                raise UserError(f"{safe_line(text)}: the folder holds no images ({_suffix_list()})")
+                volumes = any(str(file).lower().endswith(VOLUME_SUFFIXES) for file in path.rglob("*"))
+                hint = "; there are volumes in it, which `predict --volume` answers" if volumes else ""
+                raise UserError(f"{safe_line(text)}: the folder holds no images ({_suffix_list()}){hint}")
         elif glob.has_magic(text) and not os.path.lexists(text):
             matches = _images_matching(text)
             if not matches:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydicom import Dataset, dcmread
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+from .header import number_of, of_frame
 
 MAX_FRAMES = 20_000
 """Of one file."""
@@ -57,6 +61,8 @@ def header_of(content: Path | bytes) -> Dataset | None:
         return None
     if _DEFLATED in head:
         return None
+    from pydicom import dcmread  # 0.2 s, which the page and its reader of pictures need for DICOM alone
+
     try:
         source = BytesIO(content) if isinstance(content, bytes) else content
         header = dcmread(source, stop_before_pixels=True, force=True)
@@ -103,25 +109,6 @@ def _frame(file: str, header: Dataset, uid: str, number: int | None) -> Frame:
         part,
         gap or number_of(get("PixelMeasuresSequence", "SliceThickness")),
     )
-
-
-def of_frame(header: Dataset, number: int, group: str, keyword: str) -> Any:
-    """A value of a frame: from its functional group, the shared one, or the root, as in classic files."""
-    per_frame = (header.get("PerFrameFunctionalGroupsSequence") or [])[number : number + 1]
-    for holder in (*per_frame, *(header.get("SharedFunctionalGroupsSequence") or [])[:1]):
-        for item in (holder.get(group) or [])[:1]:
-            if item.get(keyword) not in (None, ""):
-                return item[keyword].value
-    return header.get(keyword)
-
-
-def number_of(value: Any) -> float | None:
-    """The first of one or several decimal numbers; None where there is none."""
-    try:
-        number = float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
-    except (TypeError, ValueError, IndexError):
-        return None
-    return number if np.isfinite(number) else None
 
 
 def _numbers(values: Any, count: int) -> tuple[float, ...] | None:

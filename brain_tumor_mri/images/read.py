@@ -28,9 +28,12 @@ from .formats import (
     prepared,
     size_fault,
 )
+from .sequence import SEQUENCES
 
 ImageSource: TypeAlias = str | Path | bytes | PIL.Image.Image | np.ndarray
 
+SEQUENCE = "mr-sequence"
+"""Key in ``Image.info``: one of ``sequence.SEQUENCES``, what a DICOM slice's header says it is."""
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 _ACCEPTED_FORMATS = "JPEG, PNG, BMP, TIFF, WebP or DICOM"
 _ACCEPTED_ARRAYS = (
@@ -40,7 +43,8 @@ _ORIENTATION_TAG = 0x0112
 _PHOTOMETRIC_TAG = 262
 _BIT_DEPTHS = (8, 10, 12, 16)
 
-_NIFTI = "a NIfTI volume; export its slices as PNG first"
+_VOLUME = "volume, not a slice; name it .{0}, by which it is answered as a whole, or export its slices as PNG"
+_NIFTI = "a NIfTI " + _VOLUME.format("nii")
 # First bytes of files that people try by mistake; (offset, magic, what to say).
 _FOREIGN = (
     *((344, magic, _NIFTI) for magic in (b"n+1\0", b"ni1\0")),
@@ -49,7 +53,7 @@ _FOREIGN = (
     *((4, b"ftyp" + brand, "a HEIC photo; save it as JPEG or PNG") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
     (4, b"ftypavi", "an AVIF image; save it as JPEG or PNG"),
     (4, b"jP  \r\n", "a JPEG 2000 image; save it as PNG"),
-    (0, b"NRRD", "an NRRD volume; export its slices as PNG first"),
+    (0, b"NRRD", "an NRRD " + _VOLUME.format("nrrd")),
     (0, b"PK\x03\x04", "a zip archive, not an image"),
     (0, b"%PDF", "a PDF document, not an image"),
     (0, b"GIF8", f"a GIF image; accepted are {_ACCEPTED_FORMATS}"),
@@ -91,7 +95,8 @@ def load_image(source: ImageSource, name: str | None = None) -> PIL.Image.Image:
         name: what errors call the image; by default the path as given, ``<bytes>``, ``<array>`` or ``<image>``.
 
     Returns:
-        The decoded image in mode "RGB", without metadata and with no file left open.
+        The decoded image in mode "RGB", without metadata but a DICOM slice's ``info[SEQUENCE]``, and with no file left
+        open.
 
     Raises:
         UnreadableImageError: the file is missing, empty, truncated, damaged, larger than ``formats.MAX_PIXELS``, not
@@ -251,7 +256,10 @@ def _decode_dicom(file: BinaryIO, label: str) -> Image.Image:
         raise UnreadableImageError(label, f"DICOM: {missing_package(error) or error}") from error
 
     try:
-        return Image.fromarray(read_slice(file)).convert("RGB")
+        pixels, sequence = read_slice(file)
+        image = Image.fromarray(pixels).convert("RGB")
+        image.info[SEQUENCE] = sequence
+        return image
     except (DicomError, ImageFault) as error:
         raise UnreadableImageError(label, str(error)) from None
 
@@ -269,7 +277,8 @@ def _to_rgb(image: Image.Image, label: str, file: BinaryIO | None = None) -> Ima
             rgb = _rgb_of(deep, hidden=image.info.get("transparency"))
         # Turned after conversion, as Pillow cannot turn every mode; metadata would only mislead from here on.
         orientation = _orientation(image)
-        rgb.info = {}
+        sequence = None if file else image.info.get(SEQUENCE)  # of a picture from here, not of a file's own text
+        rgb.info = {SEQUENCE: sequence} if sequence in SEQUENCES else {}
         return rgb if orientation is None else rgb.transpose(orientation)
     except ImageFault as fault:
         raise UnreadableImageError(label, str(fault)) from fault

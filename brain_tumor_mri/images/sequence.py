@@ -10,12 +10,13 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydicom import Dataset
+from typing import TYPE_CHECKING, Any
 
 from .find import VOLUME_SUFFIXES
-from .frames import number_of, of_frame
+from .header import number_of, of_frame
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 SEQUENCES = ("t1", "t1c", "t2", "flair", "pd", "dwi", "adc", "other", "unknown")
 """What ``tell_sequence`` says; ``t1c`` is T1 with contrast, ``other`` a map or sequence that is none of the others."""

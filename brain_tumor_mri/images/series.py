@@ -16,7 +16,8 @@ from pydicom import Dataset
 from ..errors import UserError, first_line, safe_line
 from .archive import EXAMINATIONS, Archive, ArchiveError, is_archive
 from .find import VOLUME_SUFFIXES
-from .frames import Frame, frames_of, header_of, number_of
+from .frames import Frame, frames_of, header_of
+from .header import number_of
 from .quiet import quiet_pydicom
 from .sequence import SequenceGuess, dicom_physics, sequence_of_file, tell_sequence
 

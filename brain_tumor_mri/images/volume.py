@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
+import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,7 +28,8 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import first_line
 from .archive import EXAMINATIONS, Archive, ArchiveError
-from .frames import Frame, number_of, of_frame
+from .frames import Frame
+from .header import number_of, of_frame
 from .quiet import quiet_pydicom
 from .sequence import SequenceGuess
 from .series import Series, UnreadableVolumeError, find_series
@@ -120,7 +122,7 @@ def read_volume(source: str | Path | Series, *, series_uid: str | None = None, m
         raise UnreadableVolumeError(series.name, error.reason) from None
     except MemoryError:
         raise UnreadableVolumeError(series.name, "reading it needs more memory than there is") from None
-    except OSError as error:
+    except (OSError, EOFError, zlib.error, nibabel.wrapstruct.WrapStructError) as error:
         raise UnreadableVolumeError(series.name, f"damaged or cut off ({first_line(error)})") from None
     except Exception as error:  # damaged files raise nearly anything; the text could quote a header
         raise UnreadableVolumeError(
@@ -373,7 +375,7 @@ def _checked(volume: Volume) -> Volume:
     if len(np.unique(array.ravel(order="K")[::97])) <= _LABEL_VALUES and len(np.unique(array)) <= _LABEL_VALUES:
         raise UnreadableVolumeError(volume.name, f"a mask or label map of {len(np.unique(array))} values, not a scan")
     if low < 0:
-        notes.append(f"values go below 0 (to {low:g})")
+        notes.append(f"values go below 0 (to {low:g}); what lies around the head was taken for black")
     if volume.slice_files and len(volume.slice_files) < 8:
         notes.append(f"only {len(volume.slice_files)} slices")
     return replace(volume, array=array, warnings=tuple(notes))

@@ -19,15 +19,16 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..images.read import ImageSource, UnreadableImageError, damage, is_single, load_image, name_of
+from ..images.read import SEQUENCE, ImageSource, UnreadableImageError, damage, is_single, load_image, name_of
+from ..labels import LABELS
 from ..machine import cpu_count
-from ..trust.decision import COVERAGES, DEFAULT_COVERAGE, decide, picture_fault
+from ..trust.decision import ANSWER, COVERAGES, DEFAULT_COVERAGE, UNCERTAIN, UNFAMILIAR, decide, picture_fault
 from ..trust.trust_file import Trust
 from .load import check_device, pytorch
 from .member import Member
 from .model_folder import DEFAULT_MODEL, ModelFolder
 from .network import Network
-from .prediction import Answers, Prediction, Reading
+from .prediction import Answers, Prediction, Reading, unmeasured
 
 if TYPE_CHECKING:
     import torch
@@ -343,12 +344,16 @@ class TumorClassifier:
     def read(self, source: ImageSource, name: str) -> Reading:
         """Read and preprocess an image; one that cannot be read is a ``Reading`` with its error."""
         try:
-            image = load_image(source, name=name)
-            return Reading(name, self.preprocess(image), image.size, picture_fault(image))
+            return self.reading(load_image(source, name=name), name)
         except UnreadableImageError as error:
             return Reading(name, error=error)
         except Exception as error:  # such as MemoryError: whatever nobody thought of ends this image, not the batch
             return Reading(name, error=UnreadableImageError(name, damage(error)))
+
+    def reading(self, image: Image.Image, name: str) -> Reading:
+        """Preprocess an image that ``load_image`` gave."""
+        sequence = image.info.get(SEQUENCE, "unknown")
+        return Reading(name, self.preprocess(image), image.size, picture_fault(image), sequence=sequence)
 
     def answer_readings(
         self, readings: Sequence[Reading], on_error: OnError = "record", answers: Answers | None = None
@@ -384,6 +389,8 @@ class TumorClassifier:
         sets = {coverage: tuple(itertools.compress(self.labels, kept[row])) for coverage, kept in answers.sets.items()}
         unlikeness, foreign = float(answers.unlikeness[row]), float(answers.foreign[row])
         decision, reason = decide(sets[self.coverage], unlikeness, foreign, reading.fault)
+        if decision in (ANSWER, UNCERTAIN) and self.labels == LABELS and (why := unmeasured(reading.sequence)):
+            decision, reason = UNFAMILIAR, why
         return replace(
             plain,
             decision=decision,

@@ -11,11 +11,26 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
+from ..images.sequence import SEQUENCE_TITLES
 from ..labels import LABELS, TITLES
 from ..trust.decision import DECISIONS, NOT_A_BRAIN_MRI
 
 if TYPE_CHECKING:
     from ..images.read import UnreadableImageError
+
+MEASURED_SEQUENCES = ("t1c",)
+"""Sequences on which the kinds of tumour were measured; on others the decision is ``unfamiliar``."""
+
+
+def unmeasured(sequence: str) -> str | None:
+    """Why no class is to be relied on, after "because"; None of a measured sequence, and of one that nothing tells.
+
+    Args:
+        sequence: one of ``images.sequence.SEQUENCES``.
+    """
+    if sequence in (*MEASURED_SEQUENCES, "unknown"):
+        return None
+    return f"the kinds of tumour were not measured on this sequence ({SEQUENCE_TITLES[sequence]})"
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,7 @@ class Reading:
         size: (width, height) in pixels of the image, upright; None when it could not be read.
         fault: of ``trust.decision.picture_fault``.
         error: why it could not be read.
+        sequence: one of ``images.sequence.SEQUENCES``, of a DICOM slice whose header tells it.
     """
 
     name: str
@@ -35,6 +51,7 @@ class Reading:
     size: tuple[int, int] | None = None
     fault: str | None = None
     error: UnreadableImageError | None = None
+    sequence: str = "unknown"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from ..images.sequence import SEQUENCE_TITLES, SequenceGuess
 from ..images.series import Series, UnreadableVolumeError, find_series
 from ..labels import LABELS, NO_TUMOR
 from ..trust.decision import ANSWER, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
-from .volume import MEASURED_SEQUENCES, VolumeClassifier, VolumePrediction
+from .prediction import MEASURED_SEQUENCES
+from .volume import VolumeClassifier, VolumePrediction
 
 EXPECTED = ("t1", "t1c", "t2", "flair")
 """Sequences of a usual examination for a tumour; what is not there is said."""

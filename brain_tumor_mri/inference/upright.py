@@ -23,6 +23,17 @@ _DIRECTIONS = {"S": (0, 0, 1), "I": (0, 0, -1), "P": (0, -1, 0), "L": (-1, 0, 0)
 """In RAS."""
 
 
+def with_black_around(values: np.ndarray, low: float) -> np.ndarray:
+    """Return values where some are negative with the one that most of the border has at ``low``, else as they are.
+
+    Of a volume that was brought to mean 0 what lies around the head is 0, brighter than much of the brain.
+    """
+    if low >= 0:
+        return values
+    border = np.concatenate([values.take(end, axis).ravel() for axis in range(3) for end in (0, -1)])
+    return np.where(values == np.median(border), np.float32(low), values)
+
+
 class Upright:
     """A volume turned by its affine so that slices stand upright, cropped to the head, and the way back.
 
@@ -52,7 +63,7 @@ class Upright:
         self.resampled = bool(cubic and np.degrees(np.arccos(cosines.min())) > OBLIQUE_DEGREES)
         values = volume.array if np.isfinite(volume.array.sum()) else np.nan_to_num(volume.array)
         low, high = np.percentile(values, (0.5, 99.5))
-        low = max(low, 0)
+        values = with_black_around(values, low)
         if not high > low:
             raise UnreadableVolumeError(volume.name, "it is blank")
         turned = (

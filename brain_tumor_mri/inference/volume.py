@@ -24,11 +24,9 @@ from ..trust.decision import ANSWER, NOT_A_BRAIN_MRI, UNCERTAIN, UNFAMILIAR
 from .appearance import Appearance, load_appearance
 from .classifier import TumorClassifier
 from .patients import PatientLimit, load_patient_limit, log_mean
-from .prediction import Prediction
+from .prediction import Prediction, unmeasured
 from .upright import Upright
 
-MEASURED_SEQUENCES = ("t1c",)
-"""Sequences on which the kinds of tumour were measured; on others the decision is ``unfamiliar``."""
 UNKNOWN_SEQUENCE = (
     "neither header nor name nor pixels tell its sequence; if it is T1 with contrast, say so, as in t1c=FILE on the "
     "command line or by the name t1c.nii.gz"
@@ -351,8 +349,8 @@ def _decide(
         return UNFAMILIAR, volume.doubt
     if sequence.name == "unknown":
         return UNFAMILIAR, UNKNOWN_SEQUENCE
-    if sequence.name not in MEASURED_SEQUENCES:
-        return UNFAMILIAR, f"the kinds of tumour were not measured on this sequence ({SEQUENCE_TITLES[sequence.name]})"
+    if reason := unmeasured(sequence.name):
+        return UNFAMILIAR, reason
     if sequence.source == "pixels":
         return UNCERTAIN, "that it is T1 with contrast is told by its pixels alone"
     agreeing = sum(answer.decision == ANSWER and answer.label == label for answer in stretch)

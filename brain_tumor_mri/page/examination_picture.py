@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..heat_maps.explain import colour
+from ..inference.upright import with_black_around
 
 if TYPE_CHECKING:
     from ..inference.volume import VolumePrediction
@@ -58,8 +59,8 @@ class Shown:
         every = tuple(slice(None, None, factor) for factor in factors)
         array = nibabel.orientations.apply_orientation(volume.array, turn)
         low, high = np.percentile(volume.array[tuple(slice(None, None, thin) for _ in range(3))], (0.5, 99.5))
-        low = max(float(low), 0.0)
-        voxels = np.uint8(255 * np.clip((array[every] - low) / max(float(high) - low, 1e-6), 0, 1))
+        shown = with_black_around(array[every], low)
+        voxels = np.uint8(255 * np.clip((shown - low) / max(float(high - low), 1e-6), 0, 1))
         voxels[voxels < _AIR] = 0
         heat = None
         if prediction.heat_map is not None and prediction.heat_map.any():

@@ -24,7 +24,6 @@ from ..images.facts import SliceFacts
 from ..images.read import UnreadableImageError
 from ..inference.prediction import SCHEMA_VERSION, Prediction, Reading, Tally, csv_columns, csv_row, csv_writer
 from ..labels import LABELS, RESEARCH_NOTICE
-from ..trust.decision import picture_fault
 from .fragments import data_uri, picture_uri
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ def _read(classifier: "TumorClassifier", name: str, reader: Reader, thumbnails: 
         image, _ = read_upload(reader(), name)
         # the picture itself is let go here: a chunk of the largest would take gigabytes
         small = picture_uri(image, THUMBNAIL_PIXELS, quality=80) if thumbnails else ""
-        return Reading(name, classifier.preprocess(image), image.size, picture_fault(image)), small
+        return classifier.reading(image, name), small
     except (ArchiveError, UnreadableImageError) as error:
         return Reading(name, error=error), ""
     except Exception as error:  # one file ends no batch, whatever it does

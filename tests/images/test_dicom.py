@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
@@ -22,7 +23,7 @@ from pydicom.uid import (
 )
 
 from brain_tumor_mri.images.dicom import MAX_BYTES, windowed
-from brain_tumor_mri.images.read import UnreadableImageError, load_image
+from brain_tumor_mri.images.read import SEQUENCE, UnreadableImageError, load_image
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:::pydicom\..*")
 
@@ -247,8 +248,15 @@ def test_no_patients_data_reaches_messages_warnings_or_logs(caplog, capfd):
     assert "Secret" not in caplog.text + out + err and "12345" not in caplog.text + out + err
 
 
-def test_the_picture_carries_no_metadata():
-    assert load_image(dicom()).info == {}
+def test_the_picture_carries_no_metadata_but_the_sequence_that_the_headers_numbers_tell(tmp_path: Path):
+    assert load_image(dicom(SeriesDescription="T2")).info == {SEQUENCE: "unknown"}
+    numbers = {"ScanningSequence": ["SE", "IR"], "RepetitionTime": 9000, "EchoTime": 120, "InversionTime": 2500}
+    picture = load_image(dicom(**numbers))
+    assert picture.info == load_image(picture).info == {SEQUENCE: "flair"}
+    written = PngInfo()
+    written.add_text(SEQUENCE, "flair")
+    picture.save(tmp_path / "text.png", pnginfo=written)
+    assert load_image(tmp_path / "text.png").info == {}
 
 
 def test_a_dicom_file_is_known_by_its_content_not_its_name(tmp_path: Path):

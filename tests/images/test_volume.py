@@ -223,7 +223,7 @@ def test_cut_off_and_damaged_files_are_one_line(tmp_path: Path):
     content = (tmp_path / "whole.nii.gz").read_bytes()
     for share in (0.0, 0.01, 0.5, 0.99):
         (tmp_path / "cut.nii.gz").write_bytes(content[: int(share * len(content))])
-        refusal(tmp_path / "cut.nii.gz")
+        assert "cut off" in refusal(tmp_path / "cut.nii.gz")
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(noise), str(tmp_path / "whole.nrrd"))
     (tmp_path / "cut.nrrd").write_bytes((tmp_path / "whole.nrrd").read_bytes()[:5000])
     refusal(tmp_path / "cut.nrrd")

@@ -231,6 +231,16 @@ def test_key_images_are_the_strongest_slices_upright(codes: str):
         assert bright[0] < 0.5 < bright[1]  # in front, and on the right of the picture: the patient's left
 
 
+@pytest.mark.parametrize("outside", [-5.0, 0.0])
+def test_a_volume_brought_to_mean_0_is_answered_as_before(outside: float):
+    array = head() + np.random.default_rng(0).normal(0, 5, head().shape) * (head() > 0)
+    plain, normalised = volume(array), np.where(array, (array - 110) / 40, outside)
+    pictures = [Upright(given).array.astype(int) for given in (plain, volume(normalised))]
+    assert np.abs(pictures[0] - pictures[1])[:, 20:60, 15:55].mean() < 100  # other limits, no other order
+    assert (pictures[1][:, 0, 0] == 0).all()
+    assert CLASSIFIER.predict(volume(normalised)).label == CLASSIFIER.predict(plain).label == "glioma"
+
+
 def test_a_blank_volume_is_refused_in_one_line():
     with pytest.raises(UnreadableVolumeError, match="it is blank"):
         CLASSIFIER.predict(volume(np.zeros((24, 80, 70))))
@@ -250,6 +260,12 @@ def test_the_command_answers_volumes_beside_what_cannot_be_read(tiny_model_dir: 
     assert len(list((tmp_path / "key").glob("volume-1-slice-*.png"))) == 3
     assert main([*arguments, str(broken)]) == 2
     capsys.readouterr()
+    assert main([*arguments, f"T1C={scan}", "--heat_map", str(tmp_path / "heat.nii.gz")]) == 0
+    assert nibabel.load(tmp_path / "heat.nii.gz").shape == given.array.shape
+    assert main([*arguments, f"t9={scan}"]) == 2 and "t1c=FILE" in capsys.readouterr().err
+    (tmp_path / "only").mkdir()
+    broken.rename(broken := tmp_path / "only" / broken.name)
+    assert main([*arguments, str(broken.parent)]) == 2 and "predict --volume" in capsys.readouterr().err
     for place, told in (("missing/heat.nii.gz", "there is no folder"), ("heat.png", "ends in .nii")):
         assert main([*arguments, str(scan), "--heat_map", str(tmp_path / place)]) == 2
         said = capsys.readouterr()
