@@ -26,9 +26,9 @@ from ..files import write_json
 from ..inference.volume import VolumePrediction
 from .config import NodeConfig
 from .deidentify import deidentify
-from .pacs import PATIENT_AND_STUDY, PacsError, PacsRefusalError, WebPacs, pacs_of
+from .pacs import PacsError, PacsRefusalError, WebPacs, pacs_of
 from .queue import DISCARDED, DONE, FAILED, Entry, Queue
-from .results import ModelId, build_results, derived_uid, why
+from .results import PATIENT_AND_STUDY, ModelId, build_results, derived_uid, why
 from .rules import judge
 
 log = logging.getLogger(__name__)
@@ -248,12 +248,11 @@ class Node:
     def _keep(self, slice_: Dataset | Path, inbox: Path, uid: str | None = None) -> None:
         """Put a slice into the inbox, whole or not at all."""
         inbox.mkdir(parents=True, exist_ok=True)
+        uid = uid or str(slice_.SOPInstanceUID)
+        part = inbox / f"{uid}.part"
         if isinstance(slice_, Dataset):
-            uid = str(slice_.SOPInstanceUID)
-            part = inbox / f"{uid}.part"
             dcmwrite(part, deidentify(slice_) if self.config.deidentify else slice_, enforce_file_format=True)
         else:
-            part = inbox / f"{uid}.part"
             shutil.copyfile(slice_, part)
         part.rename(inbox / f"{uid}.dcm")
 

@@ -26,13 +26,8 @@ from pynetdicom.sop_class import Verification
 
 from ..errors import UserError
 from .config import NodeConfig
-from .results import NOTICE, derived_uid
+from .results import NOTICE, PATIENT_AND_STUDY, derived_uid
 
-PATIENT_AND_STUDY = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
-    "StudyTime", "ReferringPhysicianName",
-)  # fmt: skip
-"""What a result shares with its study, so that a PACS files it there."""
 TIMEOUT = 20
 PAGE = 500
 PASSWORD = "DICOMWEB_PASSWORD"
@@ -223,10 +218,8 @@ class WebPacs:
 
 
 def _pages(search: Callable[..., list[dict[str, Any]]], key: str) -> dict[str, Dataset]:
-    """All that a search finds, by UID, page by page.
-
-    The client's own ``get_remaining`` never ends with a server that does not know of ``offset`` (Orthanc 1.10).
-    """
+    """All that a search finds, by UID, page by page."""
+    # the client's own get_remaining never ends with a server that does not know of offset (Orthanc 1.10)
     found: dict[str, Dataset] = {}
     while True:
         page = {str(d[key].value): d for d in map(Dataset.from_json, search(limit=PAGE, offset=len(found)))}

@@ -28,10 +28,11 @@ from ..trust.decision import NOT_A_BRAIN_MRI
 NOTICE = "NOT FOR CLINICAL USE"
 MANUFACTURER = "brain-tumor-mri"
 _SCHEME = "99BTMRI"
-_EMPTY_IF_MISSING = (
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+PATIENT_AND_STUDY = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
+"""What a result shares with its study, so that a PACS files it there; left empty where a series has none of it."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _repaired(dataset: Dataset, notes: set[str]) -> Dataset:
     if not dataset.get("SpecificCharacterSet") and any(isinstance(v, bytes) and not v.isascii() for v in raw):
         dataset.SpecificCharacterSet = "ISO_IR 100"
         notes.add("text outside of its character set was read as Latin-1")
-    for name in _EMPTY_IF_MISSING:
+    for name in PATIENT_AND_STUDY:
         if name not in dataset or dataset[name].value is None:
             setattr(dataset, name, "")
             notes.add(f"{name} is missing and was left empty")

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoModelForImageClassification, PreTrainedModel, TimmWrapperConfig
 from transformers.utils import logging as transformers_logging
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..inference.model_config import require_timm
 from ..labels import LABELS, OWN_LABELS
 
@@ -74,7 +74,7 @@ def build_model(
         )
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         raise UserError(
-            f"{name_or_path}: cannot load these weights ({_first_line(error)}); give --model_name_or_path a local "
+            f"{name_or_path}: cannot load these weights ({first_line(error)}); give --model_name_or_path a local "
             "folder that holds config.json and model.safetensors, or start from random weights with --from_scratch"
         ) from error
     if not hasattr(model, "timm_model"):
@@ -137,7 +137,3 @@ def save_release(model: PreTrainedModel, folder: str | os.PathLike[str], *, half
             file.chmod(0o644)  # safetensors writes for the owner alone, and a server or a colleague has to read it
     finally:
         transformers_logging.set_verbosity(level)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
