@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -118,6 +119,12 @@ def test_uploaded_slice_gets_four_bars_an_answer_and_the_notice(visit: Visit) ->
     assert top.lower() in visit.finding().lower()
     assert PHANTOM.name in visit.page.inner_text("#answer .source")
     assert visit.page.inner_text("#notice") == RESEARCH_NOTICE
+    assert visit.page.inner_text("body").count("T1") == 1, "what the model expects is said, and once"
+    assert visit.page.inner_text("footer").split()[:3] == ["Use", "via", "API"]
+    visit.page.wait_for_selector(HEAT_MAP, timeout=ANSWER_MS)
+    for part in ("#notice", HEAT_MAP, "#answer .bars", "[data-report]"):
+        box = visit.page.locator(part).bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 900, f"{part} is not in view without scrolling"
 
 
 def test_the_input_is_ready_for_the_next_slice_at_once(visit: Visit, tmp_path: Path) -> None:
@@ -332,6 +339,12 @@ def test_many_files_become_a_table_that_sorts_and_a_csv(visit: Visit, tmp_path: 
     assert rows.evaluate_all(shares) == sorted(rows.evaluate_all(shares)) and rows.evaluate_all(shares)[0] == -1
     page.keyboard.press("Enter")
     assert rows.evaluate_all(shares) == sorted(rows.evaluate_all(shares), reverse=True)
+    scroll = page.locator("#batch-table .scroll")
+    scroll.evaluate("scroll => { scroll.style.maxHeight = '90px'; scroll.scrollTop = 50; }")
+    assert scroll.evaluate("scroll => scroll.scrollTop") == 50
+    page.get_by_role("button", name="Probability").press("Enter")
+    assert scroll.evaluate("scroll => scroll.scrollTop") == 0, "what was asked for first stands in view"
+    scroll.evaluate("scroll => { scroll.style.maxHeight = ''; }")
     with page.expect_download() as download:
         page.get_by_role("link", name="Download CSV").click()
     with open(download.value.path(), newline="", encoding="utf-8") as file:
@@ -339,8 +352,8 @@ def test_many_files_become_a_table_that_sorts_and_a_csv(visit: Visit, tmp_path: 
     assert [row["file"] for row in table] == ["phantom-glioma.png", "bad.jpg", "more.zip/../outside.png"]
     assert table[1]["error"] and table[0]["decision"] == "uncertain"
     assert page.inner_text("#notice") == RESEARCH_NOTICE
-    # a member of a zip is opened beside its picture
-    page.get_by_role("button", name="Open more.zip/../outside.png").click()
+    # a member of a zip is opened beside its picture, by a click anywhere on its row
+    page.get_by_role("cell", name="more.zip/../outside.png", exact=True).click()
     page.wait_for_function("document.querySelector('#answer').innerText.includes('more.zip/../outside.png')")
     assert page.locator("#slice-view").is_visible()
 
@@ -373,6 +386,27 @@ def test_zoom_window_and_invert_change_the_picture_and_not_the_answer_and_the_hi
     assert page.locator("#grey-window feFuncR").get_attribute("slope") == "-1"
     page.get_by_role("button", name="Reset").click()
     assert page.locator("#grey-window feFuncR").get_attribute("slope") == "1"
+    page.get_by_label("Window: width").fill("50")
+    page.get_by_label("Level: middle").fill("75")
+    assert page.locator("#grey-window feFuncR").get_attribute("slope") == "2"
+    assert page.locator("#grey-window feFuncB").get_attribute("intercept") == "-1", "white is 75 + 25, black 75 - 25"
+    page.locator(HEAT_MAP).wait_for(timeout=ANSWER_MS)
+    heat, stack = page.locator(".mapped .heat"), page.locator(".mapped .stack")
+    stack.hover()
+    page.mouse.down()
+    assert not heat.is_visible(), "pressed, the picture shows the slice alone"
+    page.mouse.up()
+    assert heat.is_visible()
+    stack.dblclick()
+    stack.hover()
+    page.mouse.wheel(0, -100)
+    page.mouse.down()
+    page.mouse.move(0, 0)
+    page.mouse.up()
+    zoomed = "pane => { const m = new DOMMatrix(getComputedStyle(pane).transform); return [m.a, m.e < 0, m.f < 0]; }"
+    assert pane.evaluate(zoomed) == [pytest.approx(2.4), True, True], "zoomed about the double click, then dragged"
+    page.get_by_role("button", name="Reset").click()
+    assert pane.evaluate(zoomed) == [1, False, False]
     assert visit.finding() == before
     page.set_input_files(FILE_INPUT, EXAMPLES / "phantom-pituitary.png")
     page.wait_for_function("document.querySelector('#answer').innerText.includes('phantom-pituitary.png')")
@@ -480,6 +514,72 @@ def test_no_view_has_a_serious_barrier_for_people_with_disabilities(
         found += barriers(visit.page, view)
     visit.context.close()
     assert not found, "\n".join(found)
+
+
+def test_where_a_file_is_dropped_and_what_the_keyboard_is_on_is_seen(
+    browser: "sync_api.Browser", trusted_model_dir: Path
+) -> None:
+    visit = Visit(browser, running_app(str(trusted_model_dir)))
+    page = visit.page
+    zone, button = page.locator("#slice-input"), page.locator("#slice-input button")
+    colours = "zone => ['borderTopColor', 'backgroundColor'].map((name) => getComputedStyle(zone)[name])"
+    for scheme in ("light", "dark"):
+        page.evaluate("dark => document.body.classList.toggle('dark', dark)", scheme == "dark")
+        page.wait_for_timeout(300)  # colours change in steps
+        assert contrast(*zone.evaluate(colours)) >= 3, scheme
+    ring = "element => { const s = getComputedStyle(element); return [s.outlineStyle, parseFloat(s.outlineWidth)]; }"
+    page.set_input_files(FILE_INPUT, PHANTOM)
+    page.wait_for_selector(HEAT_MAP, timeout=ANSWER_MS)
+    page.keyboard.press("Tab")
+    for element in (page.locator("[data-tool=invert]"), page.locator("[data-report]"), page.locator(HEAT_MAP)):
+        element.focus()
+        assert element.evaluate(ring) == ["solid", 3]
+    button.focus()
+    assert zone.evaluate(ring) == ["solid", 3]
+    inner, outer = button.locator(".wrap").bounding_box(), zone.bounding_box()
+    assert inner["y"] >= outer["y"] and inner["y"] + inner["height"] <= outer["y"] + outer["height"] + 1
+    visit.context.close()
+
+
+def contrast(*colours: str) -> float:
+    """Contrast of two colours as WCAG defines it, 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        channels = [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
+        linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+        return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+
+    low, high = sorted(luminance(colour) for colour in colours)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_on_paper_stand_notice_answer_and_pictures_dark_on_white_and_nothing_to_press(
+    browser: "sync_api.Browser", trusted_model_dir: Path
+) -> None:
+    visit = Visit(browser, running_app(str(trusted_model_dir)), scheme="dark")
+    page = visit.page
+    page.set_input_files(FILE_INPUT, PHANTOM)
+    page.wait_for_selector(HEAT_MAP, timeout=ANSWER_MS)
+    page.emulate_media(media="print", color_scheme="dark")
+    for pressed in ("button", "input", "#examples", "footer", "details", ".hint"):
+        assert page.locator(pressed).filter(visible=True).count() == 0, pressed
+    for part in (
+        "#notice p",
+        "h1",
+        "#answer .finding",
+        "#answer .bars",
+        "#answer .source",
+        ".whole img",
+        ".mapped .heat",
+    ):
+        assert page.locator(part).filter(visible=True).count() == 1, part
+    white = "element => getComputedStyle(element).backgroundColor"
+    assert page.locator("body").evaluate(white) == page.locator(".gradio-container").evaluate(white)
+    for part in ("#notice p", "#answer .finding", "#answer .source", ".whole figcaption", ".map-note:visible"):
+        ink = page.locator(part).evaluate("element => getComputedStyle(element).color")
+        assert contrast(ink, "rgb(255, 255, 255)") >= 4.5, part
+    assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4"))) == 1
+    visit.context.close()
 
 
 def test_missing_model_shows_a_message_on_the_page(browser: "sync_api.Browser") -> None:

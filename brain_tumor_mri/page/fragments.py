@@ -47,8 +47,10 @@ def bars(probabilities: dict[str, float] | None, names: Iterable[str] = TITLES) 
     return f'<ul class="bars">{"".join(rows)}</ul>'
 
 
-def classes_in_words(names: Sequence[str]) -> str:
-    """Return ``Glioma, meningioma or no tumour`` of class names."""
+def classes_in_words(names: Sequence[str], of: int = 0) -> str:
+    """Return ``Glioma, meningioma or no tumour`` of class names; where they are all ``of`` the model, that says it."""
+    if len(names) == of:
+        return "No class ruled out"
     titles = [TITLES[name] if i == 0 else TITLES[name].lower() for i, name in enumerate(names)]
     return " or ".join([", ".join(titles[:-1]), titles[-1]] if len(titles) > 1 else titles)
 

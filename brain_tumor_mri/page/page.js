@@ -19,7 +19,7 @@
     viewer.style.setProperty("--heat", `var(--heat-${radio.value})`);
     viewer.querySelectorAll(".map-note").forEach((note) => { note.hidden = note.dataset.class !== radio.value; });
   };
-  // held down, M takes the map away, so that the slice below can be compared
+  // held down, M or the picture itself takes the map away, so that the slice below can be compared
   const typing = ({ target }) => target.closest?.("input:not([type=range]):not([type=radio]), textarea, select");
   const hideMap = (hidden) => document.documentElement.classList.toggle("map-hidden", hidden);
   document.addEventListener("keydown", (event) => {
@@ -72,6 +72,7 @@
   document.addEventListener("pointerdown", ({ target, pointerId }) => {
     dragged = display.zoom > 1 && target.closest(".stack");
     if (dragged) dragged.setPointerCapture(pointerId);
+    else if (target.closest(".mapped .stack")) hideMap(true);
   });
   document.addEventListener("pointermove", ({ movementX, movementY }) => {
     if (!dragged) return;
@@ -79,7 +80,9 @@
     display.y += movementY / dragged.clientHeight;
     draw();
   });
-  document.addEventListener("pointerup", () => { dragged = null; });
+  const letGo = () => { dragged = null; hideMap(false); };
+  document.addEventListener("pointerup", letGo);
+  document.addEventListener("pointercancel", letGo);
 
   // --- coverage of the prediction set ---
 

@@ -113,7 +113,7 @@ def _decided(prediction: "Prediction", coverage: int, *, hidden: bool) -> str:
     return (
         f'<div class="decision" data-coverage="{coverage}"{" hidden" if hidden else ""}>'
         f"<h2>{decision_mark(decision)}{HEADINGS[decision]}</h2>"
-        f'<p class="finding">{html.escape(classes_in_words(left))}</p>'
+        f'<p class="finding">{html.escape(classes_in_words(left, len(prediction.probabilities)))}</p>'
         f'<p class="words">{html.escape(words)}</p><div class="words subdued">{html.escape(note)} {what}</div></div>'
     )
 
@@ -126,7 +126,8 @@ def meaning_of(prediction: "Prediction", coverage: int) -> tuple[str, str]:
     if prediction.decision == UNCERTAIN and prediction.reason:  # by its heat map, whatever the set
         return UNCERTAIN, f"Do not rely on this: {prediction.reason}, where no tumour can be."
     if len(left) > 1:
-        return UNCERTAIN, "The model cannot tell these apart here."
+        what = "these" if len(left) < len(prediction.probabilities) else "its classes"
+        return UNCERTAIN, f"The model cannot tell {what} apart here."
     return ANSWER, class_named(left[0]).description
 
 
@@ -155,5 +156,5 @@ def panel_title(prediction: "Prediction") -> str:
     """The answer in a few words."""
     if prediction.decision == NOT_A_BRAIN_MRI:
         return "Not a brain MRI"
-    words = classes_in_words(prediction.prediction_set or [str(prediction.label)])
+    words = classes_in_words(prediction.prediction_set or [str(prediction.label)], len(prediction.probabilities))
     return f"{words} (unfamiliar)" if prediction.decision == UNFAMILIAR else words

@@ -74,7 +74,8 @@ def viewer(
         target = "none" if explanations[0].prediction.label == NO_TUMOR else target
         style = f' style="{uris};--heat-none:none;--heat:var(--heat-{target})"'
         heat = '<div class="heat" aria-hidden="true"></div>'
-        figures += figure("mapped", "The slice under the heat map", "Under the heat map; hold M for the slice", heat)
+        caption = 'Under the heat map<span class="hint">; press it, or hold M, for the slice alone</span>'
+        figures += figure("mapped", "The slice under the heat map", caption, heat)
         controls = _heat_controls(explanations, target)
         seen = explanations[0].image
         extra = (

@@ -1,6 +1,7 @@
 """How the page looks: theme, style sheet and script, as Gradio takes them at launch.
 
-The style sheet is page.css, the script page.js, those of the examination lie beside them; they fetch nothing.
+The style sheet is page.css (print.css on paper), the script page.js, those of the examination lie beside them; they
+fetch nothing.
 """
 
 from pathlib import Path
@@ -45,4 +46,7 @@ def _read(*names: str) -> str:
 CSS = _read("page.css", "examination.css")
 
 # One rule is here because Gradio confines CSS to its content: a dot follows the one link that the footer has.
-HEAD = f"<style>footer .divider {{ display: none; }}</style>\n<script>\n{_read('page.js', 'examination.js')}</script>\n"
+HEAD = (
+    f'<style>footer .divider {{ display: none; }}</style>\n<style media="print">{_read("print.css")}</style>\n'
+    f"<script>\n{_read('page.js', 'examination.js')}</script>\n"
+)

@@ -171,7 +171,7 @@ def _in_words(prediction: "Prediction") -> str:
     if prediction.decision == UNFAMILIAR:
         return f"Unfamiliar, do not rely on it: {prediction.reason}"
     if prediction.decision == UNCERTAIN:
-        return f"Uncertain: {classes_in_words(prediction.prediction_set)}"
+        return f"Uncertain: {classes_in_words(prediction.prediction_set, len(prediction.probabilities))}"
     # without a trust.json there is no decision; the class alone would look like one
     return "Model's answer" if prediction.decision else "not checked"
 

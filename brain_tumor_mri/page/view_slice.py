@@ -155,7 +155,8 @@ def slice_report(model: "ModelHandle", path: "str | Source") -> bytes:
         words = "No answer", "Not a brain MRI", f"The model refuses this picture: {prediction.reason}."
     else:
         decision, meaning = meaning_of(prediction, classifier.coverage)
-        words = HEADINGS[decision], classes_in_words(prediction.prediction_set), meaning
+        left = classes_in_words(prediction.prediction_set, len(prediction.probabilities))
+        words = HEADINGS[decision], left, meaning
     seen = map_words(shown) if shown else ""
     return SliceReport(*words, prediction, image, facts, model.name, shown, seen).pdf()
 

@@ -282,4 +282,11 @@ def test_no_probability_is_shown_as_certain(value: float, text: str):
 
 def test_classes_are_listed_as_people_say_it():
     assert classes_in_words(["glioma"]) == "Glioma"
-    assert classes_in_words(["glioma", "notumor", "pituitary"]) == "Glioma, no tumour or pituitary tumour"
+    assert classes_in_words(["glioma", "notumor", "pituitary"], 4) == "Glioma, no tumour or pituitary tumour"
+
+
+def test_a_list_of_all_classes_is_said_to_rule_none_out():
+    sets = {90: ("glioma",), 95: LABELS}
+    said = parts(answer_panel(replace(UNSURE, prediction_set=LABELS, prediction_sets=sets), "x.png", "model", 95))
+    assert "No class ruled out" in said["95"] and "cannot tell its classes apart" in said["95"]
+    assert "Model's answer Glioma" in said["90"]
