@@ -7,8 +7,14 @@ import inspect
 import os
 from typing import Any
 
-# Gradio (6.31) asks matplotlib for its window system at each answer; to find that out takes the import of pyplot.
-os.environ.setdefault("MPLBACKEND", "agg")
+_SETTINGS = {
+    # Gradio (6.31) asks matplotlib for its window system at each answer; to find that out takes the import of pyplot.
+    "MPLBACKEND": "agg",
+    # It keeps who asked, of the last 10,000 answers, and counts all of them anew after each.
+    "GRADIO_ANALYTICS_MAX_EVENTS": "1",
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9),
+}
+os.environ.update(_SETTINGS | os.environ)
 
 _getfile = inspect.getfile
 
