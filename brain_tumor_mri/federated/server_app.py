@@ -34,32 +34,29 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
-from safetensors import safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging as transformers_logging
 
 from ..data.collections import load_collections
-from ..data.protocols import draw_seed
-from ..data.slices import load_slices, resolve_class_weights
+from ..data.slices import resolve_class_weights
 from ..errors import UserError
 from ..evaluation.record import describe_data, describe_model, run_record
 from ..evaluation.split import evaluate_collections, evaluate_split
-from ..files import put_in_place, read_json, write_json
+from ..files import read_json, write_json
 from ..inference.classifier import TumorClassifier
 from ..training.arguments import RunArguments, run_settings
 from ..training.backbone import build_model, save_release
+from ..training.parts import run_slices
 from ..training.run import write_run
 from .arguments import FEDERATION, FederationArguments, for_clients, parse_settings, read_settings
-from .task import Weights, describe_network, frozen_tensors, is_statistic, load_weights, travelling
+from .checkpoint import Checkpoint, plain
+from .recording import FederationError, RecordingGrid, say
+from .task import describe_network, frozen_tensors, is_statistic, load_weights, travelling
 
 CHECKPOINT, FAILED, RUN_FILE = "checkpoint.safetensors", "failed.json", "run.json"
 FREE = ("connect_timeout", "round_timeout", "output_dir")
 """Settings that a run that goes on may change."""
-
-
-class FederationError(Exception):
-    """The federation cannot go on; ``str(error)`` is one line that says why."""
 
 
 class AveragedStatisticsFedAdam(FedAdam):
@@ -89,113 +86,6 @@ class SecretNoise(DifferentialPrivacyClientSideFixedClipping):
         """Average and add noise."""
         np.random.seed(np.frombuffer(os.urandom(64), np.uint32))
         return super().aggregate_train(server_round, replies)
-
-
-class RecordingGrid(Grid):
-    """A ``Grid`` that keeps the run's history: who answered, who failed, what was sent, how long it took.
-
-    Answers come back in the order of the hospitals' names, so that sums of floats do not depend on who is faster.
-
-    Args:
-        grid: Flower's, which sends.
-        names: each hospital's name by its node.
-        history: of the rounds before, which is continued.
-        federation: says how long to wait where nobody is there, and whether it is private: then a round needs all.
-
-    Raises:
-        FederationError: nobody is there, no hospital answered a round of training, or privacy needs one that is gone.
-    """
-
-    def __init__(
-        self, grid: Grid, names: Mapping[int, str], history: list[dict[str, Any]], federation: FederationArguments
-    ) -> None:
-        self.grid, self.names, self.history, self.federation = grid, names, history, federation
-
-    def set_run(self, run: Any) -> None:
-        """As Flower's."""
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """As Flower's."""
-        return self.grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """As Flower's."""
-        return self.grid.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes that introduced themselves and are there; Flower would wait for ever for the first."""
-        deadline = monotonic() + self.federation.connect_timeout
-        while not (found := [node for node in self.grid.get_node_ids() if node in self.names]):
-            if monotonic() > deadline:
-                raise FederationError(f"after round {len(self.history)}: no hospital is left")
-            sleep(0.5)
-        return found
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """As Flower's."""
-        return self.grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """As Flower's."""
-        return self.grid.pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send and receive as Flower's grid does, and keep what happened."""
-        messages, started = list(messages), monotonic()
-        if not messages:
-            return []
-        training = messages[0].metadata.message_type == MessageType.TRAIN
-        if training:
-            self.history.append({"round": len(self.history) + 1})
-        for content in {id(message.content): message.content for message in messages}.values():
-            content["config"]["server-round"] = len(self.history)
-        asked = {self.names[message.metadata.dst_node_id] for message in messages}
-        failed = {name: "not there" for name in self.names.values() if name not in asked}
-        if failed and self.federation.private:
-            raise FederationError(f"round {len(self.history)}: privacy needs all hospitals{_listed(failed)}")
-        down = sum(sent_bytes(message) for message in messages)
-        received = list(self.grid.send_and_receive(messages, timeout=timeout))
-        # where a node is gone the SuperLink answers, in its own name; such an answer says no more than its absence
-        replies = [reply for reply in received if reply.metadata.src_node_id in self.names]
-        replies.sort(key=lambda reply: self.names[reply.metadata.src_node_id])
-        answered = {self.names[r.metadata.src_node_id]: r for r in replies if not r.has_error()}
-        failed |= {self.names[r.metadata.src_node_id]: r.error.reason for r in replies if r.has_error()}
-        gone = "it is gone" if len(received) > len(replies) else "no answer in time"
-        failed |= {name: gone for name in asked - {*answered, *failed}}
-        figures = {name: _figures(reply) for name, reply in answered.items()}
-        entry = self.history[-1]
-        if training:
-            entry |= {"hospitals": figures, "failed": dict(sorted(failed.items())), "seconds": 0.0, "bytes": 0}
-            _say(f"round {entry['round']}: {len(answered)} of {len(self.names)} hospitals trained{_listed(failed)}")
-        else:
-            entry["evaluation"] = {"hospitals": figures, "failed": dict(sorted(failed.items()))}
-        entry["seconds"] += monotonic() - started
-        entry["bytes"] += down + sum(sent_bytes(reply) for reply in answered.values())
-        if training and not answered:
-            raise FederationError(f"round {entry['round']}: no hospital is left{_listed(failed)}")
-        if training:
-            return replies
-        return [r for r in replies if r.has_error() or r.content["metrics"]["num-examples"]]
-
-
-def sent_bytes(message: Message) -> int:
-    """Return the size of a message's records as Flower counts it, without the transport's own overhead."""
-    return sum(record.count_bytes() for record in message.content.values())
-
-
-def _figures(reply: Message) -> dict[str, Any]:
-    told = next(iter(reply.content.metric_records.values()))
-    return {name: value if np.isfinite(value) else None for name, value in told.items()}
-
-
-def _listed(failed: Mapping[str, str]) -> str:
-    return "; failed: " + ", ".join(f"{name} ({reason})" for name, reason in sorted(failed.items())) if failed else ""
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 app = ServerApp()
@@ -245,17 +135,16 @@ def federate(grid: Grid, settings: dict[str, Any]) -> dict[str, Any]:
         image_size=args.model.image_size,
     )
     class_weights = _class_weights(args, hospitals, federation.private)
-    checkpoint = _Checkpoint(folder / CHECKPOINT)
+    checkpoint = Checkpoint(folder / CHECKPOINT)
     strategy = build_strategy(federation, len(hospitals))
     weights = checkpoint.restore(strategy) or travelling(model, federation.batch_norm)
     names = {node: told["name"] for node, told in hospitals.items()}
     recording = RecordingGrid(grid, names, checkpoint.history, federation)
     done, before = len(checkpoint.history), checkpoint.seconds
     if done:
-        _say(f"going on after round {done} of {federation.rounds}")
-    plain = _plain(strategy)
-    if isinstance(plain, AveragedStatisticsFedAdam):
-        plain.rounds_before = done
+        say(f"going on after round {done} of {federation.rounds}")
+    if isinstance(adam := plain(strategy), AveragedStatisticsFedAdam):
+        adam.rounds_before = done
 
     def keep(server_round: int, arrays: ArrayRecord) -> None:
         if server_round:
@@ -327,10 +216,6 @@ def build_strategy(federation: FederationArguments, hospitals: int) -> Strategy:
     )
 
 
-def _plain(strategy: Strategy) -> Strategy:
-    return getattr(strategy, "strategy", strategy)
-
-
 def _wait_for_hospitals(grid: Grid, federation: FederationArguments) -> dict[int, dict[str, Any]]:
     """Wait until all are there and ask who they are: by node ``name`` and, if told, ``classes`` and ``slices``."""
     wanted, deadline = federation.wanted, monotonic() + federation.connect_timeout
@@ -343,7 +228,7 @@ def _wait_for_hospitals(grid: Grid, federation: FederationArguments) -> dict[int
     told = {}
     for reply in grid.send_and_receive(messages, timeout=federation.round_timeout):
         if reply.has_error():
-            _say(f"a hospital cannot take part ({reply.error.reason}); its own log says why")
+            say(f"a hospital cannot take part ({reply.error.reason}); its own log says why")
         else:
             counts = reply.content.metric_records.get("counts", {})
             told[reply.metadata.src_node_id] = {"name": reply.content["hospital"]["name"], **counts}
@@ -353,7 +238,7 @@ def _wait_for_hospitals(grid: Grid, federation: FederationArguments) -> dict[int
         )
     if twice := [name for name, n in Counter(h["name"] for h in told.values()).items() if n > 1]:
         raise UserError(f"{twice[0]}: two hospitals have this name; give each its own")
-    _say("hospitals: " + ", ".join(sorted(f"{h['name']} ({h.get('slices', '?')} slices)" for h in told.values())))
+    say("hospitals: " + ", ".join(sorted(f"{h['name']} ({h.get('slices', '?')} slices)" for h in told.values())))
     return told
 
 
@@ -366,51 +251,9 @@ def _class_weights(args: RunArguments, hospitals: Mapping[int, dict[str, Any]], 
     return resolve_class_weights(setting, np.repeat(np.arange(4), counts).tolist())
 
 
-class _Checkpoint:
-    """Weights, the strategy's state and the history in one file, written whole after every round."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.history: list[dict[str, Any]] = []
-        self.seconds = 0.0
-
-    def store(self, strategy: Strategy, weights: Weights) -> None:
-        """Write beside and rename."""
-        tensors = {f"weights/{name}": value.contiguous() for name, value in weights.items()}
-        plain = _plain(strategy)
-        for moment in ("m_t", "v_t"):
-            tensors |= {
-                f"{moment}/{name}": ArrayRecord({name: Array(np.asarray(value))}).to_torch_state_dict()[name]
-                for name, value in (getattr(plain, moment, None) or {}).items()
-            }
-        state: dict[str, Any] = {"history": self.history, "seconds": self.seconds}
-        if accountant := getattr(strategy, "accountant", None):
-            state["accountant"] = accountant.state_dict()
-        beside = self.path.with_name(f".{self.path.name}.part")
-        save_file(tensors, beside, metadata={"state": json.dumps(state)})
-        put_in_place(beside, self.path)
-
-    def restore(self, strategy: Strategy) -> Weights | None:
-        """Read what was stored, if anything, into the strategy; return the weights."""
-        if not self.path.is_file():
-            return None
-        with safe_open(self.path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        self.history, self.seconds = state["history"], state["seconds"]
-        plain = _plain(strategy)
-        for moment in ("m_t", "v_t"):
-            found = {k.partition("/")[2]: v.numpy() for k, v in tensors.items() if k.startswith(f"{moment}/")}
-            if found:
-                setattr(plain, moment, found)
-        if accountant := getattr(strategy, "accountant", None):
-            accountant.load_state_dict(state["accountant"])
-        return {k.partition("/")[2]: v for k, v in tensors.items() if k.startswith("weights/")}
-
-
 def _write_result(
     folder: Path, model: PreTrainedModel, federation: FederationArguments, args: RunArguments,
-    hospitals: Mapping[int, dict[str, Any]], checkpoint: _Checkpoint, class_weights: list[float] | None,
+    hospitals: Mapping[int, dict[str, Any]], checkpoint: Checkpoint, class_weights: list[float] | None,
     strategy: Strategy,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the model in the released layout and its record, which comes last."""
@@ -419,13 +262,7 @@ def _write_result(
     data: dict[str, Any] = {"name": None, "counts": None}
     splits, collections = {}, None
     if federation.server_test:
-        slices = load_slices(
-            args.data.data_dir,
-            args.protocol,
-            seed=draw_seed(args.training.to_dict()),
-            skip_unreadable=args.data.skip_unreadable,
-            parts=("test",),
-        )
+        slices = run_slices(args, parts=("test",))
         data = describe_data(args.data.data_dir, slices)
         splits = {"test": evaluate_split(classifier, slices.splits["test"])}
         if args.collections.collections_dir:
@@ -457,7 +294,7 @@ def _write_result(
         },
     }  # fmt: skip
     if spent:
-        _say(f"privacy: epsilon {spent.epsilon:.2f} at delta {spent.delta:g} for a whole hospital")
+        say(f"privacy: epsilon {spent.epsilon:.2f} at delta {spent.delta:g} for a whole hospital")
     if splits:
         write_run(folder, record, [])
     else:

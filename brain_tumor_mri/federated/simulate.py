@@ -16,14 +16,14 @@ from typing import Any
 import yaml
 from flwr.app import Context, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from ..errors import UserError
 from ..files import write_text
 from .arguments import parse_settings, read_settings
 from .client_app import app as client_app
-from .server_app import FederationError, federate, prepare_folder
+from .recording import FederationError
+from .server_app import federate, prepare_folder
 from .task import simulated_hospitals
 
 __all__ = ["FederationError", "OneProcessGrid", "read_settings", "simulate"]
@@ -32,8 +32,8 @@ PATHS = ("model_name_or_path", "data_dir", "external_dir", "collections_dir", "o
 SETTINGS_FILE, LOG_FILE = "federation.yaml", "federation.log"
 
 
-class OneProcessGrid(Grid):
-    """A ``Grid`` whose nodes are calls of the client app, in their order, each with all cores.
+class OneProcessGrid:
+    """A ``Grid``, as far as strategies ask, whose nodes are calls of the client app, one after the other.
 
     Every message goes through the bytes that a network would carry.
 
@@ -63,16 +63,6 @@ class OneProcessGrid(Grid):
             run_config={"settings-file": self.settings_file},
         )  # fmt: skip
         return _carried(client_app(message, context))
-
-    @property
-    def run(self) -> Any:
-        """None: no strategy asks."""
-        return None
-
-    def _of_a_superlink(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("there is no SuperLink here")
-
-    set_run = create_message = push_messages = pull_messages = _of_a_superlink
 
 
 def _carried(message: Message) -> Message:

@@ -23,13 +23,14 @@ from transformers import EvalPrediction, PreTrainedModel, PrinterCallback
 
 from ..data.br35h import load_external
 from ..data.collections import TABLE, draw_shares, load_collections
-from ..data.protocols import ProtocolArguments, draw_seed
+from ..data.protocols import ProtocolArguments
 from ..data.slices import label_counts, load_slices, with_slices
 from ..errors import UserError
 from ..training.arguments import RunArguments, optimizer_class
 from ..training.backbone import build_model
 from ..training.dataset import SliceDataset, TrainTransform, eval_transform
 from ..training.losses import ALLOWED_CLASSES
+from ..training.parts import run_slices
 from ..training.run import tune_for_cpu
 from ..training.trainer import WeightedLossTrainer
 from .arguments import FederationArguments, parse_client_settings, parse_settings, read_settings
@@ -81,13 +82,7 @@ def simulated_hospitals(settings_file: str) -> dict[str, Hospital]:
 
 def _pooled(args: RunArguments) -> dict[str, datasets.Dataset]:
     """The slices that train, and those that validate, with the column ``hospital``: the collection they are of."""
-    data = load_slices(
-        args.data.data_dir,
-        args.protocol,
-        seed=draw_seed(args.training.to_dict()),
-        skip_unreadable=args.data.skip_unreadable,
-        parts=("train", "validation"),
-    )
+    data = run_slices(args, parts=("train", "validation"))
     external = load_external(args.external.external_dir) if args.external.external_dir else {}
     folder = args.collections.collections_dir
     further = load_collections(folder, args.protocol.collection) if folder else {}

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 
@@ -40,16 +41,15 @@ class Parts:
     fingerprints: dict[str, str]
 
 
+def run_slices(args: RunArguments, **options: Any) -> SliceData:
+    """Load a run's data set under its protocol; ``options`` are further ones of ``load_slices``."""
+    options |= {"seed": draw_seed(args.training.to_dict()), "skip_unreadable": args.data.skip_unreadable}
+    return load_slices(args.data.data_dir, args.protocol, **options)
+
+
 def load_parts(args: RunArguments, *, progress: bool = False) -> Parts:
     """Load what the arguments name."""
-    slices = load_slices(
-        args.data.data_dir,
-        args.protocol,
-        seed=draw_seed(args.training.to_dict()),
-        skip_unreadable=args.data.skip_unreadable,
-        progress=progress,
-        labels=args.data.names,
-    )
+    slices = run_slices(args, progress=progress, labels=args.data.names)
     weights = resolve_class_weights(args.data.class_weights, slices.splits["train"]["label"], slices.labels)
     train, validation = slices.splits["train"], slices.splits["validation"]
     tumours = load_external(args.external.external_dir) if args.external.external_dir else None
