@@ -15,8 +15,8 @@ import torch
 
 from ..errors import UserError
 from ..images.read import ImageSource, load_image, name_of
-from ..inference.classifier import TumorClassifier, pixels_of
-from ..inference.prediction import Prediction
+from ..inference.classifier import TumorClassifier
+from ..inference.prediction import Prediction, pixels_of
 from ..inference.run_pytorch import StageFeatures
 
 MAX_DIFFERENCE = 1e-4

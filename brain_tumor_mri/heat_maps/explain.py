@@ -19,8 +19,8 @@ from PIL import Image
 
 from ..errors import UserError
 from ..images.read import ImageSource, is_single, name_of
-from ..inference.classifier import OnError, TumorClassifier, pixels_of
-from ..inference.prediction import Answers, Prediction, Reading
+from ..inference.classifier import TumorClassifier
+from ..inference.prediction import Answers, OnError, Prediction, Reading, pixels_of
 from ..labels import NO_TUMOR
 from ..machine import cpu_count
 from ..trust.decision import ANSWER, UNCERTAIN

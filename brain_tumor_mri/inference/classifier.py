@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -28,14 +28,13 @@ from .load import check_device, pytorch
 from .member import Member
 from .model_folder import DEFAULT_MODEL, ModelFolder
 from .network import Network
-from .prediction import Answers, Prediction, Reading, unmeasured
+from .prediction import Answers, OnError, Prediction, Reading, pixels_of, unmeasured
 
 if TYPE_CHECKING:
     import torch
 
     from ..heat_maps.explain import Explanation
 
-OnError = Literal["raise", "record"]
 _READERS = min(4, cpu_count())
 
 
@@ -194,17 +193,6 @@ class TumorClassifier:
             return [pixel_values]
         sizes = (member.image_size for member in self.members)
         return [pixel_values[:, i, :, :h, :w] for i, (h, w) in enumerate(sizes)]
-
-    def probabilities(self, pixel_values: np.ndarray) -> np.ndarray:
-        """Class probabilities of a batch.
-
-        Args:
-            pixel_values: as for ``answers``.
-
-        Returns:
-            float64 (N, 4); rows sum to 1, columns in the order of ``labels``.
-        """
-        return self.answers(pixel_values).probabilities
 
     def answers(self, pixel_values: np.ndarray) -> Answers:
         """Answer a batch: probabilities and, with a ``trust.json``, prediction sets, unlikeness and foreignness.
@@ -400,19 +388,6 @@ class TumorClassifier:
             unlikeness=unlikeness,
             foreign=foreign,
         )
-
-
-def pixels_of(readings: Sequence[Reading], on_error: OnError = "record") -> np.ndarray | None:
-    """Stack the inputs of those that could be read; None where none could.
-
-    Raises:
-        UnreadableImageError: of the first that could not be read, where ``on_error`` is ``"raise"``.
-    """
-    errors = [reading.error for reading in readings if reading.error]
-    if errors and on_error == "raise":
-        raise errors[0]
-    pixels = [reading.pixel_values for reading in readings if reading.pixel_values is not None]
-    return np.stack(pixels) if pixels else None
 
 
 def _checked_batch_size(batch_size: int) -> int:

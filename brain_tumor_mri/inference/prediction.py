@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from ..trust.decision import DECISIONS, NOT_A_BRAIN_MRI
 if TYPE_CHECKING:
     from ..images.read import UnreadableImageError
 
+OnError = Literal["raise", "record"]
+"""Of a bad image: raise its error, or record it in the answer."""
 MEASURED_SEQUENCES = ("t1c",)
 """Sequences on which the kinds of tumour were measured; on others the decision is ``unfamiliar``."""
 
@@ -52,6 +54,19 @@ class Reading:
     fault: str | None = None
     error: UnreadableImageError | None = None
     sequence: str = "unknown"
+
+
+def pixels_of(readings: Sequence[Reading], on_error: OnError = "record") -> np.ndarray | None:
+    """Stack the inputs of those that could be read; None where none could.
+
+    Raises:
+        UnreadableImageError: of the first that could not be read, where ``on_error`` is ``"raise"``.
+    """
+    errors = [reading.error for reading in readings if reading.error]
+    if errors and on_error == "raise":
+        raise errors[0]
+    pixels = [reading.pixel_values for reading in readings if reading.pixel_values is not None]
+    return np.stack(pixels) if pixels else None
 
 
 @dataclass(frozen=True)
