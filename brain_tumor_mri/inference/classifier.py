@@ -194,6 +194,10 @@ class TumorClassifier:
         sizes = (member.image_size for member in self.members)
         return [pixel_values[:, i, :, :h, :w] for i, (h, w) in enumerate(sizes)]
 
+    def probabilities(self, pixel_values: np.ndarray) -> np.ndarray:
+        """Class probabilities of a batch as of ``answers``: float64 (N, C) in the order of ``labels``."""
+        return self.answers(pixel_values).probabilities
+
     def answers(self, pixel_values: np.ndarray) -> Answers:
         """Answer a batch: probabilities and, with a ``trust.json``, prediction sets, unlikeness and foreignness.
 

@@ -219,7 +219,7 @@ def test_preprocessing_is_the_models_own(classifier: TumorClassifier, tiny_model
     expected = AutoImageProcessor.from_pretrained(tiny_model_dir)(image, return_tensors="pt")["pixel_values"][0]
     assert np.array_equal(classifier.preprocess(image), expected.numpy())
     assert classifier.image_size == (224, 224) == tuple(expected.shape[1:])
-    assert classifier.answers(expected[None].numpy()).probabilities.sum() == pytest.approx(1)
+    assert classifier.probabilities(expected[None].numpy()).sum() == pytest.approx(1)
     assert not classifier.model.training and classifier.model.dtype == torch.float32
 
 
