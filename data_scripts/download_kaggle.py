@@ -10,7 +10,7 @@ import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -37,7 +37,7 @@ _BY_HAND = (
 )
 
 Counts = dict[str, dict[str, int]]
-Writer = Callable[[Path], None]
+Source = Path | zipfile.Path
 
 
 def count_images(folder: Path) -> Counts | None:
@@ -59,15 +59,8 @@ def install_archive(archive: Path, output_dir: Path, *, force: bool = False) -> 
             if (total := sum(member.file_size for member in bundle.infolist())) > MAX_UNPACKED_BYTES:
                 gigabytes = f"{total / 1024**3:.1f} GiB; the limit is {MAX_UNPACKED_BYTES / 1024**3:.0f} GiB"
                 raise UserError(f"{archive}: would unpack to {gigabytes}")
-
-            def writer(name: str) -> Writer:
-                def write(target: Path) -> None:
-                    with bundle.open(name) as source, open(target, "wb") as sink:
-                        shutil.copyfileobj(source, sink)
-
-                return write
-
-            return install({name: writer(name) for name in bundle.namelist()}, output_dir, str(archive), force=force)
+            files = {name: zipfile.Path(bundle, name) for name in bundle.namelist()}
+            return install(files, output_dir, str(archive), force=force)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename or archive}: no such file") from error
     except IsADirectoryError as error:
@@ -77,22 +70,22 @@ def install_archive(archive: Path, output_dir: Path, *, force: bool = False) -> 
 
 
 def install_folder(source: Path, output_dir: Path, *, force: bool = False) -> Counts:
-    """As :func:`install_archive`, from an unpacked folder; files are hard-linked where the disk allows, else copied."""
-
-    def writer(path: Path) -> Writer:
-        def write(target: Path) -> None:
-            try:
-                os.link(path, target)
-            except OSError:  # another disk, or a file system without hard links
-                shutil.copyfile(path, target)
-
-        return write
-
-    paths = [p for p in sorted(source.rglob("*")) if p.is_file()]
-    return install({p.relative_to(source).as_posix(): writer(p) for p in paths}, output_dir, str(source), force=force)
+    """As :func:`install_archive`, from an unpacked folder."""
+    files = {path.relative_to(source).as_posix(): path for path in sorted(source.rglob("*")) if path.is_file()}
+    return install(files, output_dir, str(source), force=force)
 
 
-def install(files: dict[str, Writer], output_dir: Path, source: str, *, force: bool = False) -> Counts:
+def _copy(source: Source, target: Path) -> None:
+    """Hard-link a file where the disk allows, else copy it."""
+    if isinstance(source, Path):
+        with suppress(OSError):  # another disk, or a file system without hard links
+            return os.link(source, target)
+    with source.open("rb") as content, target.open("wb") as sink:
+        shutil.copyfileobj(content, sink)
+    return None
+
+
+def install(files: Mapping[str, Source], output_dir: Path, source: str, *, force: bool = False) -> Counts:
     """Write the images among ``files`` as ``output_dir/Training|Testing/CLASS/NAME``.
 
     They are written into ``output_dir/.partial`` and renamed when all are there: at no moment does a half-written
@@ -115,7 +108,7 @@ def install(files: dict[str, Writer], output_dir: Path, source: str, *, force: b
             for folder in {target.parent for target in targets.values()}:
                 (partial / folder).mkdir(parents=True)
             for name, target in _progress(targets.items(), "Unpacking"):
-                files[name](partial / target)
+                _copy(files[name], partial / target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             if not existed:
