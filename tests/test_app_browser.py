@@ -575,7 +575,7 @@ def test_on_paper_stand_notice_answer_and_pictures_dark_on_white_and_nothing_to_
         assert page.locator(part).filter(visible=True).count() == 1, part
     white = "element => getComputedStyle(element).backgroundColor"
     assert page.locator("body").evaluate(white) == page.locator(".gradio-container").evaluate(white)
-    for part in ("#notice p", "#answer .finding", "#answer .source", ".whole figcaption", ".map-note:visible"):
+    for part in ("#notice p", "#answer .finding:visible", "#answer .source", ".whole figcaption", ".map-note:visible"):
         ink = page.locator(part).evaluate("element => getComputedStyle(element).color")
         assert contrast(ink, "rgb(255, 255, 255)") >= 4.5, part
     assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4"))) == 1

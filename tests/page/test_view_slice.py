@@ -21,7 +21,7 @@ from brain_tumor_mri import TumorClassifier, UserError
 from brain_tumor_mri.heat_maps.explain import Explanation, explain
 from brain_tumor_mri.images.facts import slice_facts
 from brain_tumor_mri.inference.prediction import Prediction
-from brain_tumor_mri.labels import LABELS, RESEARCH_NOTICE
+from brain_tumor_mri.labels import LABELS, RESEARCH_NOTICE, TITLES
 from brain_tumor_mri.page.fragments import classes_in_words, decision_mark, percent
 from brain_tumor_mri.page.handle import ModelHandle
 from brain_tumor_mri.page.slice_panel import answer_panel
@@ -210,6 +210,13 @@ def test_an_answer_whose_evidence_lies_outside_the_head_becomes_uncertain(
     panel = explain_slice(model, path)[1]
     assert "Uncertain" in text_of(panel) and "Model's answer" not in panel and 'class="mark uncertain"' in panel
     assert "61% of the evidence for it lies outside the head" in panel and "phantom-glioma.png" in panel
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.png")), ids=lambda path: path.stem)
+def test_the_released_model_answers_every_example(example: Path):
+    answer = answer_slice(ModelHandle("model-lite"), str(example))
+    label = example.stem.removeprefix("phantom-") if example.stem.startswith("phantom") else "notumor"
+    assert answer.explainable and TITLES[label].lower() in answer.title.lower()
 
 
 def test_the_page_of_pdf_says_what_the_panel_says_and_names_no_file(tmp_path):
