@@ -10,32 +10,25 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
-from time import monotonic, sleep
+from time import sleep
 from typing import Any
 
 import httpx
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-    parse_ratelimit_headers,
-)
+from huggingface_hub.utils import disable_progress_bars, parse_ratelimit_headers
 from huggingface_hub.utils import logging as client_logging
 from huggingface_hub.utils.sha import git_hash
 
 from ..errors import UserError, without_credentials
 
 ATTEMPTS = 5
-PATIENCE = 900.0  # seconds; after that no further attempt starts
 LONGEST_WAIT = 330.0  # seconds; the Hub counts requests in windows of five minutes
 _LOGIN = (
     "run `hf auth login`, or set HF_TOKEN to a token with write permission (https://huggingface.co/settings/tokens)"
@@ -131,8 +124,8 @@ def push(
     def attempt() -> None:
         _push_once(api, plan, revision, tag, private, outcome)
 
-    with quiet_client():
-        _repeat(attempt, f"{plan.repo_id} on {without_credentials(api.endpoint)}", token)
+    quiet_client()
+    _repeat(attempt, f"{plan.repo_id} on {without_credentials(api.endpoint)}", token)
     return outcome
 
 
@@ -210,24 +203,15 @@ def require_token(given: str | None = None) -> str:
     return token
 
 
-@contextmanager
-def quiet_client() -> Iterator[None]:
+def quiet_client() -> None:
     """Keep the client's log lines and, where nobody watches, its bars off stderr: this module tells what happens."""
-    before, bars = client_logging.get_verbosity(), not are_progress_bars_disabled() and not sys.stderr.isatty()
     client_logging.set_verbosity_error()
-    if bars:
+    if not sys.stderr.isatty():
         disable_progress_bars()
-    try:
-        yield
-    finally:
-        client_logging.set_verbosity(before)
-        if bars:
-            enable_progress_bars()
 
 
 def _repeat(attempt: Callable[[], None], what: str, token: str) -> None:
     """Call ``attempt`` until it succeeds; errors are one line, without the token and the errors that led to it."""
-    start = monotonic()
     for count in range(1, ATTEMPTS + 1):
         try:
             return attempt()
@@ -238,14 +222,13 @@ def _repeat(attempt: Callable[[], None], what: str, token: str) -> None:
             wait = _wait(cause, count)
             described = _describe(cause).replace(token, "***")
             final = _refusal(cause, what, described)
-        if wait is not None and (count == ATTEMPTS or monotonic() - start > PATIENCE):
-            again = "run the same command again: it does what is still to be done"
-            raise PublishError(f"{what}: {described}, after {count} attempts; {again}")
         if wait is None:
             raise final
-        print(f"{described}; trying again in {wait:g} s", file=sys.stderr)
-        sleep(wait)
-    raise AssertionError("unreachable")
+        if count < ATTEMPTS:
+            print(f"{described}; trying again in {wait:g} s", file=sys.stderr)
+            sleep(wait)
+    again = "run the same command again: it does what is still to be done"
+    raise PublishError(f"{what}: {described}, after {ATTEMPTS} attempts; {again}")
 
 
 def _cause(error: Exception) -> BaseException:

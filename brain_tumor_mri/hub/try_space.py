@@ -88,8 +88,8 @@ def check_space(plan: Plan, model: ModelVersion, *, folder: str | None = None, f
 
 def _require_model(model: ModelVersion) -> None:
     """Refuse what the app would refuse, before minutes are spent, and what a Space, which has no token, cannot have."""
-    with quiet_client():
-        find_model(model.id, model.revision, "onnx").require_project_labels()  # PyTorch is not on the Space
+    quiet_client()
+    find_model(model.id, model.revision, "onnx").require_project_labels()  # PyTorch is not on the Space
     try:
         hidden = HfApi(token=False).model_info(model.id, revision=model.revision).gated
     except (OSError, httpx.HTTPError) as error:
