@@ -101,7 +101,8 @@ def write_int8(source: Path, file: Path, slices: Sequence[np.ndarray]) -> None:
     with tempfile.TemporaryDirectory(prefix=".quantizing-", dir=file.parent) as scratch, silence():
         plain, prepared = (Path(scratch) / f"{name}.onnx" for name in ("plain", "prepared"))
         onnx.save(_opened(onnx.load(source)), plain)
-        quant_pre_process(plain, prepared)
+        # folding would store the weights once more in float32, turned round as the heat maps need them
+        quant_pre_process(plain, prepared, skip_optimization=True)
         quantize_static(
             prepared,
             file,
