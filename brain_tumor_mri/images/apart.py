@@ -147,6 +147,8 @@ def _start(serve: str) -> "subprocess.Popen[bytes]":
     # One thread, and the system's own way of handing out memory: others reserve more than the limit.
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX")}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    if uploads := os.environ.get("GRADIO_TEMP_DIR"):
+        kept["TMPDIR"] = uploads  # what a decoder needs as a file lies where the page sweeps, should the child die
     return subprocess.Popen(
         [sys.executable, "-c", serve],
         cwd=_REPOSITORY,  # where a Space, which installs nothing, has the package

@@ -73,7 +73,7 @@ def build_examination_view(model: "ModelHandle") -> None:
     gr.HTML(
         "<p>One examination: a volume (NIfTI, MGZ, NRRD, MHA), a zip, or DICOM files; drop them below, or "
         '<button type="button" class="choose-folder">choose a folder</button>. Up to '
-        f"{MAX_ARCHIVE_BYTES // 2**20}\u00a0MB a file. Nothing is unpacked to disk, and uploads are removed after ten "
+        f"{MAX_ARCHIVE_BYTES // 2**20}\u00a0MB a file. Uploads, and what is unpacked of them, are removed after ten "
         "minutes.</p>",
         elem_classes="lead",
     )

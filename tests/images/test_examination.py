@@ -48,6 +48,14 @@ def test_what_cannot_be_read_or_is_too_large_is_a_line_with_its_name(tmp_path: P
         examination.read(0)
 
 
+def test_what_is_unpacked_lies_among_the_uploads(tmp_path: Path, scan: Path, monkeypatch: pytest.MonkeyPatch):
+    code = "import tempfile; raise examination.UnreadableVolumeError('', tempfile.gettempdir())"
+    monkeypatch.setattr(ExaminationApart, "serve", HOSTILE.format(code=code))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    with ExaminationApart(scan, 10**6) as examination, pytest.raises(UnreadableVolumeError, match=str(tmp_path)):
+        examination.read(0)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limits")
 @pytest.mark.parametrize(
     ("code", "words"),
