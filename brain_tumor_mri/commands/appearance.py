@@ -1,4 +1,4 @@
-"""``brain-tumor-mri appearance --model DIR``: writes ``appearance.json``, what tells sequence, plane and skull.
+"""``brain-tumor-mri appearance --model DIR``: writes ``appearance.json``, what tells sequence and skull.
 
 Fitted on slices whose looks are known; each collection measured by a fit without it. Calibrate first: the features are
 those of trust.json. Takes a few minutes.
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{args.collections_dir}: no slices of two kinds of {task}; give --data_dir too")
         heads[task], measured[task] = fit_head(features[rows], labels, [known[i].collection for i in rows])
     record = {
-        "protocol": "each collection judged by a fit without it; the network itself trained on slices of most of them",
+        "protocol": "each collection judged by a fit and limits without it; the network trained on slices of most",
         "measured": measured,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),

@@ -19,7 +19,7 @@ COMMANDS = {
     "stress": "measure what disturbed images (motion, noise, JPEG, ...) cost a model",
     "explain": "show where the model looked, as heat maps",
     "calibrate": "fit calibration, prediction sets and the check for foreign pictures to a model",
-    "appearance": "fit what tells sequence, plane and skull from the pixels of a volume",
+    "appearance": "fit what tells sequence and skull from the pixels of a volume",
     "average": "average the weights of two trainings, one begun with the other",
     "decoder": "fit the heat maps of a model to outlined tumours",
     "federate": "train one model with hospitals that keep their images, simulated on this machine",

@@ -1,4 +1,4 @@
-"""What the pixels say of a slice's sequence, plane and skull: ``appearance.json`` beside the weights, read and applied.
+"""What the pixels say of a slice's sequence and skull: ``appearance.json`` beside the weights, read and applied.
 
 ``brain-tumor-mri appearance`` writes the file. Each head is a logistic regression on the features that trust.json's
 checks read and on a profile of grey values from the head's middle outwards. What no head is sure of is not told.
@@ -19,7 +19,7 @@ from .model_folder import ModelFolder
 
 FILE_NAME = "appearance.json"
 SCHEMA = 1
-TASKS = ("sequence", "plane", "skull_stripped")
+TASKS = ("sequence", "skull_stripped")
 _RINGS = (0.0, 0.25, 0.45, 0.6, 0.72, 0.84, 0.95, 1.1)
 """Borders, as shares of the way from the middle of the head's box to its sides."""
 
@@ -85,14 +85,12 @@ class Appearance:
         slices: how many were looked at.
         sequence: ``t1``, ``t1c``, ``t2`` or ``flair``.
         sequence_probability: of the likeliest sequence, in [0, 1].
-        plane: ``axial``, ``coronal`` or ``sagittal``.
         skull_stripped: whether the skull was removed.
     """
 
     slices: int
     sequence: str | None
     sequence_probability: float
-    plane: str | None
     skull_stripped: bool | None
 
 
@@ -120,9 +118,7 @@ class AppearanceHeads:
         inputs = np.concatenate([features, np.array([grey_profile(picture) for picture in pictures])], axis=1)
         told = {task: head.told(head.probabilities(inputs).mean(0)) for task, head in self.heads.items()}
         stripped = told["skull_stripped"][0]
-        return Appearance(
-            len(pictures), *told["sequence"], told["plane"][0], None if stripped is None else stripped == "yes"
-        )
+        return Appearance(len(pictures), *told["sequence"], None if stripped is None else stripped == "yes")
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the file."""

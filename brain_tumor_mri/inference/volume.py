@@ -151,7 +151,7 @@ class VolumeClassifier:
 
     Attributes:
         slice_classifier: what answers the slices.
-        appearance: the model folder's ``appearance.json``, which tells sequence, plane and skull from pixels; None
+        appearance: the model folder's ``appearance.json``, which tells sequence and skull from pixels; None
             without one, without a ``trust.json``, and for an ensemble.
         limit: of its ``patients.json``, how sure an answer for a patient must be; None as above.
     """
@@ -281,8 +281,6 @@ def combine(
     probabilities = dict(zip(LABELS, stretches[first].tolist(), strict=True))
     label = max(probabilities, key=probabilities.__getitem__)
     sequence, warnings = _sequence(volume, appearance)
-    if appearance and appearance.plane and appearance.plane != upright.plane:
-        warnings += (f"the slices look {appearance.plane}, although by the geometry they are {upright.plane}",)
     decision, reason = _decide(volume, sequence, label, [answers[k] for k in stretch], [answers[k] for k in used])
     possible = limit.possible(probabilities) if limit else ()
     if limit and decision == ANSWER and len(possible) > 1:

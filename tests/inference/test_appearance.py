@@ -1,4 +1,4 @@
-"""What pixels tell of sequence, plane and skull: where it is sure, never against a header."""
+"""What pixels tell of sequence and skull: where it is sure, never against a header."""
 
 import json
 from dataclasses import replace
@@ -54,6 +54,21 @@ def test_a_head_is_measured_on_collections_left_out_and_is_silent_where_it_is_no
     assert (head.limits == NEVER).all() or figures["told_by_collection"] < 0.5
 
 
+def test_what_is_told_of_a_collection_is_measured_with_limits_that_saw_nothing_of_it():
+    rng = np.random.default_rng(0)
+    features, labels, collections = [], [], []
+    for collection in "abcdef":
+        for name, place in (("t1", -1), ("t2", 1)):
+            x = slices(rng, 0)
+            x[:, 0] += -place if collection == "f" else place  # there it is the other way round
+            features.append(x)
+            labels += [name] * len(x)
+            collections += [collection] * len(x)
+    head, figures = fit_head(np.concatenate(features), labels, collections)
+    assert (head.limits == NEVER).all()  # with that collection among those that set them nothing is sure
+    assert figures["collections"]["f t1"]["told"] > 0.5 and figures["collections"]["f t1"]["right_when_told"] == 0
+
+
 def test_the_file_is_of_its_weights_and_a_damaged_one_is_a_line(tmp_path: Path):
     head = Head(("no", "yes"), np.ones((2, 43)), np.zeros(2), np.full(2, 0.6))
     heads = AppearanceHeads("abc", dict.fromkeys(TASKS, head), {"protocol": "none"})
@@ -83,7 +98,7 @@ def test_the_profile_ignores_brightness_and_place_and_survives_odd_pictures():
 
 def test_a_header_is_believed_before_pixels_and_a_name_is_contradicted_in_a_warning():
     volume = Volume("scan", np.zeros((2, 2, 2)), np.eye(4), sequence=SequenceGuess("t1", "TR 500 ms", "header"))
-    seen = Appearance(12, "flair", 0.97, "axial", True)
+    seen = Appearance(12, "flair", 0.97, True)
     assert _sequence(volume, seen) == (volume.sequence, ())
     unknown = replace(volume, sequence=SequenceGuess())
     told, warnings = _sequence(unknown, seen)
