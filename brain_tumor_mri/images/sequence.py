@@ -96,7 +96,7 @@ def _by_physics(physics: Physics) -> tuple[str | None, str]:
     """Sequence and evidence; None where the header leaves it open."""
     tr, te, ti = physics.repetition_time, physics.echo_time, physics.inversion_time
     flip, scan = physics.flip_angle, physics.scanning
-    numbers = [f"{title} {value:g} ms" for title, value in (("TR", tr), ("TE", te), ("TI", ti)) if value]
+    numbers = [f"{title} {round(value, 2):g} ms" for title, value in (("TR", tr), ("TE", te), ("TI", ti)) if value]
     shown = ", ".join(numbers + (["/".join(sorted(scan))] if scan else []))
     if physics.image_type & {"ADC", "EADC", "APPARENT DIFFUSION COEFFICIENT"}:
         return "adc", "image type ADC"

@@ -52,6 +52,7 @@ def test_names_tell_it_where_physics_do_not(text: str, expected: str):
 def test_physics_are_believed_before_a_name_and_the_contradiction_is_in_the_evidence():
     guess = tell_sequence(Physics(9000, 120, 2500, scanning=IR), "T1 post contrast")
     assert (guess.name, guess.source) == ("flair", "header") and "although the description says" in guess.evidence
+    assert tell_sequence(Physics(449.999, 2.98, scanning=SE), "").evidence.startswith("TR 450 ms, TE 2.98 ms")
     added = tell_sequence(Physics(500, 12, scanning=SE), "T1 GAD")
     assert added.name == "t1c" and "contrast" in added.evidence
 
