@@ -1,6 +1,8 @@
 """What tests share: a tiny model in the released layout, synthetic slices, the real images where they are."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 # before anything imports huggingface_hub, which reads it once; subprocesses of tests inherit it
@@ -9,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+from filelock import FileLock
 from slow_tests import SLOW
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -30,19 +33,36 @@ def _two_torch_threads() -> None:
     torch.set_num_threads(2)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first worker makes and all of them read."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / name
+    with FileLock(root / f"{name}.lock"):
+        if not folder.exists():
+            part = root / f"{name}.part" / name
+            part.mkdir(parents=True)
+            make(part)
+            part.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Synthetic slices in the Kaggle layout: 12 a class under Training, 4 under Testing, 96 x 96 pixels."""
     from data_scripts.make_phantoms import write_phantoms
 
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, 12, 4, seed=0, size=96)
-    return folder
+    return made_once(tmp_path_factory, "phantoms", lambda folder: write_phantoms(folder, 12, 4, seed=0, size=96))
 
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, phantom_dir: Path) -> Path:
     """An untrained, seeded timm model (0.4 M weights) as the release has it; its answers differ from slice to slice."""
+    return made_once(tmp_path_factory, "tiny-model", lambda folder: make_tiny_model(folder, phantom_dir))
+
+
+def make_tiny_model(folder: Path, phantom_dir: Path) -> None:
+    """Write the model."""
     import timm
     import torch
     from PIL import Image
@@ -51,7 +71,6 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, phantom_dir: Path) 
 
     from brain_tumor_mri.labels import ID2LABEL, LABEL2ID, NUM_LABELS
 
-    folder = tmp_path_factory.mktemp("tiny-model")
     config = TimmWrapperConfig(
         architecture="test_resnet",
         num_labels=NUM_LABELS,
@@ -87,21 +106,21 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, phantom_dir: Path) 
         head.weight.mul_(scale[:, None])
         head.bias.copy_((head.bias - logits.mean(dim=0)) * scale)
     model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_onnx_dir(tiny_model_dir: Path, phantom_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``tiny_model_dir`` with its ONNX file beside the weights, as the release has it."""
-    import shutil
-
     from brain_tumor_mri.commands.main import main
 
     pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install '.[export]'")
-    folder = Path(shutil.copytree(tiny_model_dir, tmp_path_factory.mktemp("tiny-onnx") / "tiny"))
     images = sorted(map(str, phantom_dir.glob("Testing/*/*.png")))[:4]
-    assert main(["export", "--format", "onnx", "--model", str(folder), "--check_images", *images]) == 0
-    return folder
+
+    def export(folder: Path) -> None:
+        shutil.copytree(tiny_model_dir, folder, dirs_exist_ok=True)
+        assert main(["export", "--format", "onnx", "--model", str(folder), "--check_images", *images]) == 0
+
+    return made_once(tmp_path_factory, "tiny", export)
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,6 @@ from PIL import Image
 from benchmarks.speed import latency
 from benchmarks.speed.flops import onnx_flops
 from brain_tumor_mri.commands import main as cli
-from brain_tumor_mri.export import export
-from brain_tumor_mri.inference.model_folder import find_model
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -37,12 +35,9 @@ def write_products(file: Path) -> int:
     return 2 * (3 * 4 * 4) * (2 * 3 * 3) + 2 * 48 * 5
 
 
-@pytest.fixture(scope="module")
-def exported(tiny_model_dir: Path, phantom_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exports") / "tiny"
-    images = sorted(phantom_dir.glob("Testing/*/*"))[:4]
-    export.export_model(find_model(tiny_model_dir), folder, ["onnx"], check_images=images)
-    return folder
+@pytest.fixture
+def exported(tiny_onnx_dir: Path) -> Path:
+    return tiny_onnx_dir
 
 
 @pytest.fixture
