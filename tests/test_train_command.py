@@ -1,5 +1,6 @@
 """``accelerate launch train.py`` end to end on phantoms: what it leaves behind, how it resumes, what it refuses."""
 
+import gc
 import json
 import os
 import runpy
@@ -15,6 +16,11 @@ import torch
 from ports import free_port
 from safetensors.torch import load_file
 from transformers import pipeline
+
+import train as script
+from brain_tumor_mri.commands import main as cli
+from brain_tumor_mri.errors import UserError
+from brain_tumor_mri.training.run import EpochTable
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -82,20 +88,44 @@ def test_metrics_json_holds_what_a_reader_needs_to_repeat_the_run(run):
     assert str(run.parent) not in json.dumps(record)
 
 
-def test_evaluate_gives_the_same_figures_as_the_end_of_training(run, phantom_dir):
-    executable = Path(sys.executable).with_name("brain-tumor-mri")
-    done = subprocess.run(
-        [executable, "evaluate", "--model", run, "--data_dir", phantom_dir, "--json"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    record, trained = json.loads(done.stdout), json.loads((run / "metrics.json").read_text())
+def test_evaluate_gives_the_same_figures_as_the_end_of_training(run, phantom_dir, capsys):
+    assert cli.main(["evaluate", "--model", str(run), "--data_dir", str(phantom_dir), "--json"]) == 0
+    record, trained = json.loads(capsys.readouterr().out), json.loads((run / "metrics.json").read_text())
     assert record["splits"]["test"] == trained["splits"]["test"]
     assert record["model"]["weights_sha256"] == trained["model"]["weights_sha256"]
     assert record["data"]["fingerprint"] == trained["data"]["fingerprint"]
+
+
+def require_the_end_of(folder: Path, whole: Path) -> None:
+    """Weights, figures and table are those of a whole run."""
+    resumed = load_file(folder / "model.safetensors")
+    for name, tensor in load_file(whole / "model.safetensors").items():
+        assert torch.allclose(resumed[name].float(), tensor.float(), atol=1e-3), name
+    figures = [json.loads((f / "metrics.json").read_text())["splits"]["test"] for f in (folder, whole)]
+    assert figures[0]["confusion_matrix"] == figures[1]["confusion_matrix"]
+    assert len((folder / "training_log.csv").read_text().splitlines()) == 4
+
+
+def test_a_run_stopped_in_an_epoch_resumes_and_ends_where_an_uninterrupted_one_does(
+    run, phantom_dir, tmp_path, monkeypatch
+):
+    class Stopped(EpochTable):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.epoch > 1.2:
+                raise KeyboardInterrupt
+
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path / "stopped"
+    flags = ["configs/smoke.yaml", *SMALL, "--data_dir", str(phantom_dir), "--output_dir", str(folder)]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(script, "EpochTable", Stopped)
+        script.main(flags)
+    gc.collect()  # the lock on the folder ends with what held it
+    assert len(list(folder.glob("checkpoint-*/trainer_state.json"))) == 1 and not (folder / "metrics.json").exists()
+    (folder / "checkpoint-99999").mkdir()
+    (folder / "checkpoint-99999" / "model.safetensors").touch()
+    script.main(flags)
+    require_the_end_of(folder, run)
 
 
 def test_a_run_killed_in_an_epoch_resumes_and_ends_where_an_uninterrupted_one_does(run, phantom_dir, tmp_path):
@@ -119,12 +149,7 @@ def test_a_run_killed_in_an_epoch_resumes_and_ends_where_an_uninterrupted_one_do
     half.mkdir()
     (half / "model.safetensors").touch()
     train(phantom_dir, folder)
-    resumed, whole = load_file(folder / "model.safetensors"), load_file(run / "model.safetensors")
-    for name, tensor in whole.items():
-        assert torch.allclose(resumed[name].float(), tensor.float(), atol=1e-3), name
-    figures = [json.loads((f / "metrics.json").read_text())["splits"]["test"] for f in (folder, run)]
-    assert figures[0]["confusion_matrix"] == figures[1]["confusion_matrix"]
-    assert len((folder / "training_log.csv").read_text().splitlines()) == 4
+    require_the_end_of(folder, run)
 
 
 def test_two_processes_train_under_accelerate(phantom_dir, tmp_path):
@@ -143,7 +168,7 @@ def test_a_finished_run_is_not_overwritten(run, phantom_dir):
     assert (run / "metrics.json").read_bytes() == before
 
 
-def test_what_a_person_got_wrong_is_one_line_without_a_traceback(phantom_dir, tmp_path):
+def test_what_a_person_got_wrong_is_one_line_without_a_traceback(phantom_dir, tmp_path, monkeypatch):
     damaged = shutil.copytree(phantom_dir, tmp_path / "damaged")
     (damaged / "Training/glioma/empty.jpg").touch()
     cases = [
@@ -153,22 +178,12 @@ def test_what_a_person_got_wrong_is_one_line_without_a_traceback(phantom_dir, tm
         (["--learning_rtae", "1"], "--learning_rtae"),
         (["--from_scratch", "false"], "--from_scratch"),
     ]
-    # All in one interpreter: what is tested is main(), and torch takes long to import.
-    script = (
-        "import sys, train\n"
-        "from brain_tumor_mri.errors import UserError\n"
-        f"for flags in {[flags for flags, _ in cases]!r}:\n"
-        f"    try: train.main(['configs/smoke.yaml', '--data_dir', {str(phantom_dir)!r}, '--output_dir',"
-        f" {str(tmp_path / 'out')!r}, *flags])\n"
-        "    except UserError as error: print(repr(str(error)))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("'", '"'))]
-    assert len(lines) == len(cases)
-    for line, (_, named) in zip(lines, cases, strict=True):
-        assert named in line
-        assert "\\n" not in line
+    monkeypatch.chdir(ROOT)
+    for number, (flags, named) in enumerate(cases):
+        paths = ["--data_dir", str(phantom_dir), "--output_dir", str(tmp_path / f"out-{number}")]
+        with pytest.raises(UserError) as told:
+            script.main(["configs/smoke.yaml", *paths, *flags])
+        assert named in str(told.value) and "\n" not in str(told.value)
 
 
 def test_the_script_itself_exits_with_2_and_one_line(tmp_path):
