@@ -28,7 +28,7 @@ EXAMPLE = "examples/phantom-glioma.png"
 _PACKAGE_SUFFIXES = {".py", ".md", ".css", ".js", ".html", ".svg", ".json", ".csv"}
 REQUIREMENTS = (
     "gradio", "huggingface-hub", "jinja2", "matplotlib", "nibabel", "numpy", "onnxruntime", "pillow", "psutil",
-    "pydicom", "rich", "safetensors", "SimpleITK",
+    "pydicom", "rich", "safetensors", "scipy", "SimpleITK",
 )  # fmt: skip
 """What the app runs on, without PyTorch: the model's ONNX file answers. Their own dependencies are left to pip, as a
 Space's builder installs packages of its own."""

@@ -10,8 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-from pydicom import Dataset
+from typing import TYPE_CHECKING
 
 from ..errors import UserError, first_line, safe_line
 from .archive import EXAMINATIONS, Archive, ArchiveError, is_archive
@@ -20,6 +19,9 @@ from .frames import Frame, frames_of, header_of
 from .header import number_of
 from .quiet import quiet_pydicom
 from .sequence import SequenceGuess, dicom_physics, sequence_of_file, tell_sequence
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 MAX_FILES = 20_000
 """Most files of a folder that are looked into."""
