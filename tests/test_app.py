@@ -3,9 +3,12 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -309,6 +312,24 @@ def test_a_connection_that_sends_nothing_or_too_slowly_is_closed(tmp_path: Path,
 def test_page_is_served_and_says_what_it_is_not(client: Client) -> None:
     with urllib.request.urlopen(client.src, timeout=30) as response:
         assert RESEARCH_NOTICE in response.read().decode()
+
+
+def test_the_page_is_imported_without_what_no_picture_needs_and_gradio_keeps_no_list_of_who_asked() -> None:
+    script = """
+import inspect, sys
+from brain_tumor_mri.page import ModelHandle, build_page
+import gradio.component_meta as meta
+queue = build_page(ModelHandle("no/model"), "none")._queue
+not_needed = {"torch", "transformers", "pydicom", "nibabel", "scipy", "matplotlib"}
+assert not not_needed & set(sys.modules), not_needed & set(sys.modules)
+assert inspect.getfile(inspect.getmodule(meta)) == meta.__file__
+assert queue.ANALYTICS_MAX_EVENTS == 1 and queue.ANAYLTICS_CACHE_FREQUENCY > 10**6 and not queue.live_updates
+"""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-800:]
 
 
 def test_missing_model_leaves_the_server_alive_and_says_so(slice_png: Path) -> None:

@@ -9,6 +9,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from starlette.middleware import Middleware
 
@@ -65,6 +66,8 @@ def intro_words(labels: Sequence[str]) -> str:
     )
 
 
+# Gradio makes its server three times while a page is built, and again at launch, which serves the last.
+@patch("gradio.routes.App.create_app", lambda *_, **__: None)
 def build_page(model: ModelHandle, examples_dir: str | Path) -> gr.Blocks:
     """Build the page and its API.
 
