@@ -62,9 +62,11 @@ class Server:
     def wait(self) -> None:
         """Return when the page is served."""
         end = time.monotonic() + START_LIMIT_S
+        # The address is plain HTTP; to load certificates for each question would take a core from the server.
+        client = httpx.Client(timeout=10, verify=False)
         while time.monotonic() < end and self.process.poll() is None:
             try:
-                httpx.get(self.url, timeout=10).raise_for_status()
+                client.get(self.url).raise_for_status()
                 self._own = set(self.uploads.rglob("*"))
                 return
             except httpx.HTTPError:
@@ -100,7 +102,7 @@ class Visitor:
     """
 
     def __init__(self, url: str) -> None:
-        self._http = httpx.Client(base_url=url, timeout=120)
+        self._http = httpx.Client(base_url=url, timeout=120, verify=False)
         functions = self._http.get("/config").json()["dependencies"]
         self._function = next(f["id"] for f in functions if f["api_name"] == "predict")
 
