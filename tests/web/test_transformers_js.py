@@ -150,6 +150,14 @@ def test_transformers_js_answers_an_exported_folder_as_python_does(exported: Pat
     assert_same(answers_of_node(exported, slices), ours, 1e-4)
 
 
+def test_transformers_js_answers_the_released_small_model_as_python_does(slices: list[Path]):
+    model = WEB.parent / "model-lite"
+    if not (model / "onnx" / "model.onnx").is_file():
+        pytest.skip(f"{model} has no ONNX file")
+    ours = TumorClassifier.from_pretrained(model, backend="onnx").predict(slices)
+    assert_same(answers_of_node(model, slices), ours, 1e-4)
+
+
 @pytest.mark.real_data
 def test_transformers_js_answers_ten_real_slices_as_python_does(
     released_model_dir: Path, real_data_dir: Path, tmp_path: Path
