@@ -479,6 +479,7 @@ def test_no_table_of_the_card_is_cut(browser: "sync_api.Browser", width: int) ->
     cut = "tables => tables.filter(t => t.scrollWidth > t.clientWidth).map(t => t.tHead.innerText)"
     assert visit.page.locator("#model-card table").evaluate_all(cut) == []
     assert visit.page.locator("#refusals").is_visible()
+    assert barriers(visit.page, "card") == []
     visit.context.close()
 
 
