@@ -108,7 +108,7 @@ def test_what_the_core_cannot_do_names_the_extra_that_can(tiny_model_dir: Path, 
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4)), volume)
     cases = {
         "[train]": ("predict", slices[0], "--model", tiny_model_dir),
-        "[dicom]": ("predict", volume),
+        "[volumes]": ("predict", volume),
         "[page]": ("app",),
     }
     for extra, arguments in cases.items():
