@@ -180,6 +180,32 @@ def test_the_page_draws_the_heat_map_that_python_draws(
 
 
 @pytest.mark.browser
+def test_the_released_page_answers_and_draws_as_python_does(browser, tmp_path: Path):
+    model = WEB.parent / "model-lite"
+    if not (model / "onnx" / "model.onnx").is_file():
+        pytest.skip(f"{model} has no ONNX file")
+    assert build("--model", str(model), "--output", str(tmp_path / "dist")) == 0
+    site, classifier = Server(tmp_path / "dist"), TumorClassifier.from_pretrained(model, backend="onnx")
+    visit = Visit(browser, site.url)
+    drawn = 0
+    for file in sorted((WEB.parent / "examples").glob("*.png")):
+        theirs, ours = visit.answer(file), classifier.predict(file)
+        assert theirs["probabilities"] == pytest.approx(ours.probabilities, abs=1e-4)
+        assert theirs["decisions"]["95"]["decision"] == ours.decision
+        if visit.page.locator(".heat canvas").count():
+            visit.page.locator("input[name=map][value=glioma]").check(force=True)
+            script = "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+            pixels = visit.page.locator(".heat canvas").evaluate(script)
+            expected = np.asarray(classifier.explain(file, "glioma").overlay(), int)
+            # a map that differs by 1e-4 is a colour that differs by less than 1 of 255
+            assert np.abs(np.reshape(pixels, (*expected.shape[:2], 4))[..., :3] - expected).max() <= 1, file
+            drawn += 1
+    visit.context.close()
+    site.server.shutdown()
+    assert drawn and visit.problems == []
+
+
+@pytest.mark.browser
 def test_many_files_become_a_table_whose_rows_show_them(
     visit: Visit, slices: list[Path], expected: list[Prediction], tmp_path: Path
 ):
