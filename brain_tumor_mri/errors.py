@@ -8,8 +8,8 @@ import re
 _EXTRAS = {
     "torch": "train", "torchvision": "train", "timm": "train", "transformers": "train", "datasets": "train",
     "evaluate": "train", "accelerate": "train", "torchio": "train", "sklearn": "train", "scipy": "train",
-    "matplotlib": "train", "jinja2": "train", "yaml": "train", "kagglehub": "train", "gradio": "page", "starlette": "page",
-    "pydicom": "dicom", "nibabel": "volumes", "SimpleITK": "volumes", "pynetdicom": "clinical",
+    "matplotlib": "train", "jinja2": "train", "yaml": "train", "kagglehub": "train", "gradio": "page",
+    "starlette": "page", "pydicom": "dicom", "nibabel": "volumes", "SimpleITK": "volumes", "pynetdicom": "clinical",
     "dicomweb_client": "clinical", "highdicom": "clinical", "onnx": "export", "onnxscript": "export",
     "flwr": "federated",
 }  # fmt: skip
